@@ -1,0 +1,62 @@
+"""Boxes: the one IoU, the one GIoU and the two forms.
+
+Every box is a float array of shape (..., 4). `xywh` is left, top, width, height as GOT-10k writes it; `xyxy` is the two
+corners. Coordinates are continuous: pixel i covers [i, i + 1), so a box's width is x2 - x1, with no shift by one.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+
+
+def _boxes(boxes: ArrayLike) -> Array:
+    array = np.asarray(boxes, dtype=np.float64)
+    if array.shape[-1:] != (4,):
+        raise ValueError(f"a box array must have shape (..., 4), not {array.shape}")
+    return array
+
+
+def xywh_to_xyxy(boxes: ArrayLike) -> Array:
+    """Left, top, width, height to corners; shape (..., 4) kept."""
+    array = _boxes(boxes)
+    return np.concatenate([array[..., :2], array[..., :2] + array[..., 2:]], axis=-1)
+
+
+def xyxy_to_xywh(boxes: ArrayLike) -> Array:
+    """Corners to left, top, width, height; shape (..., 4) kept."""
+    array = _boxes(boxes)
+    return np.concatenate([array[..., :2], array[..., 2:] - array[..., :2]], axis=-1)
+
+
+def area(boxes_xyxy: ArrayLike) -> Array:
+    """Area of corner boxes, shape (...); a box of no extent, or of unordered corners, has area 0."""
+    array = _boxes(boxes_xyxy)
+    return np.prod(np.clip(array[..., 2:] - array[..., :2], 0, None), axis=-1)
+
+
+def _overlap(first: ArrayLike, second: ArrayLike) -> tuple[Array, Array, Array, Array]:
+    a, b = _boxes(first), _boxes(second)
+    shared = area(np.concatenate([np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])], axis=-1))
+    union = area(a) + area(b) - shared
+    return a, b, shared, union
+
+
+def iou(first_xyxy: ArrayLike, second_xyxy: ArrayLike) -> Array:
+    """Intersection over union of corner boxes, broadcast over leading axes; 0 where both are empty."""
+    _, _, shared, union = _overlap(first_xyxy, second_xyxy)
+    return np.divide(shared, union, out=np.zeros_like(union), where=union > 0)
+
+
+def giou(first_xyxy: ArrayLike, second_xyxy: ArrayLike) -> Array:
+    """Generalised IoU (Rezatofighi et al., 2019) in [-1, 1]: IoU minus the empty share of the smallest enclosing box."""
+    a, b, shared, union = _overlap(first_xyxy, second_xyxy)
+    hull = area(np.concatenate([np.minimum(a[..., :2], b[..., :2]), np.maximum(a[..., 2:], b[..., 2:])], axis=-1))
+    overlap = np.divide(shared, union, out=np.zeros_like(union), where=union > 0)
+    return overlap - np.divide(hull - union, hull, out=np.zeros_like(hull), where=hull > 0)
+
+
+def clip(boxes_xyxy: ArrayLike, width: float, height: float) -> Array:
+    """Corner boxes cropped (never shifted) to [0, width] x [0, height]."""
+    limits = np.array([width, height, width, height], dtype=np.float64)
+    return np.clip(_boxes(boxes_xyxy), 0, limits)

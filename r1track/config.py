@@ -1,0 +1,364 @@
+"""Configuration: the one definition of every field, its default, its documentation and its checks.
+
+`config.yaml` is what a person edits. What it sets wins over the preset that it names, and the preset wins over the
+defaults below. A stage reads the same model from `results/<run>/config/<stage>.json`, which holds only the sections that
+the stage depends on.
+"""
+
+import difflib
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+ROOT = Path(__file__).resolve().parent.parent
+PRESETS = ROOT / "presets"
+PATCH = 28  # Qwen2.5-VL shows images at multiples of this many pixels
+# The sections that each stage depends on: what its file under results/<run>/config holds.
+NEEDS = {
+    "toy": ("toy",),
+    "sample": ("seed", "task", "sample"),
+    "train": ("seed", "model", "task", "train"),
+    "merge": ("model", "task", "merge"),
+    "track": ("model", "task", "track"),
+    "score": ("score",),
+    "vqa": ("model", "vqa"),
+    "verdict": ("verdict",),
+    "report": ("report",),
+}
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message has one line per fault: field, value, remedy."""
+
+
+class Section(BaseModel):
+    """A group of fields: frozen, strict about types, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class Model(Section):
+    """model: the language model that becomes a tracker, and how it is loaded."""
+
+    base: str = Field("Qwen/Qwen2.5-VL-3B-Instruct", description="hub id or folder of the base; `tiny` is the embedded one")
+    revision: str | None = Field(None, description="commit of the hub repository; null takes the newest")
+    backend: Literal["auto", "unsloth", "transformers"] = Field(
+        "auto", description="`unsloth` needs CUDA; `auto` takes it where CUDA is available"
+    )
+    dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="type that the model computes in")
+    min_pixels: int = Field(3136, gt=0, description="smaller images are enlarged to this many pixels")
+    max_pixels: int = Field(313600, gt=0, description="larger images are shrunk to this many pixels")
+
+
+class Data(Section):
+    """data: where the sequences are, as folders with a list.txt in the GOT-10k layout."""
+
+    train: str = Field("data/GOT-10k/train", description="split to sample pairs from; `toy/train` is made by the toy stage")
+    sets: dict[str, str] = Field(
+        default_factory=lambda: {"got10k-val": "data/GOT-10k/val"}, description="splits to track and score, by name"
+    )
+
+
+class Toy(Section):
+    """toy: the procedural world that the demo trains and is scored on."""
+
+    seed: int = Field(0, ge=0, description="seed of the world; the run's own seed does not change the world")
+    train_sequences: int = Field(150, ge=1, description="sequences in toy/train")
+    val_sequences: int = Field(40, ge=1, description="sequences in toy/val")
+    length: int = Field(24, ge=2, description="frames per sequence")
+
+
+class Task(Section):
+    """task: the question that training and tracking put alike."""
+
+    size: int = Field(336, gt=0, description="side of both crops in pixels, a multiple of 28")
+    template_factor: float = Field(4.0, gt=1, description="side of the template crop over sqrt(w * h) of the target")
+    search_factor: float = Field(4.0, gt=1, description="side of the search crop over sqrt(w * h) of the last box")
+    think: bool = Field(False, description="ask for <think> before the answer")
+
+
+class Sample(Section):
+    """sample: which pairs are cut from the training split."""
+
+    pairs: int = Field(5000, ge=1, description="training pairs")
+    val_pairs: int = Field(200, ge=0, description="held-out pairs, from sequences that no training pair comes from")
+    val_share: float = Field(0.1, gt=0, lt=1, description="share of the sequences that is held out")
+    shift: float = Field(0.3, ge=0, description="how far the last box has drifted: deviation, in shares of its size")
+    scale: float = Field(0.12, ge=0, description="how much the last box is off in size: deviation of the logarithm")
+    max_gap: int = Field(100, ge=1, description="most frames between template and search frame")
+    min_visibility: float = Field(0.25, ge=0, le=1, description="share of the target that must be visible in both frames")
+    shard_rows: int = Field(1000, ge=1, description="pairs per Parquet file")
+
+
+class Lora(Section):
+    """train.lora: the adapter."""
+
+    rank: int = Field(16, ge=1, description="rank of the adapter")
+    alpha: int = Field(32, ge=1, description="scale of the adapter is alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout in front of the adapter")
+    targets: list[str] = Field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        min_length=1,
+        description="linear layers of the language model that get an adapter",
+    )
+
+
+class Train(Section):
+    """train: GRPO on the sampled pairs."""
+
+    arms: list[Literal["grpo"]] = Field(default_factory=lambda: ["grpo"], description="which models are trained")
+    quantize: Literal["nf4", "none"] = Field("nf4", description="how the frozen weights are held while training")
+    reward: Literal["paper", "iou"] = Field("paper", description="`paper`: R1-Track's shaped GIoU; `iou`: the IoU itself")
+    group: int = Field(8, ge=2, description="answers sampled per prompt (G)")
+    prompts_per_step: int = Field(8, ge=1, description="prompts per optimiser step")
+    micro_batch: int = Field(8, ge=1, description="answers per forward and backward pass")
+    steps: int = Field(600, ge=1, description="optimiser steps")
+    learning_rate: float = Field(1.0e-5, gt=0, description="peak learning rate (write 1.0e-5: YAML reads 1e-5 as text)")
+    schedule: Literal["constant_with_warmup", "linear", "cosine"] = Field("constant_with_warmup", description="its course")
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the rate rises to its peak")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay")
+    clip_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
+    beta: float = Field(0.01, ge=0, description="weight of the KL to the base (k3 form); 0 needs no reference")
+    epsilon: float = Field(0.2, gt=0, lt=1, description="how far the ratio to the old policy may fall before it is clipped")
+    epsilon_high: float = Field(0.2, gt=0, description="how far it may rise")
+    scale_rewards: Literal["group", "none"] = Field(
+        "group", description="`group` divides advantages by the group's deviation, `none` only subtracts its mean"
+    )
+    loss: Literal["grpo", "dr_grpo", "dapo"] = Field("grpo", description="how token losses are averaged")
+    temperature: float = Field(1.0, gt=0, description="sampling temperature of the rollout")
+    max_tokens: int = Field(64, ge=8, description="most tokens of an answer in the rollout")
+    save_every: int = Field(25, ge=1, description="optimiser steps between checkpoints")
+    lora: Lora = Field(default_factory=Lora, description="the adapter")
+
+    @model_validator(mode="after")
+    def _batches_fit(self) -> Self:
+        answers = self.group * self.prompts_per_step
+        if answers % self.micro_batch:
+            raise ValueError(
+                f"micro_batch {self.micro_batch} does not divide group * prompts_per_step = {self.group} * "
+                f"{self.prompts_per_step} = {answers}; take one of {[d for d in range(1, answers + 1) if answers % d == 0]}"
+            )
+        if self.micro_batch % self.group and self.group % self.micro_batch:
+            raise ValueError(
+                f"micro_batch {self.micro_batch} and group {self.group} must divide one another, so that a group is "
+                f"not cut at odd places; take micro_batch {self.group}"
+            )
+        return self
+
+
+class Merge(Section):
+    """merge: the adapter becomes part of 16-bit weights."""
+
+    check_pairs: int = Field(64, ge=1, description="held-out pairs on which adapter-on and merged answers are compared")
+    min_agreement: float = Field(0.9, ge=0, le=1, description="share of equal greedy answers below which the merge fails")
+
+
+class Track(Section):
+    """track: one question per frame, from the first frame's box."""
+
+    batch: int = Field(16, ge=1, description="sequences that are tracked side by side")
+    max_tokens: int = Field(32, ge=8, description="most tokens of an answer")
+    min_side: float = Field(4.0, gt=0, description="smallest width and height of a box, in image pixels")
+    peers: list[Literal["static", "template", "oracle"]] = Field(
+        default_factory=lambda: ["static", "template", "oracle"], description="simple trackers scored beside the models"
+    )
+
+
+class Score(Section):
+    """score: what the tracks are worth."""
+
+    draws: int = Field(10000, ge=100, description="bootstrap draws over sequences for the intervals")
+
+
+class VqaSet(Section):
+    """vqa.sets.<name>: one set of questions."""
+
+    source: str = Field("easy-vqa", description="`easy-vqa` (the PyPI package) or a hub data set id")
+    split: str = Field("test", description="split of the set")
+    revision: str | None = Field(None, description="commit of the hub data set; null takes the newest")
+    items: int = Field(500, ge=1, description="questions, drawn once with vqa.seed")
+    metric: Literal["exact"] = Field("exact", description="how an answer is scored")
+    prompt: str = Field(
+        "{question}\nAnswer the question using a single word or phrase.", description="what is asked; {question} is filled in"
+    )
+    max_tokens: int = Field(16, ge=1, description="most tokens of an answer")
+
+    @model_validator(mode="after")
+    def _has_place(self) -> Self:
+        if "{question}" not in self.prompt:
+            raise ValueError(f"prompt {self.prompt!r} has no place for the question; write {{question}} where it belongs")
+        return self
+
+
+class Vqa(Section):
+    """vqa: general questions to the base and to the tuned models."""
+
+    seed: int = Field(0, ge=0, description="seed of the choice of questions; the run's own seed does not change it")
+    batch: int = Field(64, ge=1, description="questions answered side by side")
+    sets: dict[str, VqaSet] = Field(default_factory=lambda: {"easy-vqa": VqaSet()}, description="question sets by name")
+
+
+class Verdict(Section):
+    """verdict: the rule, fixed before the run, that says whether general ability is kept."""
+
+    margin: float = Field(2.0, gt=0, description="largest mean loss, in points, that still counts as kept")
+    set_drop: float = Field(3.0, gt=0, description="loss on one set, in points, that flags it when significant")
+    alpha: float = Field(0.05, gt=0, lt=0.5, description="one-sided error rate of every bound and test")
+    min_items: int = Field(300, ge=1, description="sets with fewer items make the check invalid")
+    max_box_share: float = Field(0.01, ge=0, le=1, description="share of answers that are boxes above which it is invalid")
+    max_unparsed_gap: float = Field(2.0, ge=0, description="points between the unparsed rates above which it is invalid")
+    draws: int = Field(10000, ge=100, description="bootstrap draws, clustered by image")
+    on_regression: Literal["fail", "warn"] = Field("fail", description="whether REGRESSED stops the DAG")
+
+
+class Report(Section):
+    """report: the page."""
+
+    strips: int = Field(6, ge=0, description="sequences shown as film strips")
+    strip_frames: int = Field(6, ge=1, description="frames per strip")
+
+
+class Settings(Section):
+    """Everything that a run depends on."""
+
+    preset: str = Field("demo", description="file under presets/ whose values fill what is not set here")
+    run: str = Field("", description="name of the results folder; the preset's name unless set")
+    seed: int = Field(0, ge=0, description="seed of the pairs and of the training")
+    model: Model = Field(default_factory=Model, description="the language model")
+    data: Data = Field(default_factory=Data, description="the sequences")
+    toy: Toy = Field(default_factory=Toy, description="the toy world")
+    task: Task = Field(default_factory=Task, description="the tracking question")
+    sample: Sample = Field(default_factory=Sample, description="the pairs")
+    train: Train = Field(default_factory=Train, description="the training")
+    merge: Merge = Field(default_factory=Merge, description="the merge")
+    track: Track = Field(default_factory=Track, description="the tracker")
+    score: Score = Field(default_factory=Score, description="the scores")
+    vqa: Vqa = Field(default_factory=Vqa, description="the general questions")
+    verdict: Verdict = Field(default_factory=Verdict, description="the rule on general ability")
+    report: Report = Field(default_factory=Report, description="the page")
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        size, model = self.task.size, self.model
+        if size % PATCH:
+            near = max(PATCH, round(size / PATCH) * PATCH)
+            raise ValueError(f"task.size {size} is not a multiple of {PATCH}, so the model would see a resized crop; take {near}")
+        if model.min_pixels > model.max_pixels:
+            raise ValueError(f"model.min_pixels {model.min_pixels} is above model.max_pixels {model.max_pixels}; swap them")
+        if not model.min_pixels <= size * size <= model.max_pixels:
+            raise ValueError(
+                f"task.size {size} has {size * size} pixels, outside model.min_pixels..max_pixels = "
+                f"{model.min_pixels}..{model.max_pixels}: the model would see a resized crop; take a size from "
+                f"{math.ceil(math.sqrt(model.min_pixels))} to {math.isqrt(model.max_pixels)} or widen the limits"
+            )
+        return self
+
+
+def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        if value is None and isinstance(under.get(key, {}), dict):  # a section with nothing but comments
+            merged.setdefault(key, {})
+        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
+            # The sets of a preset are replaced as a whole: a person who names one set means that one.
+            merged[key] = dict(value) if key == "sets" else _merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(value, dict | None):
+        raise ConfigError(f"{path}: expected sections of `field: value`, found {type(value).__name__}")
+    return value or {}
+
+
+def _choices(path: tuple[Any, ...]) -> list[str]:
+    """Names of the fields that are known where `path` points to."""
+    here: Any = Settings
+    for step in path[:-1]:
+        field = getattr(here, "model_fields", {}).get(step)
+        if field is None:
+            here = VqaSet if path[:2] == ("vqa", "sets") else None
+        else:
+            here = field.annotation
+    return list(getattr(here, "model_fields", {}))
+
+
+def _remedy(error: Any) -> str:
+    value, kind = error["input"], error["type"]
+    if kind == "extra_forbidden":
+        known = _choices(error["loc"])
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, 1)
+        return f"unknown field; did you mean {near[0]!r}?" if near else f"unknown field; known here: {', '.join(known)}"
+    if kind in ("float_type", "int_type") and isinstance(value, str):
+        try:
+            number = float(value)
+        except ValueError:
+            return "write a number, without quotes"
+        mantissa, _, exponent = f"{number:e}".partition("e")
+        digits = mantissa.rstrip("0")
+        return f"YAML reads this as text; write {digits + '0' if digits.endswith('.') else digits}e{int(exponent)}"
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
+def _validated(value: dict[str, Any], source: str) -> Settings:
+    try:
+        return Settings.model_validate(value)
+    except ValidationError as error:
+        lines = []
+        for fault in error.errors():
+            field = ".".join(map(str, fault["loc"]))
+            shown = f" = {fault['input']!r}" if not isinstance(fault["input"], dict | BaseModel) else ""
+            lines.append(f"  {field + shown + ': ' if field else ''}{_remedy(fault)}")
+        raise ConfigError(f"{source}: cannot be used\n" + "\n".join(lines)) from None
+
+
+def resolve(values: dict[str, Any], source: str = "config.yaml") -> Settings:
+    """Settings from what a person wrote: the named preset underneath, defaults below it, everything checked.
+
+    Raises ConfigError with one line per fault.
+    """
+    name = values.get("preset", "demo")
+    path = PRESETS / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in PRESETS.glob("*.yaml"))
+        raise ConfigError(f"{source}: preset = {name!r}: no such file under presets/; take one of {known}")
+    settings = _validated(_merge(_merge({}, _read_yaml(path)), values), source)
+    return settings.model_copy(update={"run": settings.run or settings.preset})
+
+
+def load(path: Path) -> Settings:
+    """Settings from a YAML file that a person edits, or from a stage's resolved JSON file.
+
+    Raises ConfigError when the file is missing or cannot be used.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such configuration file; give config.yaml or a results/<run>/config/<stage>.json")
+    if path.suffix == ".json":
+        return _validated(json.loads(path.read_text(encoding="utf-8")), str(path))
+    return resolve(_read_yaml(path), str(path))
+
+
+def stage_values(settings: Settings, stage: str) -> dict[str, Any]:
+    """What a stage depends on, resolved: the content of results/<run>/config/<stage>.json."""
+    values = settings.model_dump(mode="json")
+    return {key: values[key] for key in NEEDS[stage]}
+
+
+def fields(section: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every field with its dotted path and its pydantic FieldInfo, depth first; sections themselves are left out."""
+    for name, info in section.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from fields(info.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", info

@@ -1,0 +1,163 @@
+"""Files: atomic writes, hashes and provenance. What stands at its final name is whole."""
+
+import hashlib
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("r1track", "torch", "transformers", "trl", "peft", "datasets", "bitsandbytes", "unsloth", "numpy", "pillow")
+
+
+def _aside(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`; renamed to it when the block ends well, removed when it does not."""
+    aside = _aside(path)
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A temporary empty folder beside `path`; it replaces `path` when the block ends well."""
+    aside = _aside(path)
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(aside, path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic_file(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically, indented, keys in the order given. NaN is refused."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; ValueError names the file when it does not parse."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); delete it and rerun the stage that writes it") from error
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def hash_path(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's names and file hashes (hidden files and provenance left out)."""
+    if path.is_file():
+        return hash_file(path)
+    total = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        name = file.relative_to(path).as_posix()
+        if not file.name.startswith(".") and file.name != "provenance.json":
+            total.update(f"{name}\0{hash_file(file)}\n".encode())
+    return total.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a result depends on, those that are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str:
+    """The commit of the working tree that this package runs from (`-dirty` when it differs), or "unknown"."""
+    here = Path(__file__).parent
+    try:
+        run = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=here, capture_output=True, text=True, timeout=20, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return run.stdout.strip()
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores that this process may use, and the CUDA card where there is one."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found: dict[str, Any] = {"cpu": _cpu_model(), "cores": cores, "gpu": None}
+    if torch.cuda.is_available():
+        card = torch.cuda.get_device_properties(0)
+        found["gpu"] = {"name": card.name, "memory_gib": round(card.total_memory / 2**30, 1)}
+    return found
+
+
+class Provenance:
+    """Where a result came from: started with the work, written beside the result when it is done."""
+
+    def __init__(self, stage: str, inputs: Iterable[Path | str]):
+        self.stage = stage
+        self.inputs = [Path(p) for p in inputs]
+        self.started = time.time()
+        self.cpu_started = time.process_time()
+
+    def write(self, path: Path, *, seed: int | None = None, base: str | None = None, **notes: Any) -> None:
+        """Write to `path`: commit, versions, hardware, seed, base revision, times, peak memory, input hashes and notes."""
+        import torch
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        gpu = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else None
+        record = {
+            "stage": self.stage,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "git_commit": git_commit(),
+            "versions": versions(),
+            "hardware": hardware(),
+            "seed": seed,
+            "base": base,
+            "wall_seconds": round(time.time() - self.started, 3),
+            "cpu_seconds": round(time.process_time() - self.cpu_started, 3),
+            "peak_cpu_bytes": peak,
+            "peak_gpu_bytes": gpu,
+            "inputs": {str(p): hash_path(p) if p.exists() else None for p in self.inputs},
+            **notes,
+        }
+        write_json(path, record)

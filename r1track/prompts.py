@@ -1,0 +1,114 @@
+"""Prompts: what the model is asked and how its answer is read, in one place for training, tracking and reward.
+
+The order of a tracking prompt is fixed: template image, the words about it, search image, the question. Everything up
+to the search image is the same for every frame of a sequence. Boxes in prompts and answers are whole pixels.
+"""
+
+import json
+import math
+import re
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from r1track.boxes import Array
+
+TEMPLATE_HEAD = "The first image is the template. The target in it has the box "
+SEARCH_HEAD = ". The second image is the search region:"
+QUESTION = "Where is the same target in the search region? "
+ANSWER_PLAIN = "Answer only with its box [x1, y1, x2, y2] in pixels of the search region."
+ANSWER_THINK = (
+    "Compare the two images first, inside <think> </think>. Then give its box in pixels of the search region "
+    "as <answer>[x1, y1, x2, y2]</answer>."
+)
+SHORT = "\nAnswer the question using a single word or phrase."
+GROUND_HEAD = "Locate the "
+GROUND_TAIL = " in this image and output its bbox coordinates in JSON format."
+
+TOLERANCE = 0.05  # how far, in shares of the crop's side, a corner may lie outside before the answer is invalid
+
+_FENCE = re.compile(r"^```[a-zA-Z]*\s*(.*?)\s*```$", re.DOTALL)
+_THINK = re.compile(r"^\s*<think>.*?</think>\s*<answer>(?P<answer>.*?)</answer>\s*$", re.DOTALL)
+
+Messages = list[dict[str, Any]]
+
+
+def numbers(box: ArrayLike) -> str:
+    """A box as the model reads and writes it: four whole numbers, rounded once, here."""
+    return "[" + ", ".join(str(int(math.floor(v + 0.5))) for v in np.asarray(box, dtype=np.float64)) + "]"
+
+
+def _text(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
+
+
+def build(template_box: ArrayLike, *, think: bool = False) -> Messages:
+    """The tracking question, as chat messages with two image places: template first, search region second.
+
+    template_box: x1, y1, x2, y2 of the target in pixels of the template crop.
+    """
+    content = [
+        {"type": "image"},
+        _text(TEMPLATE_HEAD + numbers(template_box) + SEARCH_HEAD),
+        {"type": "image"},
+        _text(QUESTION + (ANSWER_THINK if think else ANSWER_PLAIN)),
+    ]
+    return [{"role": "user", "content": content}]
+
+
+def ask(question: str) -> Messages:
+    """A question about one image, as chat messages with one image place."""
+    return [{"role": "user", "content": [{"type": "image"}, _text(question)]}]
+
+
+def ground(description: str) -> Messages:
+    """Qwen2.5-VL's own grounding question for one named object in one image."""
+    return ask(GROUND_HEAD + description + GROUND_TAIL)
+
+
+def ground_answer(box: ArrayLike, description: str) -> str:
+    """The answer to `ground` in the form that Qwen2.5-VL gives: fenced JSON with one labelled `bbox_2d`."""
+    return '```json\n[\n\t{"bbox_2d": ' + numbers(box) + ', "label": "' + description + '"}\n]\n```'
+
+
+def parse_box(answer: str, *, size: float | tuple[float, float], think: bool = False) -> Array | None:
+    """The box in an answer: an array of four ordered corners, or None where there is no valid one.
+
+    Read are a bare list of four numbers, `{"bbox_2d": [...]}`, a list that holds one such object, each with or without
+    a code fence; with `think`, only inside `<think>…</think><answer>…</answer>`. The corners must be finite, ordered
+    (x1 < x2, y1 < y2) and inside [0, size] within TOLERANCE; they are not clipped. size: side of the square crop, or
+    (width, height), in pixels.
+    """
+    if think:
+        match = _THINK.match(answer)
+        if match is None:
+            return None
+        answer = match["answer"]
+    answer = answer.strip()
+    fence = _FENCE.match(answer)
+    try:
+        value = json.loads(fence[1] if fence else answer)
+    except (ValueError, RecursionError):  # not JSON, an integer of too many digits, or nested without end
+        return None
+    return _ordered(_unwrap(value), size)
+
+
+def _unwrap(value: Any) -> Any:
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict | list):
+        value = value[0]
+    return value.get("bbox_2d") if isinstance(value, dict) else value
+
+
+def _ordered(value: Any, size: float | tuple[float, float]) -> Array | None:
+    if not isinstance(value, list) or len(value) != 4:
+        return None
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in value):
+        return None
+    if any(abs(v) > 1e6 for v in value):  # also catches infinities; NaN fails the comparisons below
+        return None
+    box = np.array(value, dtype=np.float64)
+    limit = np.array(size if isinstance(size, tuple) else (size, size), dtype=np.float64)
+    slack = TOLERANCE * limit
+    inside = (box[:2] >= -slack).all() and (box[2:] <= limit + slack).all()
+    return box if inside and box[0] < box[2] and box[1] < box[3] else None
