@@ -49,7 +49,7 @@ def iou(first_xyxy: ArrayLike, second_xyxy: ArrayLike) -> Array:
 
 
 def giou(first_xyxy: ArrayLike, second_xyxy: ArrayLike) -> Array:
-    """Generalised IoU (Rezatofighi et al., 2019) in [-1, 1]: IoU minus the empty share of the smallest enclosing box."""
+    """Generalised IoU (Rezatofighi et al., 2019) in [-1, 1]: IoU minus the empty share of the enclosing box."""
     a, b, shared, union = _overlap(first_xyxy, second_xyxy)
     hull = area(np.concatenate([np.minimum(a[..., :2], b[..., :2]), np.maximum(a[..., 2:], b[..., 2:])], axis=-1))
     overlap = np.divide(shared, union, out=np.zeros_like(union), where=union > 0)

@@ -1,8 +1,8 @@
 """Configuration: the one definition of every field, its default, its documentation and its checks.
 
 `config.yaml` is what a person edits. What it sets wins over the preset that it names, and the preset wins over the
-defaults below. A stage reads the same model from `results/<run>/config/<stage>.json`, which holds only the sections that
-the stage depends on.
+defaults below. A stage reads the same model from `results/<run>/config/<stage>.json`, which holds only the sections
+that the stage depends on.
 """
 
 import difflib
@@ -45,11 +45,10 @@ class Section(BaseModel):
 class Model(Section):
     """model: the language model that becomes a tracker, and how it is loaded."""
 
-    base: str = Field("Qwen/Qwen2.5-VL-3B-Instruct", description="hub id or folder of the base; `tiny` is the embedded one")
-    revision: str | None = Field(None, description="commit of the hub repository; null takes the newest")
-    backend: Literal["auto", "unsloth", "transformers"] = Field(
-        "auto", description="`unsloth` needs CUDA; `auto` takes it where CUDA is available"
+    base: str = Field(
+        "Qwen/Qwen2.5-VL-3B-Instruct", description="hub id or folder of the base; `tiny` is the embedded one"
     )
+    revision: str | None = Field(None, description="commit of the hub repository; null takes the newest")
     dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="type that the model computes in")
     min_pixels: int = Field(3136, gt=0, description="smaller images are enlarged to this many pixels")
     max_pixels: int = Field(313600, gt=0, description="larger images are shrunk to this many pixels")
@@ -58,10 +57,10 @@ class Model(Section):
 class Data(Section):
     """data: where the sequences are, as folders with a list.txt in the GOT-10k layout."""
 
-    train: str = Field("data/GOT-10k/train", description="split to sample pairs from; `toy/train` is made by the toy stage")
-    sets: dict[str, str] = Field(
-        default_factory=lambda: {"got10k-val": "data/GOT-10k/val"}, description="splits to track and score, by name"
+    train: str = Field(
+        "data/GOT-10k/train", description="split to sample pairs from; `toy/train` is made by the toy stage"
     )
+    sets: dict[str, str] = Field({"got10k-val": "data/GOT-10k/val"}, description="splits to track and score, by name")
 
 
 class Toy(Section):
@@ -91,7 +90,9 @@ class Sample(Section):
     shift: float = Field(0.3, ge=0, description="how far the last box has drifted: deviation, in shares of its size")
     scale: float = Field(0.12, ge=0, description="how much the last box is off in size: deviation of the logarithm")
     max_gap: int = Field(100, ge=1, description="most frames between template and search frame")
-    min_visibility: float = Field(0.25, ge=0, le=1, description="share of the target that must be visible in both frames")
+    min_visibility: float = Field(
+        0.25, ge=0, le=1, description="share of the target that must be visible in both frames"
+    )
     shard_rows: int = Field(1000, ge=1, description="pairs per Parquet file")
 
 
@@ -102,7 +103,7 @@ class Lora(Section):
     alpha: int = Field(32, ge=1, description="scale of the adapter is alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout in front of the adapter")
     targets: list[str] = Field(
-        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         min_length=1,
         description="linear layers of the language model that get an adapter",
     )
@@ -111,20 +112,26 @@ class Lora(Section):
 class Train(Section):
     """train: GRPO on the sampled pairs."""
 
-    arms: list[Literal["grpo"]] = Field(default_factory=lambda: ["grpo"], description="which models are trained")
+    arms: list[Literal["grpo"]] = Field(["grpo"], description="which models are trained")
     quantize: Literal["nf4", "none"] = Field("nf4", description="how the frozen weights are held while training")
-    reward: Literal["paper", "iou"] = Field("paper", description="`paper`: R1-Track's shaped GIoU; `iou`: the IoU itself")
+    reward: Literal["paper", "iou"] = Field(
+        "paper", description="`paper`: R1-Track's shaped GIoU; `iou`: the IoU itself"
+    )
     group: int = Field(8, ge=2, description="answers sampled per prompt (G)")
     prompts_per_step: int = Field(8, ge=1, description="prompts per optimiser step")
     micro_batch: int = Field(8, ge=1, description="answers per forward and backward pass")
     steps: int = Field(600, ge=1, description="optimiser steps")
     learning_rate: float = Field(1.0e-5, gt=0, description="peak learning rate (write 1.0e-5: YAML reads 1e-5 as text)")
-    schedule: Literal["constant_with_warmup", "linear", "cosine"] = Field("constant_with_warmup", description="its course")
+    schedule: Literal["constant_with_warmup", "linear", "cosine"] = Field(
+        "constant_with_warmup", description="its course"
+    )
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the rate rises to its peak")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay")
     clip_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
     beta: float = Field(0.01, ge=0, description="weight of the KL to the base (k3 form); 0 needs no reference")
-    epsilon: float = Field(0.2, gt=0, lt=1, description="how far the ratio to the old policy may fall before it is clipped")
+    epsilon: float = Field(
+        0.2, gt=0, lt=1, description="how far the ratio to the old policy may fall before it is clipped"
+    )
     epsilon_high: float = Field(0.2, gt=0, description="how far it may rise")
     scale_rewards: Literal["group", "none"] = Field(
         "group", description="`group` divides advantages by the group's deviation, `none` only subtracts its mean"
@@ -133,15 +140,16 @@ class Train(Section):
     temperature: float = Field(1.0, gt=0, description="sampling temperature of the rollout")
     max_tokens: int = Field(64, ge=8, description="most tokens of an answer in the rollout")
     save_every: int = Field(25, ge=1, description="optimiser steps between checkpoints")
-    lora: Lora = Field(default_factory=Lora, description="the adapter")
+    lora: Lora = Field(Lora(), description="the adapter")
 
     @model_validator(mode="after")
     def _batches_fit(self) -> Self:
         answers = self.group * self.prompts_per_step
         if answers % self.micro_batch:
+            divisors = [d for d in range(1, answers + 1) if answers % d == 0]
             raise ValueError(
                 f"micro_batch {self.micro_batch} does not divide group * prompts_per_step = {self.group} * "
-                f"{self.prompts_per_step} = {answers}; take one of {[d for d in range(1, answers + 1) if answers % d == 0]}"
+                f"{self.prompts_per_step} = {answers}; take one of {divisors}"
             )
         if self.micro_batch % self.group and self.group % self.micro_batch:
             raise ValueError(
@@ -155,7 +163,9 @@ class Merge(Section):
     """merge: the adapter becomes part of 16-bit weights."""
 
     check_pairs: int = Field(64, ge=1, description="held-out pairs on which adapter-on and merged answers are compared")
-    min_agreement: float = Field(0.9, ge=0, le=1, description="share of equal greedy answers below which the merge fails")
+    min_agreement: float = Field(
+        0.9, ge=0, le=1, description="share of equal greedy answers below which the merge fails"
+    )
 
 
 class Track(Section):
@@ -165,7 +175,7 @@ class Track(Section):
     max_tokens: int = Field(32, ge=8, description="most tokens of an answer")
     min_side: float = Field(4.0, gt=0, description="smallest width and height of a box, in image pixels")
     peers: list[Literal["static", "template", "oracle"]] = Field(
-        default_factory=lambda: ["static", "template", "oracle"], description="simple trackers scored beside the models"
+        ["static", "template", "oracle"], description="simple trackers scored beside the models"
     )
 
 
@@ -184,14 +194,17 @@ class VqaSet(Section):
     items: int = Field(500, ge=1, description="questions, drawn once with vqa.seed")
     metric: Literal["exact"] = Field("exact", description="how an answer is scored")
     prompt: str = Field(
-        "{question}\nAnswer the question using a single word or phrase.", description="what is asked; {question} is filled in"
+        "{question}\nAnswer the question using a single word or phrase.",
+        description="what is asked; {question} is filled in",
     )
     max_tokens: int = Field(16, ge=1, description="most tokens of an answer")
 
     @model_validator(mode="after")
     def _has_place(self) -> Self:
         if "{question}" not in self.prompt:
-            raise ValueError(f"prompt {self.prompt!r} has no place for the question; write {{question}} where it belongs")
+            raise ValueError(
+                f"prompt {self.prompt!r} has no place for the question; write {{question}} where it belongs"
+            )
         return self
 
 
@@ -200,7 +213,7 @@ class Vqa(Section):
 
     seed: int = Field(0, ge=0, description="seed of the choice of questions; the run's own seed does not change it")
     batch: int = Field(64, ge=1, description="questions answered side by side")
-    sets: dict[str, VqaSet] = Field(default_factory=lambda: {"easy-vqa": VqaSet()}, description="question sets by name")
+    sets: dict[str, VqaSet] = Field({"easy-vqa": VqaSet()}, description="question sets by name")
 
 
 class Verdict(Section):
@@ -210,8 +223,12 @@ class Verdict(Section):
     set_drop: float = Field(3.0, gt=0, description="loss on one set, in points, that flags it when significant")
     alpha: float = Field(0.05, gt=0, lt=0.5, description="one-sided error rate of every bound and test")
     min_items: int = Field(300, ge=1, description="sets with fewer items make the check invalid")
-    max_box_share: float = Field(0.01, ge=0, le=1, description="share of answers that are boxes above which it is invalid")
-    max_unparsed_gap: float = Field(2.0, ge=0, description="points between the unparsed rates above which it is invalid")
+    max_box_share: float = Field(
+        0.01, ge=0, le=1, description="share of answers that are boxes above which it is invalid"
+    )
+    max_unparsed_gap: float = Field(
+        2.0, ge=0, description="points between the unparsed rates above which it is invalid"
+    )
     draws: int = Field(10000, ge=100, description="bootstrap draws, clustered by image")
     on_regression: Literal["fail", "warn"] = Field("fail", description="whether REGRESSED stops the DAG")
 
@@ -229,44 +246,44 @@ class Settings(Section):
     preset: str = Field("demo", description="file under presets/ whose values fill what is not set here")
     run: str = Field("", description="name of the results folder; the preset's name unless set")
     seed: int = Field(0, ge=0, description="seed of the pairs and of the training")
-    model: Model = Field(default_factory=Model, description="the language model")
-    data: Data = Field(default_factory=Data, description="the sequences")
-    toy: Toy = Field(default_factory=Toy, description="the toy world")
-    task: Task = Field(default_factory=Task, description="the tracking question")
-    sample: Sample = Field(default_factory=Sample, description="the pairs")
-    train: Train = Field(default_factory=Train, description="the training")
-    merge: Merge = Field(default_factory=Merge, description="the merge")
-    track: Track = Field(default_factory=Track, description="the tracker")
-    score: Score = Field(default_factory=Score, description="the scores")
-    vqa: Vqa = Field(default_factory=Vqa, description="the general questions")
-    verdict: Verdict = Field(default_factory=Verdict, description="the rule on general ability")
-    report: Report = Field(default_factory=Report, description="the page")
+    model: Model = Field(Model(), description="the language model")
+    data: Data = Field(Data(), description="the sequences")
+    toy: Toy = Field(Toy(), description="the toy world")
+    task: Task = Field(Task(), description="the tracking question")
+    sample: Sample = Field(Sample(), description="the pairs")
+    train: Train = Field(Train(), description="the training")
+    merge: Merge = Field(Merge(), description="the merge")
+    track: Track = Field(Track(), description="the tracker")
+    score: Score = Field(Score(), description="the scores")
+    vqa: Vqa = Field(Vqa(), description="the general questions")
+    verdict: Verdict = Field(Verdict(), description="the rule on general ability")
+    report: Report = Field(Report(), description="the page")
 
-    @model_validator(mode="after")
-    def _sizes_fit(self) -> Self:
-        size, model = self.task.size, self.model
-        if size % PATCH:
-            near = max(PATCH, round(size / PATCH) * PATCH)
-            raise ValueError(f"task.size {size} is not a multiple of {PATCH}, so the model would see a resized crop; take {near}")
-        if model.min_pixels > model.max_pixels:
-            raise ValueError(f"model.min_pixels {model.min_pixels} is above model.max_pixels {model.max_pixels}; swap them")
-        if not model.min_pixels <= size * size <= model.max_pixels:
-            raise ValueError(
-                f"task.size {size} has {size * size} pixels, outside model.min_pixels..max_pixels = "
-                f"{model.min_pixels}..{model.max_pixels}: the model would see a resized crop; take a size from "
-                f"{math.ceil(math.sqrt(model.min_pixels))} to {math.isqrt(model.max_pixels)} or widen the limits"
-            )
-        return self
+
+def _check_sizes(settings: Settings, source: str) -> None:
+    """Refuse a crop that the image processor would resize: its pixels would no longer be the answer's."""
+    size, low, high = settings.task.size, settings.model.min_pixels, settings.model.max_pixels
+    fault = None
+    if size % PATCH:
+        fault = f"task.size = {size}: not a multiple of {PATCH}; take {max(PATCH, round(size / PATCH) * PATCH)}"
+    elif low > high:
+        fault = f"model.min_pixels = {low}: above model.max_pixels = {high}; swap them"
+    elif not low <= size * size <= high:
+        sides = f"{math.ceil(math.sqrt(low))} to {math.isqrt(high)}"
+        fault = f"task.size = {size}: {size * size} pixels are outside model.min_pixels..max_pixels = {low}..{high}; "
+        fault += f"take a size from {sides}, or widen the limits"
+    if fault:
+        raise ConfigError(f"{source}: cannot be used\n  {fault}")
 
 
 def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` laid on `under`, section by section; `sets` is replaced as a whole: who names one set means that one."""
     merged = dict(under)
     for key, value in over.items():
         if value is None and isinstance(under.get(key, {}), dict):  # a section with nothing but comments
             merged.setdefault(key, {})
-        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
-            # The sets of a preset are replaced as a whole: a person who names one set means that one.
-            merged[key] = dict(value) if key == "sets" else _merge(merged[key], value)
+        elif isinstance(value, dict) and key != "sets":
+            merged[key] = _merge(under.get(key) or {}, value)
         else:
             merged[key] = value
     return merged
@@ -287,10 +304,8 @@ def _choices(path: tuple[Any, ...]) -> list[str]:
     here: Any = Settings
     for step in path[:-1]:
         field = getattr(here, "model_fields", {}).get(step)
-        if field is None:
-            here = VqaSet if path[:2] == ("vqa", "sets") else None
-        else:
-            here = field.annotation
+        # Below vqa.sets stands a name of the person's own, then a VqaSet.
+        here = field.annotation if field else VqaSet if path[:2] == ("vqa", "sets") else None
     return list(getattr(here, "model_fields", {}))
 
 
@@ -334,6 +349,7 @@ def resolve(values: dict[str, Any], source: str = "config.yaml") -> Settings:
         known = sorted(p.stem for p in PRESETS.glob("*.yaml"))
         raise ConfigError(f"{source}: preset = {name!r}: no such file under presets/; take one of {known}")
     settings = _validated(_merge(_merge({}, _read_yaml(path)), values), source)
+    _check_sizes(settings, source)
     return settings.model_copy(update={"run": settings.run or settings.preset})
 
 
@@ -343,7 +359,9 @@ def load(path: Path) -> Settings:
     Raises ConfigError when the file is missing or cannot be used.
     """
     if not path.is_file():
-        raise ConfigError(f"{path}: no such configuration file; give config.yaml or a results/<run>/config/<stage>.json")
+        raise ConfigError(
+            f"{path}: no such configuration file; give config.yaml or a results/<run>/config/<stage>.json"
+        )
     if path.suffix == ".json":
         return _validated(json.loads(path.read_text(encoding="utf-8")), str(path))
     return resolve(_read_yaml(path), str(path))

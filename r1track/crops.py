@@ -34,7 +34,9 @@ class Crop:
         """
         x, y, w, h = np.asarray(box_xywh, dtype=np.float64)
         if not (np.isfinite([x, y, w, h]).all() and w > 0 and h > 0):
-            raise ValueError(f"cannot cut around the box {[float(v) for v in (x, y, w, h)]}: width and height must be > 0")
+            raise ValueError(
+                f"cannot cut around the box {[float(v) for v in (x, y, w, h)]}: width and height must be > 0"
+            )
         side = float(math.ceil(math.sqrt(w * h) * factor))
         return cls(float(x + w / 2 - side / 2), float(y + h / 2 - side / 2), side, size)
 

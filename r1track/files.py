@@ -28,7 +28,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     aside = _aside(path)
     try:
         yield aside
-        os.replace(aside, path)
+        aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -43,7 +43,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         yield aside
         if path.exists():
             shutil.rmtree(path)
-        os.replace(aside, path)
+        aside.replace(path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -140,7 +140,7 @@ class Provenance:
         self.cpu_started = time.process_time()
 
     def write(self, path: Path, *, seed: int | None = None, base: str | None = None, **notes: Any) -> None:
-        """Write to `path`: commit, versions, hardware, seed, base revision, times, peak memory, input hashes and notes."""
+        """Write to `path`: commit, versions, hardware, seed, base revision, times, peak memory, input hashes, notes."""
         import torch
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,6 +1,33 @@
-"""Models: loading a base, its processor and an adapter, and asking it many things at once."""
+"""Models: loading a base, its processor and an adapter, and asking it many things at once.
 
-from transformers import ProcessorMixin, Qwen2_5_VLProcessor
+One image processor serves training, tracking and questions: the PIL one, since PIL and torchvision resize differently.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from rich.progress import track as progress
+from transformers import (
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    ProcessorMixin,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+)
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.utils.logging import disable_progress_bar
+
+from r1track import config
+from r1track.prompts import Messages
+
+disable_progress_bar()  # ours say what is being done
+TINY = Path(__file__).parent / "toy" / "tiny"
+# A sampled vision token would count as an image that is not there, and stop the next forward pass.
+VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 
 
 class ImageProcessorOnly(Qwen2_5_VLProcessor):
@@ -11,3 +38,117 @@ class ImageProcessorOnly(Qwen2_5_VLProcessor):
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with what it takes to ask it."""
+
+    model: Any  # a PreTrainedModel, or PEFT's wrapper around one
+    processor: ImageProcessorOnly
+    device: torch.device
+
+
+def folder_of(base: str, revision: str | None = None) -> Path:
+    """The folder that holds a base: the embedded one for `tiny`, a folder as it is, else a download from the hub.
+
+    Raises FileNotFoundError when there is neither.
+    """
+    if base == "tiny":
+        return TINY
+    path = Path(base)
+    if (path / "config.json").is_file():
+        return path
+    if path.exists() or base.startswith((".", "/")) or base.count("/") != 1:
+        raise FileNotFoundError(f"model {base!r}: no folder with a config.json; give one, a hub id, or `tiny`")
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(base, revision=revision))
+
+
+def load_processor(folder: Path, settings: config.Model) -> ImageProcessorOnly:
+    """The processor of a base, with the configured pixel limits; prompts are padded on the left."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    size = {"shortest_edge": settings.min_pixels, "longest_edge": settings.max_pixels}
+    images = Qwen2VLImageProcessorPil.from_pretrained(folder, size=size)
+    if not tokenizer.chat_template:
+        raise ValueError(f"{folder}: the tokenizer has no chat template; take an Instruct model")
+    return ImageProcessorOnly(images, tokenizer, chat_template=tokenizer.chat_template)
+
+
+def load_weights(
+    folder: Path, dtype: torch.dtype, quantize: Literal["nf4", "none"] = "none"
+) -> Qwen2_5_VLForConditionalGeneration:
+    """The model with weights in `dtype`, on the GPU where there is one; with `nf4`, the language layers in 4 bits."""
+    quantization = None
+    if quantize == "nf4":
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=["visual", "lm_head"],  # the key's name is historical: it holds for 4 bits too
+        )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        folder, dtype=dtype, quantization_config=quantization, device_map={"": device}, attn_implementation="sdpa"
+    )
+
+
+def load(
+    base: str,
+    settings: config.Model,
+    *,
+    adapter: Path | None = None,
+    quantize: Literal["nf4", "none"] = "none",
+) -> Loaded:
+    """A base (hub id, folder or `tiny`), with an adapter on it if one is given, ready to be asked."""
+    folder = folder_of(base, settings.revision)
+    model: Any = load_weights(folder, getattr(torch, settings.dtype), quantize)
+    if adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(adapter))
+    return Loaded(model.eval(), load_processor(folder, settings), model.device)
+
+
+def suppressed(processor: ImageProcessorOnly) -> list[int]:
+    """Ids of the tokens that no answer may hold."""
+    tokenizer = processor.tokenizer
+    ids = tokenizer.convert_tokens_to_ids(list(VISION_TOKENS))
+    return [i for i in ids if i is not None and i != tokenizer.unk_token_id]
+
+
+def inputs(loaded: Loaded, questions: Sequence[Messages], images: Sequence[Sequence[Image.Image]]) -> dict[str, Any]:
+    """Model inputs for a batch of questions with their images, padded on the left."""
+    texts = loaded.processor.apply_chat_template(list(questions), tokenize=False, add_generation_prompt=True)
+    flat = [image for row in images for image in row]
+    batch = loaded.processor(text=texts, images=flat, padding=True, return_tensors="pt")
+    return {key: value.to(loaded.device) for key, value in batch.items()}
+
+
+def answer(
+    loaded: Loaded,
+    questions: Sequence[Messages],
+    images: Sequence[Sequence[Image.Image]],
+    *,
+    max_tokens: int,
+    batch: int,
+    show: str | None = None,
+) -> list[str]:
+    """Greedy answers in the order of the questions, `batch` at a time; with `show`, under a progress bar of that name.
+
+    images: for every question its images, in the order of their places.
+    """
+    starts = range(0, len(questions), batch)
+    answers: list[str] = []
+    for start in progress(starts, description=show or "", disable=show is None):
+        batch_inputs = inputs(loaded, questions[start : start + batch], images[start : start + batch])
+        with torch.inference_mode():
+            ids = loaded.model.generate(
+                **batch_inputs, max_new_tokens=max_tokens, do_sample=False, temperature=None, top_p=None, top_k=None,
+                repetition_penalty=1.0, suppress_tokens=suppressed(loaded.processor),
+            )  # fmt: skip
+        new = ids[:, batch_inputs["input_ids"].shape[1] :]
+        answers += loaded.processor.tokenizer.batch_decode(new, skip_special_tokens=True)
+    return answers

@@ -36,7 +36,7 @@ Messages = list[dict[str, Any]]
 
 def numbers(box: ArrayLike) -> str:
     """A box as the model reads and writes it: four whole numbers, rounded once, here."""
-    return "[" + ", ".join(str(int(math.floor(v + 0.5))) for v in np.asarray(box, dtype=np.float64)) + "]"
+    return "[" + ", ".join(str(math.floor(v + 0.5)) for v in np.asarray(box, dtype=np.float64)) + "]"
 
 
 def _text(text: str) -> dict[str, str]:

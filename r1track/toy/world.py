@@ -1,8 +1,8 @@
 """The toy world: procedural video sequences in the GOT-10k layout, so that the whole DAG runs with no download.
 
-A target (a coloured shape) drifts, turns and changes size over a textured, slowly panning background, beside distractors
-that share its colour or its shape, never both. In some sequences a grey panel slides over it: partly covered, then
-absent, then back. Everything follows from the seed; the same seed writes the same bytes.
+A target (a coloured shape) drifts, turns and changes size over a textured, slowly panning background, beside
+distractors that share its colour or its shape, never both. In some sequences a grey panel slides over it: partly
+covered, then absent, then back. Everything follows from the seed; the same seed writes the same bytes.
 """
 
 import math
@@ -77,8 +77,8 @@ class Thing:
     def draw(self, frame: Frame, t: int) -> None:
         color = COLORS[self.color]
         corners = np.round(self.points(t) * 16).astype(np.int32)[None]
-        cv2.fillPoly(frame, corners, color, cv2.LINE_AA, 4)
-        cv2.polylines(frame, corners, True, tuple(c // 3 for c in color), 1, cv2.LINE_AA, 4)
+        cv2.fillPoly(frame, list(corners), color, cv2.LINE_AA, 4)
+        cv2.polylines(frame, list(corners), True, [c // 3 for c in color], 1, cv2.LINE_AA, 4)
 
 
 @dataclass
@@ -125,7 +125,7 @@ class World:
         """Share of the target's pixels that are inside the image and not behind the panel, in [0, 1]."""
         margin = 64
         mask = np.zeros((HEIGHT + 2 * margin, WIDTH + 2 * margin), np.uint8)
-        cv2.fillPoly(mask, np.round((self.things[0].points(t) + margin) * 16).astype(np.int32)[None], 1, cv2.LINE_8, 4)
+        cv2.fillPoly(mask, [np.round((self.things[0].points(t) + margin) * 16).astype(np.int32)], 1, cv2.LINE_8, 4)
         whole = int(mask.sum())
         seen = mask[margin : margin + HEIGHT, margin : margin + WIDTH]
         box = self._panel_box(t)
@@ -136,7 +136,7 @@ class World:
 
 
 def make_ground(rng: np.random.Generator) -> Frame:
-    """A textured background larger than the frame: two octaves of smooth noise and faint stripes around a dull colour."""
+    """A textured background larger than the frame: two octaves of smooth noise and faint stripes on a dull colour."""
     height, width = HEIGHT + 24, WIDTH + 24
     texture = np.zeros((height, width, 3), np.float32)
     for cells, strength in ((5, 26.0), (18, 12.0)):
@@ -170,10 +170,10 @@ def _walk(rng: np.random.Generator, length: int, size: Array) -> Array:
 
 
 def _thing(rng: np.random.Generator, length: int, shape: str, color: str) -> Thing:
-    size = rng.uniform(24, 40) * np.exp(np.cumsum(rng.normal(0, 0.018, length)))
-    size = np.clip(size, 20, 46)
+    growth = np.exp(np.cumsum(rng.normal(0, 0.018, length)))
+    size: Array = np.clip(rng.uniform(24, 40) * growth, 20, 46)
     spin = rng.normal(0, 0.03) if shape != "triangle" else 0.0
-    angle = rng.uniform(-0.25, 0.25) + spin * np.arange(length)
+    angle: Array = rng.uniform(-0.25, 0.25) + spin * np.arange(length, dtype=np.float64)
     return Thing(shape, color, float(rng.uniform(0.8, 1.25)), _walk(rng, length, size), size, angle)
 
 
@@ -202,7 +202,7 @@ def make(rng: np.random.Generator, length: int, distractors: int, panel: bool, g
 
 
 def _panel(rng: np.random.Generator, target: Thing, start: int) -> Array:
-    """Corners of the panel in its frames, shape (PANEL_FRAMES, 4): it slides over the target, from one side to the other."""
+    """Corners of the panel in its frames, shape (PANEL_FRAMES, 4): it slides over the target to the other side."""
     heading = rng.uniform(0, 2 * np.pi)
     direction = np.array([math.cos(heading), math.sin(heading)])
     boxes = []

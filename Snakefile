@@ -1,0 +1,49 @@
+# One command from data to report: `snakemake --cores all`. What to run is said in config.yaml.
+import os
+import sys
+from pathlib import Path
+
+from r1track import config as configuration
+from r1track import dag
+from r1track.files import write_json
+
+
+configfile: "config.yaml"
+
+
+# The rules run `r1track` from the environment that runs Snakemake, activated or not.
+os.environ.update(PATH=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
+try:
+    PLAN = dag.plan(config)
+except configuration.ConfigError as error:
+    sys.exit(f"error: {error}")
+
+
+wildcard_constraints:
+    stage="|".join(configuration.NEEDS),
+    arm="|".join(PLAN.arms),
+    model="|".join(PLAN.models),
+    set="|".join(map(re.escape, PLAN.sets)),
+
+
+localrules:
+    all,
+    settings,
+    gate,
+
+
+rule all:
+    default_target: True
+    input:
+        PLAN.scores,
+        f"{PLAN.results}/vqa/verdict.json",
+        f"{PLAN.results}/report/index.html",
+        f"{PLAN.results}/vqa/kept",
+
+
+include: "workflow/rules/settings.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/track.smk"
+include: "workflow/rules/vqa.smk"
+include: "workflow/rules/report.smk"

@@ -1,0 +1,209 @@
+"""The command line: one command per stage, with the flags that the workflow's rules use.
+
+A command imports its stage when it runs, so that help appears at once. Wrong input ends with one red message and exit
+code 2; a fault of the program keeps its traceback. The file given to `--log` gets both, with times.
+"""
+
+import logging
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import get_console
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markdown import Markdown
+from rich.text import Text
+from typer.core import TyperGroup
+
+from r1track import config
+
+log = logging.getLogger(__name__)
+
+
+class Guarded(TyperGroup):
+    """A group of commands that turns what a user did wrong into one message and exit code 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, FileNotFoundError) as error:  # ConfigError is a ValueError
+            Console(stderr=True).print(Text(f"error: {error}", style="bold red"), soft_wrap=True)
+            log.debug("stopped", exc_info=True)  # for the file only: the console has the message
+            raise typer.Exit(2) from error
+        except Exception:
+            log.debug("failed", exc_info=True)
+            raise
+
+
+class Arm(StrEnum):
+    """A way to train."""
+
+    grpo = "grpo"
+
+
+app = typer.Typer(
+    cls=Guarded,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Fine-tune Qwen2.5-VL into a visual tracker by GRPO on one card, and prove what it did.",
+    epilog="`snakemake --cores all` runs every stage in order; each also runs alone: see its --help.",
+)
+
+Config = Annotated[
+    Path,
+    typer.Option("--config", help="config.yaml, or the stage's results/<run>/config/<stage>.json."),
+]
+Root = Annotated[Path, typer.Option(help="Split folder in the GOT-10k layout: list.txt and sequences.")]
+OutDir = Annotated[Path, typer.Option(help="Folder to write; it appears when it is whole.")]
+OutFile = Annotated[Path, typer.Option(help="JSON file to write.")]
+BaseModel = Annotated[str, typer.Option(help="Model to start from: folder, hub id, or `tiny`.")]
+AnyModel = Annotated[str, typer.Option(help="Model to ask: folder, hub id, or `tiny`.")]
+Tracker = Annotated[
+    str,
+    typer.Option(
+        help="Model to track with: folder, hub id, `tiny`; or peer:static, peer:template, peer:oracle.",
+    ),
+]
+Pairs = Annotated[Path, typer.Option(help="Folder of pairs, as written by `sample`.")]
+
+
+@app.callback()
+def main(log_file: Annotated[Path | None, typer.Option("--log", help="Also keep a log in this file.")] = None) -> None:
+    handlers: list[logging.Handler] = [RichHandler(logging.INFO, get_console(), show_path=False)]
+    if log_file is not None:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(log_file, mode="w", encoding="utf-8"))
+        handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=handlers, force=True)
+    logging.getLogger("r1track").setLevel(logging.DEBUG)
+    logging.captureWarnings(True)
+
+
+@app.command()
+def toy(config_file: Config, out: OutDir) -> None:
+    """Write the toy world: procedural sequences in OUT/train and OUT/val."""
+    from r1track.toy.world import write_split
+
+    world = config.load(config_file).toy
+    for split, sequences in (("train", world.train_sequences), ("val", world.val_sequences)):
+        write_split(out / split, split, sequences=sequences, length=world.length, seed=world.seed)
+
+
+@app.command("toy-base")
+def toy_base(
+    out: OutDir,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 5600,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights and scenes.")] = 0,
+) -> None:
+    """Make the embedded tiny base anew (the repository holds one already)."""
+    from r1track.toy.teach import make
+
+    make(out, seed=seed, steps=steps)
+
+
+@app.command()
+def sample(config_file: Config, root: Root, out: OutDir) -> None:
+    """Cut pairs of template and search region from a training split."""
+    from r1track.sample import run
+
+    run(config.load(config_file), root, out)
+
+
+@app.command()
+def train(
+    config_file: Config,
+    arm: Annotated[Arm, typer.Option(help="How to train.")],
+    model: BaseModel,
+    pairs: Pairs,
+    scratch: Annotated[Path, typer.Option(help="Folder of checkpoints: the same command goes on from them.")],
+    out: OutDir,
+) -> None:
+    """Train an adapter on the pairs."""
+    from r1track.train import run
+
+    run(config.load(config_file), arm.value, model, pairs, scratch, out)
+
+
+@app.command()
+def merge(
+    config_file: Config,
+    model: BaseModel,
+    adapter: Annotated[Path, typer.Option(help="Adapter, as written by `train`.")],
+    pairs: Pairs,
+    out: OutDir,
+) -> None:
+    """Merge an adapter into 16-bit weights, and compare both on held-out pairs."""
+    from r1track.merge import run
+
+    run(config.load(config_file), model, adapter, pairs, out)
+
+
+@app.command()
+def track(config_file: Config, model: Tracker, root: Root, out: OutDir) -> None:
+    """Track every sequence of a split from its first box."""
+    from r1track.track import run
+
+    run(config.load(config_file), model, root, out)
+
+
+@app.command()
+def score(
+    tracks: Annotated[Path, typer.Option(help="Folder of tracks, as written by `track`.")],
+    root: Root,
+    out: OutFile,
+    draws: Annotated[int, typer.Option(min=100, help="Bootstrap draws for the intervals.")] = config.Score.model_fields[
+        "draws"
+    ].default,
+) -> None:
+    """Score tracks against the true boxes: AO, SR.50, SR.75, with intervals."""
+    from r1track.score import run
+
+    run(tracks, root, out, draws)
+
+
+@app.command()
+def vqa(config_file: Config, model: AnyModel, out: OutDir) -> None:
+    """Put general questions to a model."""
+    from r1track.vqa import run
+
+    run(config.load(config_file), model, out)
+
+
+@app.command()
+def verdict(
+    config_file: Config,
+    base: Annotated[Path, typer.Option(help="Answers of the base, as written by `vqa`.")],
+    tuned: Annotated[Path, typer.Option(help="Answers of the tuned model.")],
+    out: OutFile,
+) -> None:
+    """Say by the rule fixed beforehand whether general ability was kept."""
+    from r1track.verdict import run
+
+    run(config.load(config_file), base, tuned, out)
+
+
+@app.command()
+def gate(
+    verdict_file: Annotated[Path, typer.Option("--verdict", help="Verdict, as written by `verdict`.")],
+    on_regression: Annotated[str, typer.Option(help="`fail` stops on REGRESSED or INVALID, `warn` never does.")],
+) -> None:
+    """End with an error when general ability was lost."""
+    from r1track.verdict import gate
+
+    gate(verdict_file, on_regression)
+
+
+@app.command()
+def report(
+    results: Annotated[Path, typer.Option(help="Results folder of a run: results/<run>.")],
+    out: OutDir,
+) -> None:
+    """Write the report of a run, and show its summary."""
+    from r1track.report import run
+
+    run(config.load(results / "config" / "report.json"), results, out)
+    get_console().print(Markdown((out / "summary.md").read_text(encoding="utf-8")))

@@ -1,0 +1,138 @@
+"""What is written about the configuration, from the model itself: `config.yaml` and `docs/configuration.md`.
+
+`python -m r1track.document` (or `make docs`) writes both anew; a test fails while they differ from the model.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel
+
+from r1track.config import NEEDS, PRESETS, ROOT, Settings
+from r1track.files import write_text
+
+HEAD = """\
+preset: demo
+# A line below that starts with `#` and a field shows the field's default: to change it, delete `# ` and the value, and
+# write your own. Presets (presets/*.yaml) change some defaults; what stands here wins over the preset, and a file given
+# with --configfile wins over this one. docs/configuration.md has the same as tables, with types and presets.
+"""
+PAGE = """\
+# Configuration
+
+*Made from the model in `r1track/config.py` by `make docs`; edit the model, not this page.*
+
+What a run depends on is said in `config.yaml`, one section per stage. A value is looked up in this order: a file given
+with `--configfile`, `config.yaml`, the preset that it names, the default below. Unknown fields, wrong types and values
+that contradict each other are refused before anything runs. Another value reruns the stages that read the section, and
+what follows from them. In the column *presets* stands what each preset sets.
+"""
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def _item(annotation: Any) -> type[BaseModel] | None:
+    """The section that a dictionary of named sections holds, such as vqa.sets."""
+    return _section(get_args(annotation)[-1]) if get_origin(annotation) is dict else None
+
+
+def _yaml(value: Any) -> str:
+    """A value on one line of YAML."""
+    if isinstance(value, str) and "\n" in value:
+        return json.dumps(value)
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False).removesuffix("...\n").strip()
+
+
+def _default(info: Any) -> Any:
+    return info.get_default(call_default_factory=True, validated_data={})
+
+
+def _lines(section: type[BaseModel], indent: str, mark: str) -> Iterator[str]:
+    for name, info in section.model_fields.items():
+        if inner := _section(info.annotation):
+            yield f"{indent}{name}:  # {info.description}"
+            yield from _lines(inner, indent + "  ", mark)
+        elif item := _item(info.annotation):
+            yield f"{indent}# {name}:  # {info.description}"
+            for key in _default(info):
+                yield f"{indent}#   {key}:"
+                yield from _lines(item, f"{indent}#     ", "")
+        else:
+            yield f"{indent}{mark}{name}: {_yaml(_default(info))}  # {info.description}"
+
+
+def config_yaml() -> str:
+    """The text of config.yaml: the preset, and every other field as a comment with its default and documentation."""
+    parts = [HEAD]
+    for name, info in Settings.model_fields.items():
+        if section := _section(info.annotation):
+            body = "\n".join(_lines(section, "  ", "# "))
+            parts.append(f"\n# {section.__doc__}\n{name}:\n{body}\n")
+        elif name != "preset":
+            parts.append(f"# {name}: {_yaml(_default(info))}  # {info.description}\n")
+    return "".join(parts)
+
+
+def _type(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return " or ".join(f"`{choice}`" for choice in get_args(annotation))
+    if get_origin(annotation) in (list, dict):
+        inner = _type(get_args(annotation)[-1])
+        return f"list of {inner}" if get_origin(annotation) is list else f"{inner} by name"
+    if get_args(annotation):
+        return " or ".join("null" if arg is type(None) else _type(arg) for arg in get_args(annotation))
+    return {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}[annotation.__name__]
+
+
+def _limits(info: Any) -> str:
+    signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤", "min_length": "length ≥"}
+    found = [f"{sign} {getattr(m, key)}" for m in info.metadata for key, sign in signs.items() if hasattr(m, key)]
+    return "".join(f", {limit}" for limit in found)
+
+
+def _set_by(presets: dict[str, Any], path: tuple[str, ...]) -> str:
+    found = []
+    for name, here in presets.items():
+        for step in path:
+            here = here.get(step) if isinstance(here, dict) else None
+        if here is not None:
+            found.append(f"{name}: `{_yaml(here)}`")
+    return "<br>".join(found)
+
+
+def _table(section: type[BaseModel], path: tuple[str, ...], presets: dict[str, Any]) -> str:
+    rows = ["| field | default | type | presets | meaning |", "|---|---|---|---|---|"]
+    below = []
+    for name, info in section.model_fields.items():
+        if inner := _section(info.annotation) or _item(info.annotation):
+            steps = (*path, name) if _section(info.annotation) else (*path, name, next(iter(_default(info))))
+            below.append(f"\n### {inner.__doc__}\n\n{_table(inner, steps, presets)}")
+        else:
+            kind = _type(info.annotation) + _limits(info)
+            shown = f"`{_yaml(_default(info))}` | {kind} | {_set_by(presets, (*path, name))} | {info.description}"
+            rows.append(f"| `{name}` | {shown} |".replace("\\n", "⏎"))
+    return "\n".join([*rows, *below]) + "\n"
+
+
+def reference() -> str:
+    """The text of docs/configuration.md."""
+    presets = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(PRESETS.glob("*.yaml"))}
+    parts = [PAGE]
+    general = {name: info for name, info in Settings.model_fields.items() if not _section(info.annotation)}
+    rows = [f"| `{n}` | `{_yaml(_default(i))}` | {_type(i.annotation)} | {i.description} |" for n, i in general.items()]
+    parts.append("\n## Top level\n\n| field | default | type | meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n")
+    for name, info in Settings.model_fields.items():
+        if section := _section(info.annotation):
+            stages = [stage for stage, needs in NEEDS.items() if name in needs]
+            read = f"Read by: {', '.join(stages)}." if stages else "Read by the workflow, which hands over the folders."
+            parts.append(f"\n## {section.__doc__}\n\n{read}\n\n{_table(section, (name,), presets)}")
+    return "".join(parts)
+
+
+if __name__ == "__main__":
+    write_text(ROOT / "config.yaml", config_yaml())
+    write_text(ROOT / "docs" / "configuration.md", reference())

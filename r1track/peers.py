@@ -1,0 +1,78 @@
+"""Peers: simple trackers that answer a frame's question in the model's place, so that its score has company.
+
+They go the model's way: what they answer is text, read by the same parser and moved by the same rules.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from r1track import prompts
+from r1track.boxes import Array, clip
+from r1track.crops import Crop
+
+SILENT = ""  # no answer: the tracker holds the last box
+
+
+@dataclass(frozen=True)
+class View:
+    """What a tracker sees of one frame.
+
+    template, search: square crops. template_box: the target's corners in pixels of the template. first: the first
+    frame's box, x, y, w, h in its pixels. crop: where in the frame `search` lies. truth: the true corners in the frame,
+    given to the oracle alone, None where the target is absent.
+    """
+
+    template: Image.Image
+    template_box: Array
+    first: Array
+    search: Image.Image
+    crop: Crop
+    truth: Array | None
+
+
+Ask = Callable[[list[View]], list[str]]
+
+
+def static(view: View) -> str:
+    """Never answers, so that the first box is held, exactly, for ever."""
+    return SILENT
+
+
+def template(view: View) -> str:
+    """Where the target's pixels of the first frame correlate best (TM_CCOEFF_NORMED), at the first frame's scale."""
+    x1, y1, x2, y2 = (int(v) for v in np.round(clip(view.template_box, *view.template.size)))
+    width, height = (max(1, round(float(side) * view.crop.scale)) for side in view.first[2:])
+    if x2 <= x1 or y2 <= y1 or max(width, height) > view.crop.size:
+        return SILENT
+    patch = cv2.resize(_gray(view.template)[y1:y2, x1:x2], (width, height), interpolation=cv2.INTER_AREA)
+    match = cv2.matchTemplate(_gray(view.search), patch, cv2.TM_CCOEFF_NORMED)
+    _, _, _, (left, top) = cv2.minMaxLoc(match)
+    box = np.array([left, top, left + view.first[2] * view.crop.scale, top + view.first[3] * view.crop.scale])
+    return str([round(float(v), 3) for v in box])
+
+
+def oracle(view: View) -> str:
+    """The true box in whole pixels of the search crop: the best that any answer in this form can reach."""
+    if view.truth is None:
+        return SILENT
+    return prompts.numbers(clip(view.crop.to_crop(view.truth), view.crop.size, view.crop.size))
+
+
+def _gray(image: Image.Image) -> NDArray[np.uint8]:
+    return np.asarray(image.convert("L"))
+
+
+PEERS = {"static": static, "template": template, "oracle": oracle}
+
+
+def find(name: str) -> Ask:
+    """The peer of that name, for a batch of views. Raises ValueError for an unknown name."""
+    if name not in PEERS:
+        raise ValueError(f"peer:{name}: no such peer; take one of {', '.join('peer:' + known for known in PEERS)}")
+    peer = PEERS[name]
+    return lambda views: [peer(view) for view in views]

@@ -1,0 +1,127 @@
+"""Stage `report`: one page that says what was run, what came out and whether to believe it, and its figures as data.
+
+    r1track report --results results/<run> --out DIR
+
+index.html holds everything that it shows. summary.json and summary.md have the figures of `summary.summarise`, which the
+page shows too. Only the film strips need the frames; where they are gone, the page says so.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from r1track import config, files
+from r1track.report import plots, strips
+from r1track.report.summary import BASE, PEERS, Found, read, read_log, read_records, read_scores, root_of, summarise
+
+log = logging.getLogger(__name__)
+HERE = Path(__file__).parent
+NONE = "–"
+
+
+def run(settings: config.Settings, results: Path, out: Path) -> None:
+    """Write index.html, summary.json, summary.md and provenance.json of the run at `results` to the folder `out`.
+
+    Raises FileNotFoundError or ValueError naming the file when the results are not whole.
+    """
+    inputs = [results / "config", results / "scores", results / "vqa" / "verdict.json"]
+    provenance = files.Provenance("report", inputs)
+    summary = summarise(results)
+    pages = _environment()
+    page = pages.get_template("page.html.j2").render(summary=summary, **_material(settings, results, summary))
+    text = pages.get_template("summary.md.j2").render(summary=summary)
+    with files.atomic_folder(out) as aside:
+        files.write_text(aside / "index.html", page)
+        files.write_json(aside / "summary.json", summary)
+        files.write_text(aside / "summary.md", text)
+        provenance.write(aside / "provenance.json")
+    log.info("%s: %s", out / "index.html", summary["judgement"])
+
+
+def _material(settings: config.Settings, results: Path, summary: Found) -> dict[str, Any]:
+    """What the page shows beyond the summary."""
+    scores, judged = read_scores(results), summary["verdict"]["model"]
+    logs = {arm: read_log(results, arm) for arm in summary["training"]}
+    shown = {"truth": plots.COLOURS["truth"], **plots.colours([BASE, judged])}
+    return {
+        "peers": PEERS,
+        "success": {name: plots.success(name, each) for name, each in scores.items()},
+        "sequences": {name: _sequences(each, judged) for name, each in scores.items()},
+        "curves": plots.training(logs),
+        "verdict": read(results / "vqa" / "verdict.json", "verdict"),
+        "strips": {name: _strips(settings.report, results, name, each, judged, shown) for name, each in scores.items()},
+        "colours": shown,
+        "records": read_records(results),
+        "configuration": {p.stem: dict(_flat(files.read_json(p))) for p in sorted(results.glob("config/*.json"))},
+        "css": Markup((HERE / "page.css").read_text(encoding="utf-8")),  # our own file, not a result
+    }
+
+
+def _sequences(scores: dict[str, Found], judged: str) -> list[Found]:
+    """One row per sequence: AO of base and tuned model and their difference, null where no frame counts."""
+    rows = []
+    for name, base in scores[BASE]["sequences"].items():
+        tuned = scores[judged]["sequences"][name]
+        known = base["ao"] is not None and tuned["ao"] is not None
+        change = tuned["ao"] - base["ao"] if known else None
+        held = tuned["status"].get("held", 0)
+        rows.append({"name": name, "class": base["class"], "frames": base["frames"], "base": base["ao"]})
+        rows[-1] |= {"tuned": tuned["ao"], "change": change, "held": held}
+    return rows
+
+
+def _strips(
+    wanted: config.Report, results: Path, name: str, scores: dict[str, Found], judged: str, colours: dict[str, str]
+) -> Found:
+    changes = {row["name"]: row["change"] for row in _sequences(scores, judged) if row["change"] is not None}
+    root, picks = root_of(results, name), strips.choose(changes, wanted.strips)
+    found, missing = strips.read(results / "tracks", name, root, colours, picks, wanted.strip_frames)
+    if missing:
+        log.warning("no film strips of %s: %s", name, missing)
+    return {"strips": found, "missing": missing, "root": str(root), "changes": changes}
+
+
+def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested sections as dotted names with their values."""
+    if not isinstance(value, dict):
+        return [(prefix.removesuffix("."), value)]
+    return [pair for key, inner in value.items() for pair in _flat(inner, f"{prefix}{key}.")]
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(HERE),
+        autoescape=select_autoescape(["html.j2"], default=False),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": _number, "signed": _signed, "interval": _interval, "duration": _duration, "gib": _gib,
+    }  # fmt: skip
+    return environment
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return NONE if value is None else f"{value:.{digits}f}"
+
+
+def _signed(value: float | None, digits: int = 3) -> str:
+    return NONE if value is None else f"{value:+.{digits}f}"
+
+
+def _interval(ends: tuple[float, float] | None, digits: int = 3, sign: str = "") -> str:
+    return NONE if ends is None else f"[{ends[0]:{sign}.{digits}f}, {ends[1]:{sign}.{digits}f}]"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.2f} h"
+
+
+def _gib(size: int | None) -> str:
+    return NONE if size is None else f"{size / 2**30:.2f} GiB"

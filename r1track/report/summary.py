@@ -1,0 +1,203 @@
+"""What a run came to: the figures of the page, of summary.json and of summary.md, from this one place.
+
+AO, SR.50 and SR.75 are shares from 0 to 1, as in scores/; the figures of general ability are points, as in the verdict.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from r1track import files
+from r1track.score import paired_difference
+from r1track.verdict import summary as verdict_line
+
+BASE = "base"
+PEERS = {"static": "the static box", "template": "the template matcher", "oracle": "the oracle"}
+LORA = {"nf4": "over NF4 weights", "none": "over unquantised weights"}
+FEW = 30  # sequences below which a bootstrap over them is not to be leaned on
+NOTES = {
+    r"(^|[\s/])toy([-_/]|$)": "toy world: says that the workflow works, not how good a tracker is",
+    r"got-?_?10k": "GOT-10k: validation figures are not comparable with published test figures",
+}
+GENERAL = {
+    "RETAINED": "its general ability is retained",
+    "REGRESSED": "its general ability has regressed",
+    "INCONCLUSIVE": "whether its general ability is retained is not decided",
+    "INVALID": "the check of its general ability is invalid",
+}
+
+Found = dict[str, Any]
+
+
+def read(path: Path, stage: str) -> Any:
+    """A stage's JSON. Raises FileNotFoundError naming the file and the stage that writes it."""
+    return files.read_json(present(path, stage))
+
+
+def present(path: Path, stage: str) -> Path:
+    """The path itself, when it is there."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; run the stage `{stage}`, or all of them: `snakemake --cores all`")
+    return path
+
+
+def read_scores(results: Path) -> dict[str, dict[str, Found]]:
+    """The scores by set and model: the base first, then the tuned models, then the peers."""
+    present_models = {path.name for path in results.glob("scores/*") if path.is_dir()}
+    tuned = sorted(present_models - {BASE, *PEERS})
+    if not tuned:
+        raise FileNotFoundError(f"{results / 'scores'}: no scores of a tuned model; run the stage `score`")
+    models = [BASE, *tuned, *(peer for peer in PEERS if peer in present_models)]
+    paths = results.glob("scores/*/*.json")
+    sets = sorted({path.stem for path in paths if not path.name.endswith("provenance.json")})
+    return {name: {m: read(results / "scores" / m / f"{name}.json", "score") for m in models} for name in sets}
+
+
+def root_of(results: Path, name: str) -> Path:
+    """The folder of the split that the set `name` was tracked on."""
+    path = results / "tracks" / BASE / name / "provenance.json"
+    inputs = read(path, "track").get("inputs")
+    if not inputs:
+        raise ValueError(f"{path}: names no inputs, so the split is unknown; run the stage `track` again")
+    return Path(next(iter(inputs)))
+
+
+def read_log(results: Path, arm: str) -> list[Found]:
+    """The rows of an arm's training log, one per optimiser step."""
+    path = present(results / "adapters" / arm / "log.jsonl", "train")
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not rows:
+        raise ValueError(f"{path}: holds no step; run the stage `train` again")
+    return rows
+
+
+def read_records(results: Path) -> list[Found]:
+    """Every provenance of the run, in the order in which the results were finished; `result` says of what."""
+    found = []
+    for path in results.rglob("*provenance.json"):
+        place = path.relative_to(results)
+        if place.parts[0] != "report" and not any(part.startswith(".") for part in place.parts):
+            alone = path.name == "provenance.json"
+            result = place.parent.as_posix() if alone else place.as_posix().removesuffix(".provenance.json")
+            found.append({"result": result, **read(path, place.parts[0])})
+    return sorted(found, key=lambda record: record["finished"])
+
+
+def _told(low: float, high: float) -> str:
+    return "above" if low > 0 else "below" if high < 0 else "undecided"
+
+
+def _compare(ours: Found, theirs: Found, draws: int) -> Found:
+    found = paired_difference(ours, theirs, draws)
+    return {**found._asdict(), "told": _told(found.low, found.high)}
+
+
+def beside(peers: dict[str, Found]) -> str:
+    """In words, which peers a model beats: those against which the interval of the difference lies above 0."""
+    if not peers:
+        return "stands alone, no peer was scored"
+    beaten = [PEERS[peer] for peer, found in peers.items() if found["told"] == "above"]
+    mark = {"below": "", "undecided": " (undecided)"}
+    others = [PEERS[peer] + mark[found["told"]] for peer, found in peers.items() if found["told"] != "above"]
+    if not beaten:
+        return f"beats none of its peers: neither {' nor '.join(others)}" if others[1:] else f"does not beat {others[0]}"
+    return f"beats {' and '.join(beaten)}" + (f", not {' nor '.join(others)}" if others else "")
+
+
+def _of_set(scores: dict[str, Found], root: Path, draws: int) -> Found:
+    base = scores[BASE]
+    text, count = f"{base['set']} {root.as_posix()}".lower(), base["sequences_count"]
+    few = [f"only {count} sequences: the intervals say little"] if count < FEW else []
+    models = {}
+    for name, score in scores.items():
+        peers = {} if name in PEERS else {p: _compare(score, scores[p], draws) for p in scores if p in PEERS}
+        keys = ("ao", "ao_interval", "sr50", "sr75", "ao_sequence_mean", "ao_class_mean", "fps", "status")
+        kind = "peer" if name in PEERS else "base" if name == BASE else "tuned"
+        models[name] = {"kind": kind, **{key: score[key] for key in keys}, "peers": peers}
+        models[name]["words"] = "" if name in PEERS else f"{name} {beside(peers)}"
+    return {
+        "sequences": count,
+        "frames": base["frames"],
+        "notes": [note for pattern, note in NOTES.items() if re.search(pattern, text)] + few,
+        "models": models,
+        "differences": {m: _compare(scores[m], base, draws) for m in scores if models[m]["kind"] == "tuned"},
+    }
+
+
+def _training(results: Path, arm: str) -> Found:
+    record = read(results / "adapters" / arm / "provenance.json", "train")
+    merge = read(results / "models" / arm / "merge.json", "merge")
+    seconds = record.get("train_seconds", record["wall_seconds"])
+    return {
+        "quantize": record["quantize"],
+        "adapter": f"LoRA trained {LORA[record['quantize']]}",
+        "steps": len(read_log(results, arm)),
+        "minutes": seconds / 60,
+        "merge": {"pairs": merge["pairs"], "agreement": merge["agreement"]},
+    }
+
+
+def _verdict(results: Path) -> Found:
+    verdict = read(results / "vqa" / "verdict.json", "verdict")
+    inputs = read(results / "vqa" / "verdict.provenance.json", "verdict")["inputs"]
+    keys = ("verdict", "difference", "interval", "margin", "reasons", "needed_items")
+    sets = {name: {key: found[key] for key in ("n", "base", "tuned")} for name, found in verdict["sets"].items()}
+    model = Path(list(inputs)[-1]).name
+    return {"model": model, "line": verdict_line(verdict), **{key: verdict[key] for key in keys}, "sets": sets}
+
+
+def _cost(records: list[Found]) -> Found:
+    gpu = [record["peak_gpu_bytes"] for record in records if record["peak_gpu_bytes"]]
+    return {
+        "wall_seconds": sum(record["wall_seconds"] for record in records),
+        "cpu_seconds": sum(record["cpu_seconds"] for record in records),
+        "peak_cpu_bytes": max(record["peak_cpu_bytes"] for record in records),
+        "peak_gpu_bytes": max(gpu, default=None),
+    }
+
+
+def judgement(sets: dict[str, Found], verdict: Found) -> str:
+    """One sentence on the model that the verdict is about, which says no more than the intervals carry."""
+    model, parts = verdict["model"], []
+    for name, found in sets.items():
+        change = found["differences"][model]
+        figures = f"AO {change['value']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]"
+        claim = {
+            "above": f"{model} tracks better than {BASE} ({figures})",
+            "below": f"{model} tracks worse than {BASE} ({figures})",
+            "undecided": f"{model} is not shown to track better than {BASE} ({figures} holds 0)",
+        }[change["told"]]
+        peers = found["models"][model]["peers"]
+        moves = "static" not in peers or peers["static"]["told"] == "above"
+        join = "and" if moves == (change["told"] == "above") else "but"
+        doubt = "" if moves else ", so nothing shows yet that it tracks at all"
+        parts.append(f"on {name} {claim}, {join} it {beside(peers)}{doubt}")
+    sentence = "; ".join([*parts, GENERAL[verdict["verdict"]]])
+    return f"{sentence[0].upper()}{sentence[1:]}."
+
+
+def summarise(results: Path) -> Found:
+    """The figures of a run: per set the scores of models and peers, differences with intervals, verdict, training, cost.
+
+    Raises FileNotFoundError or ValueError naming the file when the results are not whole.
+    """
+    scores, verdict = read_scores(results), _verdict(results)
+    tuned = [name for name in next(iter(scores.values())) if name not in (BASE, *PEERS)]
+    if verdict["model"] not in tuned:
+        raise ValueError(
+            f"{results / 'vqa/verdict.provenance.json'}: the verdict is about {verdict['model']!r}, but the tuned models "
+            f"with scores are {tuned}; run the stages `score` and `verdict` again"
+        )
+    draws = read(results / "config" / "score.json", "settings")["score"]["draws"]
+    sets = {name: _of_set(each, root_of(results, name), draws) for name, each in scores.items()}
+    return {
+        "run": results.resolve().name,
+        "judgement": judgement(sets, verdict),
+        "metric": scores[next(iter(scores))][BASE]["metric"],
+        "draws": draws,
+        "sets": sets,
+        "verdict": verdict,
+        "training": {arm: _training(results, arm) for arm in tuned},
+        "cost": _cost(read_records(results)),
+    }

@@ -1,0 +1,110 @@
+"""The command line: help for every command, the flags of the design, and errors that a person can act on."""
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from r1track import cli, config
+
+FLAGS = {
+    "toy": {"config", "out"},
+    "toy-base": {"out", "steps", "seed"},
+    "sample": {"config", "root", "out"},
+    "train": {"config", "arm", "model", "pairs", "scratch", "out"},
+    "merge": {"config", "model", "adapter", "pairs", "out"},
+    "track": {"config", "model", "root", "out"},
+    "score": {"tracks", "root", "out", "draws"},
+    "vqa": {"config", "model", "out"},
+    "verdict": {"config", "base", "tuned", "out"},
+    "report": {"results", "out"},
+}
+STAGES = "import sys; from r1track import cli; print([m for m in ('torch', 'trl', 'scipy', 'cv2') if m in sys.modules])"
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was():
+    """The command configures logging for its process; here that process is the tests' own."""
+    root, package = logging.getLogger(), logging.getLogger("r1track")
+    before = (root.handlers[:], root.level, package.level)
+    yield
+    root.handlers[:], root.level, package.level = before
+    logging.captureWarnings(False)
+
+
+def run(*words: object):
+    return CliRunner().invoke(cli.app, [str(word) for word in words], env={"COLUMNS": "200", "TERM": "dumb"})
+
+
+def test_there_is_a_command_for_every_stage_and_for_the_tiny_base() -> None:
+    assert {command.name or command.callback.__name__ for command in cli.app.registered_commands} == set(FLAGS)
+    assert set(config.NEEDS) == set(FLAGS) - {"toy-base"}
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_help_of_a_command_says_what_it_does_and_lists_its_flags(command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    shown = {word[2:] for word in result.output.replace("│", " ").split() if word.startswith("--")}
+    assert shown == FLAGS[command] | {"help"}
+    assert len(result.output.split("Usage")[1].splitlines()[2].split()) > 3, "a sentence about the command"
+
+
+def test_help_loads_no_stage() -> None:
+    done = subprocess.run([sys.executable, "-c", STAGES], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_an_arm_that_does_not_exist_is_refused() -> None:
+    result = run(
+        "train", "--config", "c", "--arm", "ppo", "--model", "m", "--pairs", "p", "--scratch", "s", "--out", "o"
+    )
+    assert result.exit_code == 2
+    assert "ppo" in result.output
+    assert "grpo" in result.output
+
+
+def test_a_missing_configuration_ends_with_one_message_and_code_2(tmp_path: Path) -> None:
+    result = run("toy", "--config", tmp_path / "none.yaml", "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+    assert len(result.stderr.splitlines()) == 1
+    assert "none.yaml" in result.stderr
+    assert "give config.yaml" in result.stderr
+
+
+def test_a_wrong_field_ends_with_its_remedy_and_writes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("toy: {lenght: 9}\n")
+    result = run("toy", "--config", tmp_path / "config.yaml", "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "toy.lenght = 9: unknown field; did you mean 'length'?" in result.stderr
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_log_file_has_the_traceback_that_the_console_spares(tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "toy.log"
+    result = run("--log", log, "toy", "--config", tmp_path / "none.yaml", "--out", tmp_path / "out")
+    assert "Traceback" not in result.output
+    assert "Traceback" in log.read_text()
+    assert log.read_text().splitlines()[-1].startswith("r1track.config.ConfigError: ")
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def broken(path: Path) -> None:
+        raise KeyError("fault")
+
+    monkeypatch.setattr(config, "load", broken)
+    result = run("toy", "--config", "c", "--out", tmp_path)
+    assert result.exit_code == 1
+    assert isinstance(result.exception, KeyError)
+
+
+def test_the_toy_command_writes_both_splits(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("toy: {train_sequences: 2, val_sequences: 1, length: 2}\n")
+    assert run("toy", "--config", tmp_path / "config.yaml", "--out", tmp_path / "toy").exit_code == 0
+    assert len((tmp_path / "toy" / "train" / "list.txt").read_text().split()) == 2
+    assert len((tmp_path / "toy" / "val" / "list.txt").read_text().split()) == 1

@@ -1,0 +1,251 @@
+"""The verdict can say no: each of its four words is said when, and only when, the rule asks for it."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+
+from r1track import config, files, verdict
+
+RULE = config.Verdict(draws=2000)
+
+
+def write(folder, wrong=(), *, items=600, name="easy", answers=None, per_image=1, **manifest):
+    """A folder of answers to `items` questions, right but for the places in `wrong`; `answers` replaces some."""
+    folder.mkdir(exist_ok=True)
+    rows = []
+    for place in range(items):
+        right = float(place not in wrong)
+        row = {"doc_id": str(place), "image": f"i{place // per_image}", "image_sha256": "f" * 64, "question": "is it?"}
+        row |= {"target": "yes", "answer": (answers or {}).get(place, "yes" if right else "no")}
+        rows.append(row | {"strict": right, "lenient": right})
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if manifest:
+        files.write_json(folder / "manifest.json", manifest)
+    return folder
+
+
+@pytest.fixture
+def base(tmp_path):
+    return write(tmp_path / "base", range(0, 600, 5), self={"items": 300, "difference": 0.0, "changed": 0})
+
+
+def flipped(share, items=600, seed=0):
+    """Places of that share of the items that the base of the tests answers rightly."""
+    right = [place for place in range(items) if place % 5]
+    return np.random.default_rng(seed).choice(right, int(share * items), replace=False).tolist()
+
+
+def test_identical_answers_are_retained(base):
+    found = verdict.judge(base, base, RULE)
+    assert (found["verdict"], found["difference"], found["interval"]) == ("RETAINED", 0, [0, 0])
+    assert found["sets"]["easy"] | {"leaks": 0, "tango_lower": 0} == {
+        "n": 600, "base": 80, "tuned": 80, "gained": 0, "lost": 0, "difference": 0, "lenient_difference": 0,
+        "mcnemar_p": 1, "tango_lower": 0, "interval": [0, 0], "flagged": False, "leaks": 0, "flips": [],
+    }  # fmt: skip
+
+
+def test_a_broken_model_is_regressed_and_its_set_flagged(base, tmp_path):
+    tuned = write(tmp_path / "tuned", {*range(0, 600, 5), *flipped(0.3)})
+    found = verdict.judge(base, tuned, RULE)
+    assert found["verdict"] == "REGRESSED"
+    assert found["difference"] == pytest.approx(-30)
+    easy = found["sets"]["easy"]
+    assert easy["flagged"]
+    assert (easy["gained"], easy["lost"]) == (0, 180)
+    assert easy["mcnemar_p"] < 1e-9
+    assert easy["tango_lower"] < -30
+    assert len(easy["flips"]) == 20
+    assert easy["flips"][0]["base"] == "yes"
+    assert easy["flips"][0]["tuned"] == "no"
+
+
+def test_a_sure_loss_beyond_the_margin_is_regressed_without_any_flag(base, tmp_path):
+    found = verdict.judge(base, write(tmp_path / "tuned", {*range(0, 600, 5), *flipped(0.025)}), RULE)
+    assert found["verdict"] == "REGRESSED"
+    assert not found["sets"]["easy"]["flagged"]
+
+
+def test_a_loss_that_is_not_significant_is_not_retained(base, tmp_path):
+    gained, lost = [0, 5, 10, 15, 20, 25, 30, 35, 40, 45], flipped(0.025)
+    found = verdict.judge(base, write(tmp_path / "tuned", {*range(0, 600, 5), *lost} - {*gained}), RULE)
+    assert found["sets"]["easy"]["mcnemar_p"] > 0.05
+    assert found["verdict"] == "INCONCLUSIVE"
+    variance, gap = (25 / 600 - (5 / 600) ** 2), 0.02 - 5 / 600
+    assert found["needed_items"] == pytest.approx(6.1826 * variance / gap**2, rel=0.1)
+    assert found["needed_items"] > 600
+    assert str(found["needed_items"]) in found["reasons"][0]
+
+
+def test_questions_on_shared_images_count_for_less(tmp_path):
+    lost = [place for start in range(0, 600, 200) for place in range(start, start + 6)]
+    gained = [place for start in range(100, 600, 200) for place in range(start, start + 6)]
+    width = {}
+    for per_image in (1, 6):
+        base = write(tmp_path / f"base{per_image}", gained, per_image=per_image)
+        tuned = write(tmp_path / f"tuned{per_image}", lost, per_image=per_image)
+        low, high = verdict.judge(base, tuned, RULE)["interval"]
+        width[per_image] = high - low
+    assert width[6] / width[1] == pytest.approx(6**0.5, rel=0.25)
+
+
+def test_pooled_difference_is_the_unweighted_mean_of_the_sets(tmp_path):
+    for folder, wrong in (("base", ()), ("tuned", range(60))):
+        write(tmp_path / folder, wrong, items=400, name="small")
+        write(tmp_path / folder, (), items=1200, name="large")
+    found = verdict.judge(tmp_path / "base", tmp_path / "tuned", RULE)
+    assert found["difference"] == pytest.approx(-15 / 2)
+    assert [found["sets"][name]["flagged"] for name in ("small", "large")] == [True, False]
+    assert found["interval"][0] < found["difference"] < found["interval"][1]
+
+
+def test_one_set_that_is_lost_regresses_a_model_whose_mean_stays_within_the_margin(tmp_path):
+    for folder, wrong in (("base", ()), ("tuned", range(14))):
+        write(tmp_path / folder, wrong, items=400, name="small")
+        write(tmp_path / folder, (), items=1200, name="large")
+    found = verdict.judge(tmp_path / "base", tmp_path / "tuned", RULE)
+    assert found["difference"] == pytest.approx(-1.75)
+    assert (found["verdict"], found["reasons"]) == ("REGRESSED", ["small lost 3.50 points"])
+
+
+def test_a_large_loss_flags_no_set_while_it_may_be_chance(tmp_path):
+    base, tuned = write(tmp_path / "base", range(10), items=300), write(tmp_path / "tuned", range(10, 30), items=300)
+    easy = verdict.judge(base, tuned, RULE)["sets"]["easy"]
+    assert easy["difference"] == pytest.approx(-10 / 3)
+    assert easy["mcnemar_p"] > 0.05
+    assert not easy["flagged"]
+
+
+@pytest.mark.parametrize("side", ["base", "tuned"])
+def test_boxes_as_answers_are_invalid_with_the_leak_named(base, tmp_path, side):
+    tuned = write(tmp_path / "tuned", range(0, 600, 5))
+    write(tmp_path / side, range(0, 600, 5), answers=dict.fromkeys(range(7), "[12, 30, 50, 80]"))
+    found = verdict.judge(base, tuned, RULE)
+    assert found["verdict"] == "INVALID"
+    assert f"1.2% of the answers of {side} are boxes" in found["reasons"][0]
+    write(tmp_path / side, range(0, 600, 5), answers=dict.fromkeys(range(6), "[12, 30, 50, 80]"))
+    assert verdict.judge(base, tuned, RULE)["verdict"] == "RETAINED"
+
+
+def test_a_model_that_is_broken_and_answers_boxes_is_invalid_not_regressed(base, tmp_path):
+    tuned = write(tmp_path / "tuned", range(600), answers=dict.fromkeys(range(600), "[1, 2, 3, 4]"))
+    found = verdict.judge(base, tuned, RULE)
+    assert found["verdict"] == "INVALID"
+    assert found["difference"] == pytest.approx(-80)
+
+
+def test_empty_answers_are_invalid(base, tmp_path):
+    tuned = write(tmp_path / "tuned", range(0, 600, 5), answers=dict.fromkeys(range(13), " "))
+    found = verdict.judge(base, tuned, RULE)
+    assert found["verdict"] == "INVALID"
+    assert "empty answers changed by +2.2 points" in found["reasons"][0]
+
+
+def test_other_items_are_invalid(base, tmp_path):
+    found = verdict.judge(base, write(tmp_path / "tuned", range(0, 600, 5), items=601), RULE)
+    assert found["verdict"] == "INVALID"
+    assert found["reasons"] == ["easy: item ids differ: 600 answered by both, 0 only by base, 1 only by tuned"]
+
+
+def test_other_images_under_the_same_ids_are_invalid(base, tmp_path):
+    tuned = write(tmp_path / "tuned", range(0, 600, 5))
+    path = tuned / "easy.jsonl"
+    path.write_text(path.read_text().replace("f" * 64, "e" * 64, 1))
+    found = verdict.judge(base, tuned, RULE)
+    assert found["verdict"] == "INVALID"
+    assert "1 items differ in image_sha256" in found["reasons"][0]
+
+
+def test_a_set_that_one_model_was_not_asked_is_invalid_and_has_no_figures(base, tmp_path):
+    found = verdict.judge(base, write(tmp_path / "tuned", name="other"), RULE)
+    assert (found["verdict"], found["difference"], found["interval"]) == ("INVALID", None, None)
+    assert len(found["reasons"]) == 2
+    assert "INVALID: easy: item ids differ" in verdict.summary(found)
+
+
+def test_too_few_items_are_invalid(tmp_path):
+    base = write(tmp_path / "base", items=299)
+    found = verdict.judge(base, base, RULE)
+    assert found["verdict"] == "INVALID"
+    assert "299 items, fewer than 300" in found["reasons"][0]
+
+
+def test_a_base_that_differs_from_itself_is_invalid(tmp_path):
+    for difference, word in ((-0.6, "INVALID"), (0.5, "RETAINED")):
+        noise = {"items": 300, "difference": difference, "changed": 9}
+        found = verdict.judge(*[write(tmp_path / "base", self=noise)] * 2, RULE)
+        assert found["verdict"] == word
+        assert found["self"] == noise
+
+
+def test_models_asked_under_different_settings_are_invalid(tmp_path):
+    folders = [write(tmp_path / name, settings={"vqa": {"batch": batch}}) for name, batch in (("a", 8), ("b", 16))]
+    found = verdict.judge(*folders, RULE)
+    assert found["verdict"] == "INVALID"
+    assert found["reasons"] == ["base and tuned were asked with different settings: vqa"]
+
+
+def test_the_rules_hash_changes_with_the_rule_but_not_with_what_follows_from_it(base):
+    hashes = [
+        verdict.judge(base, base, RULE.model_copy(update=change))["rule_sha256"]
+        for change in ({}, {"on_regression": "warn"}, {"margin": 2.5})
+    ]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+@pytest.mark.parametrize(("on_regression", "stops"), [("fail", True), ("warn", False)])
+def test_a_regression_is_written_and_logged_before_it_stops_the_run(base, tmp_path, caplog, on_regression, stops):
+    tuned, out = write(tmp_path / "tuned", range(600)), tmp_path / "out" / "verdict.json"
+    settings = config.Settings(verdict=RULE.model_copy(update={"on_regression": on_regression}))
+    verdict.run(settings, base, tuned, out)
+    if stops:
+        with pytest.raises(ValueError, match=r"REGRESSED: -80\.00 points .* easy lost 80\.00 points"):
+            verdict.gate(out, on_regression)
+    else:
+        verdict.gate(out, on_regression)
+    assert files.read_json(out)["verdict"] == "REGRESSED"
+    assert "REGRESSED: -80.00 points" in caplog.text
+    assert sorted(path.name for path in out.parent.iterdir()) == ["verdict.json", "verdict.provenance.json"]
+
+
+def test_a_kept_ability_is_logged_in_one_line(base, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    verdict.run(config.Settings(verdict=RULE), base, base, tmp_path / "verdict.json")
+    lines = [record.getMessage() for record in caplog.records if record.name == "r1track.verdict"]
+    assert len(lines) == 1
+    assert lines[0].startswith(
+        "RETAINED: +0.00 points [+0.00, +0.00], margin 2: a loss as large as the margin is ruled out"
+    )
+
+
+def test_a_write_that_breaks_leaves_the_old_verdict(base, tmp_path, monkeypatch):
+    out = tmp_path / "verdict.json"
+    out.write_text("old")
+    monkeypatch.setattr(verdict, "judge", lambda *_: {"verdict": "RETAINED", "difference": float("nan")})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        verdict.run(config.Settings(), base, base, out)
+    assert out.read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "verdict.json"]
+
+
+def test_folders_that_hold_no_answers_are_refused(base, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no <set>\.jsonl in it"):
+        verdict.judge(base, tmp_path / "none", RULE)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"), [("{", r"line 601: not JSON"), ('{"doc_id": "1"}', r"line 601: no field image, ")]
+)
+def test_broken_rows_are_refused_with_file_and_line(base, line, message):
+    path = base / "easy.jsonl"
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(ValueError, match=message):
+        verdict.judge(base, base, RULE)
+
+
+def test_a_question_that_stands_twice_is_refused(base):
+    path = base / "easy.jsonl"
+    path.write_text(path.read_text() + path.read_text().splitlines()[0] + "\n")
+    with pytest.raises(ValueError, match="601 rows have only 600 doc_ids"):
+        verdict.judge(base, base, RULE)

@@ -1,0 +1,226 @@
+"""The workflow: its jobs, what a changed field reruns, and what it refuses before anything runs."""
+
+import re
+import subprocess
+import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.main import get_command
+
+from r1track import cli, config, dag
+
+ROOT = config.ROOT
+MODELS = ("base", "grpo", "static", "template", "oracle")
+RESULTS = "results/demo"
+FOLDERS = [
+    f"{RESULTS}/pairs",
+    f"{RESULTS}/adapters/grpo",
+    f"{RESULTS}/models/grpo",
+    f"{RESULTS}/vqa/base",
+    f"{RESULTS}/vqa/grpo",
+    *(f"{RESULTS}/tracks/{model}/toy-val" for model in MODELS),
+]
+FILES = [
+    "scratch/demo/toy/train/list.txt",
+    "scratch/demo/toy/val/list.txt",
+    f"{RESULTS}/vqa/verdict.json",
+    f"{RESULTS}/vqa/kept",
+    *(f"{RESULTS}/report/{name}" for name in ("index.html", "summary.json", "summary.md")),
+    *(f"{RESULTS}/config/{stage}.json" for stage in config.NEEDS),
+    *(f"{RESULTS}/scores/{model}/toy-val.json" for model in MODELS),
+]
+FROM_TRACK = {"track": 5, "score": 5, "report": 1}
+FROM_VQA = {"vqa": 2, "verdict": 1, "report": 1}
+# What follows from a new adapter: peers and base stay as they are.
+FROM_TRAIN = {"train": 1, "merge": 1, "track": 1, "score": 1, "vqa": 1, "verdict": 1, "report": 1}
+FROM_SAMPLE = {"sample": 1, **FROM_TRAIN}
+RERUNS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
+    "seed": ({"seed": 1}, FROM_SAMPLE),
+    "model": ({"model": {"max_pixels": 9500}}, {**FROM_TRAIN, **FROM_TRACK, **FROM_VQA}),
+    "data": ({"data": {"train": "toy/val"}}, FROM_SAMPLE),
+    "toy": ({"toy": {"seed": 1}}, {"toy": 1, **FROM_SAMPLE, **FROM_TRACK}),
+    "task": ({"task": {"search_factor": 5.0}}, {**FROM_SAMPLE, **FROM_TRACK}),
+    "sample": ({"sample": {"shift": 0.5}}, FROM_SAMPLE),
+    "train": ({"train": {"learning_rate": 1.0e-6}}, FROM_TRAIN),
+    "merge": ({"merge": {"min_agreement": 0.8}}, {k: n for k, n in FROM_TRAIN.items() if k != "train"}),
+    "track": ({"track": {"min_side": 5.0}}, FROM_TRACK),
+    "score": ({"score": {"draws": 500}}, {"score": 5, "report": 1}),
+    "vqa": ({"vqa": {"seed": 1}}, FROM_VQA),
+    "verdict": ({"verdict": {"margin": 3.0}}, {"verdict": 1, "report": 1}),
+    "report": ({"report": {"strips": 3}}, {"report": 1}),
+}
+
+
+def snakemake(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "2", *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+def planned(folder: Path, change: dict[str, Any], name: str = "none") -> Counter[str]:
+    """The jobs of a dry run, by rule, with `change` over the configuration."""
+    file = folder / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(change))
+    done = snakemake(folder, "--dry-run", "--nolock", "--configfile", str(file))
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    if "Nothing to be done" in output:
+        return Counter()
+    table = output.split("Job stats:")[-1].split("total")[0]
+    return Counter({rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory in which Snakemake believes the demo to be done."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "config.yaml").write_text((ROOT / "config.yaml").read_text())
+    for name in FOLDERS:
+        (folder / name).mkdir(parents=True)
+    for name in FILES:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+    done = snakemake(folder, "--touch", "--forceall")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reruns(finished: Path) -> dict[str, Counter[str]]:
+    with ThreadPoolExecutor(2) as pool:  # each dry run takes seconds to start
+        found = pool.map(lambda name: planned(finished, RERUNS[name][0], name), RERUNS)
+        return dict(zip(RERUNS, found, strict=True))
+
+
+def test_every_section_has_a_changed_field_below() -> None:
+    assert set(RERUNS) == set(config.Settings.model_fields) - {"preset", "run"}
+
+
+@pytest.mark.parametrize("section", RERUNS)
+def test_one_changed_field_reruns_what_depends_on_it_and_nothing_else(
+    section: str, reruns: dict[str, Counter[str]]
+) -> None:
+    found = {rule: count for rule, count in reruns[section].items() if rule not in ("settings", "gate", "all")}
+    assert found == RERUNS[section][1]
+
+
+def test_only_the_files_of_stages_that_read_a_section_are_written_anew(reruns: dict[str, Counter[str]]) -> None:
+    for section, found in reruns.items():
+        assert found["settings"] == sum(section in needs for needs in config.NEEDS.values()), section
+
+
+def test_a_finished_run_has_nothing_to_do(finished: Path) -> None:
+    assert planned(finished, {}) == Counter()
+
+
+def test_another_run_leaves_the_finished_one_alone_and_is_complete(finished: Path) -> None:
+    expected = {
+        "settings": 9, "toy": 1, "sample": 1, "train": 1, "merge": 1, "track": 5, "score": 5, "vqa": 2, "verdict": 1,
+        "report": 1, "gate": 1, "all": 1,
+    }  # fmt: skip
+    assert planned(finished, {"run": "other"}, "other") == Counter(expected)
+
+
+def test_commands_of_the_rules_are_ones_that_the_command_line_takes(finished: Path) -> None:
+    done = snakemake(finished, "--dry-run", "--nolock", "--printshellcmds", "--config", "run=commands")
+    commands = re.findall(r"r1track --log (\S+) ([\w-]+) (.*)", done.stdout + done.stderr)
+    assert {stage for _, stage, _ in commands} == {*config.NEEDS, "gate"}
+    for log, stage, rest in commands:
+        assert log.startswith(f"results/commands/logs/{stage}")
+        parameters = get_command(cli.app).commands[stage].params  # type: ignore[attr-defined]
+        flags = {parameter.opts[0] for parameter in parameters}
+        required = {parameter.opts[0] for parameter in parameters if parameter.required}
+        assert required <= set(re.findall(r"--[\w-]+", rest)) <= flags, rest
+
+
+def test_every_stage_takes_its_own_configuration_and_source_files_as_inputs() -> None:
+    text = "\n".join(file.read_text() for file in (ROOT / "workflow" / "rules").glob("*.smk"))
+    rules = dict(re.findall(r"^rule (\w+):\n(.*?)(?=^rule |\Z)", text, re.MULTILINE | re.DOTALL))
+    assert set(rules) == {"settings", "gate", *config.NEEDS}
+    for stage in config.NEEDS:
+        assert f'sources=dag.sources("{stage}")' in rules[stage]
+        assert f"config/{stage}.json" in rules[stage]
+
+
+def test_a_stage_has_the_sources_that_it_imports_and_no_others() -> None:
+    assert "r1track/prompts.py" in relative(dag.sources("track"))
+    assert "r1track/prompts.py" not in relative(dag.sources("score"))
+
+
+def relative(files: list[str]) -> set[str]:
+    return {Path(file).resolve().relative_to(ROOT).as_posix() for file in files}
+
+
+@pytest.mark.parametrize("stage", config.NEEDS)
+def test_sources_of_a_stage_are_its_modules_without_configuration_and_command_line(stage: str) -> None:
+    found = relative(dag.sources(stage))
+    names = ("toy/world.py",) if stage == "toy" else (f"{stage}.py", f"{stage}/__init__.py")
+    assert any(f"r1track/{name}" in found for name in names)
+    assert not found & {"r1track/config.py", "r1track/files.py", "r1track/cli.py", "r1track/dag.py"}
+
+
+def test_imports_inside_functions_count_as_sources(tmp_path: Path) -> None:
+    file = tmp_path / "stage.py"
+    file.write_text("import os\nfrom r1track.boxes import iou\ndef f():\n    from r1track import crops\n")
+    assert dag._imports(file) >= {"r1track.boxes", "r1track.crops"}
+    assert "os" not in dag._imports(file)
+
+
+def test_the_lint_finds_nothing() -> None:
+    done = snakemake(ROOT, "--lint")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Lints for" not in done.stdout + done.stderr
+
+
+def test_a_wrong_field_stops_the_workflow_without_a_traceback(finished: Path) -> None:
+    (finished / "wrong.yaml").write_text("train: {gruop: 8}\n")
+    done = snakemake(finished, "--dry-run", "--nolock", "--configfile", "wrong.yaml")
+    assert done.returncode != 0
+    assert "train.gruop = 8: unknown field; did you mean 'group'?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def write_split(folder: Path, *names: str) -> Path:
+    folder.mkdir()
+    (folder / "list.txt").write_text("".join(f"{name}\n" for name in names))
+    return folder
+
+
+def test_data_that_do_not_exist_are_refused_with_field_path_and_remedy(tmp_path: Path) -> None:
+    with pytest.raises(config.ConfigError, match=r"data\.train = 'nowhere': nowhere/list\.txt does not exist; unpack"):
+        dag.plan({"data": {"train": "nowhere"}})
+    with pytest.raises(config.ConfigError, match=r"data\.sets\.mine = 'nowhere'"):
+        dag.plan({"data": {"sets": {"mine": "nowhere"}}})
+    split = write_split(tmp_path / "split", "one", "two", "three")
+    (split / "one").mkdir()
+    with pytest.raises(config.ConfigError, match="2 of 3 sequences, first 'two'"):
+        dag.plan({"data": {"train": str(split)}})
+    with pytest.raises(config.ConfigError, match="take toy/train or toy/val"):
+        dag.plan({"data": {"train": "toy/test"}})
+
+
+def test_sequences_may_lie_outside_their_split(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere" / "clip").mkdir(parents=True)
+    split = write_split(tmp_path / "split", "../elsewhere/clip")
+    assert dag.plan({"data": {"train": str(split)}}).train == str(split)
+
+
+def test_names_that_cannot_be_folders_are_refused() -> None:
+    with pytest.raises(config.ConfigError, match="run: 'a b' cannot name a folder"):
+        dag.plan({"run": "a b"})
+    with pytest.raises(config.ConfigError, match=r"data\.sets: 'x/y' cannot name a folder"):
+        dag.plan({"data": {"sets": {"x/y": "toy/val"}}})
+    with pytest.raises(config.ConfigError, match=r"train\.arms = \[\]"):
+        dag.plan({"train": {"arms": []}})
+
+
+def test_the_real_clips_run_through_the_same_jobs_without_the_toy_world() -> None:
+    if not (ROOT.parent / "shared" / "realseq").is_dir():
+        pytest.skip("shared/realseq is not beside the repository")
+    plan = dag.plan(yaml.safe_load((ROOT / "tests" / "configs" / "real_clips.yaml").read_text()))
+    assert plan.results == "results/real-clips"
+    assert (plan.train, plan.sets) == ("tests/configs/real_clips/train", {"real": "tests/configs/real_clips/val"})

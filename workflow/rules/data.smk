@@ -1,0 +1,42 @@
+rule toy:
+    input:
+        config=f"{PLAN.results}/config/toy.json",
+        sources=dag.sources("toy"),
+    output:
+        train=f"{PLAN.scratch}/toy/train/list.txt",
+        val=f"{PLAN.scratch}/toy/val/list.txt",
+    log:
+        f"{PLAN.results}/logs/toy.log",
+    benchmark:
+        f"{PLAN.results}/benchmarks/toy.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    params:
+        out=subpath(output.train, ancestor=2),
+    message:
+        "Drawing the toy world"
+    shell:
+        "r1track --log {log} toy --config {input.config} --out {params.out}"
+
+
+rule sample:
+    input:
+        config=f"{PLAN.results}/config/sample.json",
+        frames=f"{PLAN.train}/list.txt",
+        sources=dag.sources("sample"),
+    output:
+        directory(f"{PLAN.results}/pairs"),
+    log:
+        f"{PLAN.results}/logs/sample.log",
+    benchmark:
+        f"{PLAN.results}/benchmarks/sample.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    params:
+        root=subpath(input.frames, parent=True),
+    message:
+        "Cutting pairs from {params.root}"
+    shell:
+        "r1track --log {log} sample --config {input.config} --root {params.root:q} --out {output}"
