@@ -14,7 +14,7 @@ from peft import PeftModel
 from PIL import Image
 
 from r1track import config, files, models, prompts
-from r1track.sample import load_pairs
+from r1track.pairs import load as open_pairs
 
 log = logging.getLogger(__name__)
 NOT_WEIGHTS = ("*.json", "*.txt", "*.jinja")
@@ -22,7 +22,7 @@ NOT_WEIGHTS = ("*.json", "*.txt", "*.jinja")
 
 def held_out(settings: config.Settings, pairs: Path) -> tuple[list[prompts.Messages], list[list[Image.Image]]]:
     """Questions and images of the first held-out pairs, merge.check_pairs of them at most."""
-    rows = load_pairs(pairs / "val")
+    rows = open_pairs(pairs / "val")
     rows = rows.select(range(min(settings.merge.check_pairs, len(rows))))
     return [prompts.build(box, think=settings.task.think) for box in rows["template_box"]], list(rows["images"])
 

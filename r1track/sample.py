@@ -15,34 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet
-from datasets import Dataset, Features, Image, List, Value, disable_progress_bars, load_dataset
-from PIL import Image as Pillow
+from datasets import Dataset, disable_progress_bars
+from PIL import Image
 from rich.progress import track as progress
 
 from r1track import boxes, config, files
 from r1track.crops import Crop, drift
+from r1track.pairs import FEATURES
 from r1track.sequences import Sequence, read_split
 
 log = logging.getLogger(__name__)
 disable_progress_bars()  # ours say what is being done
 TRIES = 20  # draws per wanted pair before the sequence is given up for it
 INSIDE = 0.5  # share of the target that the search crop must contain
-_box = List(Value("float64"), length=4)
-FEATURES = Features(
-    {
-        "images": List(Image()),
-        "answer": _box,
-        "template_box": _box,
-        "sequence": Value("string"),
-        "frames": List(Value("int32")),
-        "gap": Value("int32"),
-        "boxes": List(_box),
-        "crops": List(List(Value("float64"))),
-        "visibility": Value("float64"),
-        "size": Value("int32"),
-    }
-)
 
 
 def _stream(seed: int, name: str) -> np.random.Generator:
@@ -50,7 +35,7 @@ def _stream(seed: int, name: str) -> np.random.Generator:
     return np.random.default_rng(np.frombuffer(digest, np.uint32))
 
 
-def _encode(image: Pillow.Image) -> dict[str, Any]:
+def _encode(image: Image.Image) -> dict[str, Any]:
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=95, subsampling=0)
     return {"bytes": stream.getvalue(), "path": None}
@@ -106,7 +91,7 @@ class Cutter:
             return None
         images = []
         for crop, t in ((template, first), (search, second)):
-            with Pillow.open(sequence.frames[t]) as image:
+            with Image.open(sequence.frames[t]) as image:
                 images.append(_encode(crop.cut(image)))
         return {
             "images": images,
@@ -189,17 +174,3 @@ def run(settings: config.Settings, root: Path, out: Path) -> None:
             log.info("%s: %d pairs from %d sequences; rejected draws: %s", name, total, len(names), rejected or "none")
         files.write_json(folder / "manifest.json", manifest)
         provenance.write(folder / "provenance.json", seed=settings.seed)
-
-
-def load_pairs(folder: Path, *, cache: Path | None = None) -> Dataset:
-    """The pairs of one split, as `sample` wrote them (`.../pairs/train` or `.../pairs/val`).
-
-    cache: folder for a memory-mapped copy; without it all pairs are read into memory.
-    Raises FileNotFoundError when there are none.
-    """
-    shards = sorted(str(p) for p in folder.glob("*.parquet"))
-    if not shards:
-        raise FileNotFoundError(f"{folder}: no Parquet shards; run `r1track sample` first")
-    if cache is None:
-        return Dataset(pyarrow.parquet.ParquetDataset(shards).read())
-    return load_dataset("parquet", data_files=shards, split="train", cache_dir=str(cache))

@@ -23,7 +23,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from r1track import config, files, models, prompts, rewards
-from r1track.sample import load_pairs
+from r1track.pairs import load as open_pairs
 
 log = logging.getLogger(__name__)
 Reward = Callable[..., list[float]]
@@ -188,7 +188,7 @@ def run(settings: config.Settings, arm: str, model: str, pairs: Path, scratch: P
         model=weights,
         reward_funcs=reward,
         args=make_arguments(settings, scratch, models.suppressed(processor)),
-        train_dataset=with_prompts(load_pairs(pairs / "train", cache=scratch / "cache"), settings.task.think),
+        train_dataset=with_prompts(open_pairs(pairs / "train", cache=scratch / "cache"), settings.task.think),
         processing_class=processor,
         peft_config=make_adapter(settings),
         callbacks=[Watch()],

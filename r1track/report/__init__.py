@@ -2,8 +2,8 @@
 
     r1track report --results results/<run> --out DIR
 
-index.html holds everything that it shows. summary.json and summary.md have the figures of `summary.summarise`, which the
-page shows too. Only the film strips need the frames; where they are gone, the page says so.
+index.html holds everything that it shows. summary.json and summary.md have the figures of `summary.summarise`, and so
+has the page. Only the film strips need the frames; where they are gone, the page says so.
 """
 
 import logging
@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from r1track import config, files
 from r1track.report import plots, strips
-from r1track.report.summary import BASE, PEERS, Found, read, read_log, read_records, read_scores, root_of, summarise
+from r1track.report.summary import BASE, Found, read, read_log, read_records, read_scores, root_of, summarise
 
 log = logging.getLogger(__name__)
 HERE = Path(__file__).parent
@@ -47,7 +47,6 @@ def _material(settings: config.Settings, results: Path, summary: Found) -> dict[
     logs = {arm: read_log(results, arm) for arm in summary["training"]}
     shown = {"truth": plots.COLOURS["truth"], **plots.colours([BASE, judged])}
     return {
-        "peers": PEERS,
         "success": {name: plots.success(name, each) for name, each in scores.items()},
         "sequences": {name: _sequences(each, judged) for name, each in scores.items()},
         "curves": plots.training(logs),
@@ -55,22 +54,21 @@ def _material(settings: config.Settings, results: Path, summary: Found) -> dict[
         "strips": {name: _strips(settings.report, results, name, each, judged, shown) for name, each in scores.items()},
         "colours": shown,
         "records": read_records(results),
-        "configuration": {p.stem: dict(_flat(files.read_json(p))) for p in sorted(results.glob("config/*.json"))},
+        "configuration": {p.stem: p.read_text(encoding="utf-8") for p in sorted(results.glob("config/*.json"))},
         "css": Markup((HERE / "page.css").read_text(encoding="utf-8")),  # our own file, not a result
     }
 
 
 def _sequences(scores: dict[str, Found], judged: str) -> list[Found]:
-    """One row per sequence: AO of base and tuned model and their difference, null where no frame counts."""
+    """One row per sequence, the largest gain first; AO is null, and the row last, where no frame counts."""
     rows = []
     for name, base in scores[BASE]["sequences"].items():
         tuned = scores[judged]["sequences"][name]
         known = base["ao"] is not None and tuned["ao"] is not None
         change = tuned["ao"] - base["ao"] if known else None
-        held = tuned["status"].get("held", 0)
-        rows.append({"name": name, "class": base["class"], "frames": base["frames"], "base": base["ao"]})
-        rows[-1] |= {"tuned": tuned["ao"], "change": change, "held": held}
-    return rows
+        row = {"name": name, "class": base["class"], "frames": base["frames"], "held": tuned["status"].get("held", 0)}
+        rows.append({**row, "base": base["ao"], "tuned": tuned["ao"], "change": change})
+    return sorted(rows, key=lambda row: (row["change"] is None, -(row["change"] or 0), row["name"]))
 
 
 def _strips(
@@ -84,13 +82,6 @@ def _strips(
     return {"strips": found, "missing": missing, "root": str(root), "changes": changes}
 
 
-def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested sections as dotted names with their values."""
-    if not isinstance(value, dict):
-        return [(prefix.removesuffix("."), value)]
-    return [pair for key, inner in value.items() for pair in _flat(inner, f"{prefix}{key}.")]
-
-
 def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(HERE),
@@ -99,22 +90,16 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "number": _number, "signed": _signed, "interval": _interval, "duration": _duration, "gib": _gib,
-    }  # fmt: skip
+    environment.filters |= {"number": _number, "interval": _interval, "duration": _duration, "gib": _gib}
     return environment
 
 
-def _number(value: float | None, digits: int = 3) -> str:
-    return NONE if value is None else f"{value:.{digits}f}"
-
-
-def _signed(value: float | None, digits: int = 3) -> str:
-    return NONE if value is None else f"{value:+.{digits}f}"
+def _number(value: float | None, digits: int = 3, sign: str = "") -> str:
+    return NONE if value is None else f"{value:{sign}.{digits}f}"
 
 
 def _interval(ends: tuple[float, float] | None, digits: int = 3, sign: str = "") -> str:
-    return NONE if ends is None else f"[{ends[0]:{sign}.{digits}f}, {ends[1]:{sign}.{digits}f}]"
+    return NONE if ends is None else f"[{_number(ends[0], digits, sign)}, {_number(ends[1], digits, sign)}]"
 
 
 def _duration(seconds: float) -> str:

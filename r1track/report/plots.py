@@ -8,14 +8,14 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from markupsafe import Markup
 
 from r1track.score import THRESHOLDS
 
 INK = "#010203"  # stands for the page's text colour until the SVG is written
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "r1track", "font.size": 9, "text.color": INK, "axes.labelcolor": INK,
     "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "grid.color": INK, "grid.alpha": 0.15, "legend.frameon": False, "axes.titlesize": 9,
@@ -54,13 +54,15 @@ def _axes(width: float, height: float) -> tuple[Figure, Axes]:
 def success(name: str, scores: dict[str, dict[str, Any]]) -> Markup:
     """Success rate over the IoU threshold for each model of one set; peers are dashed."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = _axes(5.2, 3.6)
+        figure, axes = _axes(4.7, 3.9)
         for model, colour in colours(scores).items():
             score, peer = scores[model], model in COLOURS and model != "base"
             label = f"{model} (AO {score['ao']:.3f})"
-            axes.plot(THRESHOLDS, score["curve"], color=colour, lw=1.4 if peer else 2.2, ls="--" if peer else "-", label=label)
+            axes.plot(
+                THRESHOLDS, score["curve"], color=colour, lw=1.4 if peer else 2.2, ls="--" if peer else "-", label=label
+            )
         axes.set(xlabel="IoU threshold", ylabel="share of frames above it", xlim=(0, 1), ylim=(0, 1.02))
-        axes.legend(loc="lower left", fontsize=8)
+        figure.legend(loc="outside lower center", ncols=2, fontsize=9)
         values = "; ".join(f"{model} {s['sr50']:.3f} at 0.50, {s['sr75']:.3f} at 0.75" for model, s in scores.items())
         return _svg(figure, f"success-{name}", f"Success plot on {name}. Share of frames with a larger IoU: {values}.")
 

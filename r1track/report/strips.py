@@ -30,7 +30,7 @@ def choose(changes: dict[str, float], count: int) -> list[tuple[str, str]]:
 def read(
     tracks: Path, name: str, root: Path, colours: dict[str, str], picks: list[tuple[str, str]], frames: int
 ) -> tuple[list[dict[str, Any]], str | None]:
-    """A strip of `frames` frames for every pick, or none and the reason when the split's frames cannot be read any more.
+    """A strip of `frames` frames for every pick, or none and why the split's frames cannot be read.
 
     tracks: results/<run>/tracks. name: of the set. root: its split. colours: of the boxes, by model, and of the truth.
     Raises FileNotFoundError or ValueError when it is the tracks that cannot be read.
@@ -50,9 +50,7 @@ def read(
         return [], str(error)
 
 
-def _strip(
-    sequence: Sequence, tracked: dict[str, Array], colours: dict[str, str], count: int
-) -> list[dict[str, Any]]:
+def _strip(sequence: Sequence, tracked: dict[str, Array], colours: dict[str, str], count: int) -> list[dict[str, Any]]:
     """Frames after the first, evenly spaced, as the page shows them."""
     total = len(sequence.frames)
     for model, rows in tracked.items():

@@ -38,7 +38,9 @@ def read(path: Path, stage: str) -> Any:
 def present(path: Path, stage: str) -> Path:
     """The path itself, when it is there."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; run the stage `{stage}`, or all of them: `snakemake --cores all`")
+        raise FileNotFoundError(
+            f"{path}: no such file; run the stage `{stage}`, or all of them: `snakemake --cores all`"
+        )
     return path
 
 
@@ -56,20 +58,14 @@ def read_scores(results: Path) -> dict[str, dict[str, Found]]:
 
 def root_of(results: Path, name: str) -> Path:
     """The folder of the split that the set `name` was tracked on."""
-    path = results / "tracks" / BASE / name / "provenance.json"
-    inputs = read(path, "track").get("inputs")
-    if not inputs:
-        raise ValueError(f"{path}: names no inputs, so the split is unknown; run the stage `track` again")
-    return Path(next(iter(inputs)))
+    inputs = read(results / "tracks" / BASE / name / "provenance.json", "track")["inputs"]
+    return Path(next(iter(inputs)))  # `track` names the split first
 
 
 def read_log(results: Path, arm: str) -> list[Found]:
     """The rows of an arm's training log, one per optimiser step."""
     path = present(results / "adapters" / arm / "log.jsonl", "train")
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not rows:
-        raise ValueError(f"{path}: holds no step; run the stage `train` again")
-    return rows
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def read_records(results: Path) -> list[Found]:
@@ -81,16 +77,12 @@ def read_records(results: Path) -> list[Found]:
             alone = path.name == "provenance.json"
             result = place.parent.as_posix() if alone else place.as_posix().removesuffix(".provenance.json")
             found.append({"result": result, **read(path, place.parts[0])})
-    return sorted(found, key=lambda record: record["finished"])
-
-
-def _told(low: float, high: float) -> str:
-    return "above" if low > 0 else "below" if high < 0 else "undecided"
+    return sorted(found, key=lambda record: (record["finished"], record["result"]))
 
 
 def _compare(ours: Found, theirs: Found, draws: int) -> Found:
     found = paired_difference(ours, theirs, draws)
-    return {**found._asdict(), "told": _told(found.low, found.high)}
+    return {**found._asdict(), "told": "above" if found.low > 0 else "below" if found.high < 0 else "undecided"}
 
 
 def beside(peers: dict[str, Found]) -> str:
@@ -101,7 +93,9 @@ def beside(peers: dict[str, Found]) -> str:
     mark = {"below": "", "undecided": " (undecided)"}
     others = [PEERS[peer] + mark[found["told"]] for peer, found in peers.items() if found["told"] != "above"]
     if not beaten:
-        return f"beats none of its peers: neither {' nor '.join(others)}" if others[1:] else f"does not beat {others[0]}"
+        return (
+            f"beats none of its peers: neither {' nor '.join(others)}" if others[1:] else f"does not beat {others[0]}"
+        )
     return f"beats {' and '.join(beaten)}" + (f", not {' nor '.join(others)}" if others else "")
 
 
@@ -178,7 +172,7 @@ def judgement(sets: dict[str, Found], verdict: Found) -> str:
 
 
 def summarise(results: Path) -> Found:
-    """The figures of a run: per set the scores of models and peers, differences with intervals, verdict, training, cost.
+    """The figures of a run: scores of models and peers by set, differences with intervals, verdict, training, cost.
 
     Raises FileNotFoundError or ValueError naming the file when the results are not whole.
     """
@@ -186,8 +180,8 @@ def summarise(results: Path) -> Found:
     tuned = [name for name in next(iter(scores.values())) if name not in (BASE, *PEERS)]
     if verdict["model"] not in tuned:
         raise ValueError(
-            f"{results / 'vqa/verdict.provenance.json'}: the verdict is about {verdict['model']!r}, but the tuned models "
-            f"with scores are {tuned}; run the stages `score` and `verdict` again"
+            f"{results / 'vqa/verdict.provenance.json'}: the verdict is about {verdict['model']!r}, but scores are "
+            f"there for {tuned}; run the stages `score` and `verdict` again"
         )
     draws = read(results / "config" / "score.json", "settings")["score"]["draws"]
     sets = {name: _of_set(each, root_of(results, name), draws) for name, each in scores.items()}

@@ -5,6 +5,7 @@ bells; helper heads, thrown away at the end, make the image tokens tell where th
 """
 
 import json
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
+from rich.progress import track as progress_bar
 from torch.nn import functional
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -23,6 +24,7 @@ from r1track.files import atomic_folder
 from r1track.toy import base
 from r1track.toy.lessons import UNDECIDED, Item, Lessons
 
+logger = logging.getLogger(__name__)
 BLUR = 1.0  # deviation, in pixels, of the soft target around a true coordinate: near misses are near
 
 
@@ -170,11 +172,11 @@ class Trainer:
             draws = {kind: [getattr(self.lessons, kind)(progress) for _ in range(n)] for kind, n in self.parts.items()}
             yield progress, [self.collate(items) for items in draws.values()]
 
-    def run(self, console: Console) -> list[dict[str, float]]:
+    def run(self) -> list[dict[str, float]]:
         """Train; returns the log. Learning rate: linear warm-up over 2 % of the steps, then cosine to 2 %."""
         log, began = [], time.time()
         self.model.train()
-        for step, (progress, parts) in enumerate(self.batches()):
+        for step, (progress, parts) in enumerate(progress_bar(self.batches(), "teach", self.steps)):
             factor = min(1.0, (step + 1) / (0.02 * self.steps)) * (0.02 + 0.49 * (1 + math.cos(math.pi * progress)))
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate * factor
@@ -189,7 +191,7 @@ class Trainer:
                 row |= {f"{kind}_loss": round(loss.item(), 3) for kind, loss in zip(self.parts, losses, strict=True)}
                 row |= {f"{kind}_right": round(share, 3) for kind, share in zip(self.parts, shares, strict=True)}
                 log.append(row)
-                console.print(row)
+                logger.info("%s", row)
         return log
 
 
@@ -210,7 +212,8 @@ def make(folder: Path, *, seed: int = 0, steps: int = 5600, batch: int = 32, rat
     """Make the tiny base and write it to `folder`."""
     trainer = Trainer(seed, steps, batch, rate)
     began = time.time()
-    log = trainer.run(Console())
+    log = trainer.run()
     seconds = round(time.time() - began)
     settings = {"seed": seed, "steps": steps, "batch": batch, "rate": rate, "undecided": UNDECIDED}
-    save(trainer, folder, {**settings, "seconds": seconds, "threads": torch.get_num_threads(), "log": log[::10]})
+    cost = {"seconds": seconds, "threads": torch.get_num_threads()}
+    save(trainer, folder, {**settings, **cost, "log": [*log[::10], log[-1]]})

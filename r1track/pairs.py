@@ -1,0 +1,36 @@
+"""Pairs: the columns of the shards that `sample` writes, and how the other stages open them."""
+
+from pathlib import Path
+
+import pyarrow.parquet
+from datasets import Dataset, Features, Image, List, Value, load_dataset
+
+_box = List(Value("float64"), length=4)
+FEATURES = Features(
+    {
+        "images": List(Image()),
+        "answer": _box,
+        "template_box": _box,
+        "sequence": Value("string"),
+        "frames": List(Value("int32")),
+        "gap": Value("int32"),
+        "boxes": List(_box),
+        "crops": List(List(Value("float64"))),
+        "visibility": Value("float64"),
+        "size": Value("int32"),
+    }
+)
+
+
+def load(folder: Path, *, cache: Path | None = None) -> Dataset:
+    """The pairs of one split, as `sample` wrote them (`.../pairs/train` or `.../pairs/val`).
+
+    cache: folder for a memory-mapped copy; without it all pairs are read into memory.
+    Raises FileNotFoundError when there are none.
+    """
+    shards = sorted(str(p) for p in folder.glob("*.parquet"))
+    if not shards:
+        raise FileNotFoundError(f"{folder}: no Parquet shards; run `r1track sample` first")
+    if cache is None:
+        return Dataset(pyarrow.parquet.ParquetDataset(shards).read())
+    return load_dataset("parquet", data_files=shards, split="train", cache_dir=str(cache))

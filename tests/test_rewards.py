@@ -1,0 +1,85 @@
+"""Rewards: the paper's figures on ordered boxes, bounds on everything else."""
+
+import numpy as np
+import pytest
+
+from r1track import prompts, rewards
+
+TARGET = [100, 120, 180, 200]
+
+
+def reference(box: list[float], target: list[float]) -> float:
+    """The published shaping, written again from its description, for two ordered boxes."""
+    width = min(box[2], target[2]) - max(box[0], target[0])
+    height = min(box[3], target[3]) - max(box[1], target[1])
+    shared = max(0.0, width) * max(0.0, height)
+    areas = [(b[2] - b[0]) * (b[3] - b[1]) for b in (box, target)]
+    union = sum(areas) - shared
+    hull = (max(box[2], target[2]) - min(box[0], target[0])) * (max(box[3], target[3]) - min(box[1], target[1]))
+    g = shared / union - (hull - union) / hull
+    if g <= 0:
+        return g
+    return 0.0 if g < 0.4 else g if g <= 0.75 else g + 0.2 if g < 0.95 else g + 0.5
+
+
+def test_the_paper_scheme_gives_the_published_figures_on_ordered_boxes() -> None:
+    rng = np.random.default_rng(1)
+    seen = set()
+    for _ in range(3000):
+        corners = np.round(np.array(TARGET) + rng.normal(0, rng.choice([1.0, 8.0, 60.0]), 4))
+        if not ((corners[:2] < corners[2:]).all() and (corners >= 0).all() and (corners <= 336).all()):
+            continue
+        found = rewards.score(prompts.numbers(corners), TARGET)
+        assert found["total"] == pytest.approx(reference(corners.tolist(), TARGET), abs=1e-12)
+        seen.add(int(np.sign(found["total"])) + (2 if found["total"] > 0.95 else 0))
+    assert seen == {-1, 0, 1, 3}  # every branch of the shaping was met
+
+
+def test_a_perfect_box_is_worth_one_and_a_half() -> None:
+    assert rewards.score(str(TARGET), TARGET)["total"] == 1.5
+    assert rewards.score(str(TARGET), TARGET, scheme="iou")["total"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "[180, 200, 100, 120]",
+        "[336, 336, 0, 0]",
+        "[10000, 10000, -10000, -10000]",
+        "[100, 120, 180, 200, 5]",
+        "no",
+        "[]",
+    ],
+)
+@pytest.mark.parametrize("scheme", ["paper", "iou"])
+def test_answers_that_the_reference_overpaid_are_invalid(answer: str, scheme: str) -> None:
+    found = rewards.score(answer, TARGET, scheme=scheme)  # type: ignore[arg-type]
+    assert (found["total"], found["valid"]) == (-1, 0)
+
+
+def test_rewards_never_leave_their_bounds() -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(3000):
+        values = rng.choice([-1e9, -20, 0, 3, 100, 180, 336, 350, 1e9], 4).tolist()
+        text = str(values)
+        assert -1 <= rewards.score(text, TARGET)["total"] <= 1.5
+        assert -1 <= rewards.score(text, TARGET, scheme="iou")["total"] <= 1
+        tokens = int(rng.integers(0, 3000))
+        think = f"<think>x</think><answer>{text}</answer>"
+        assert -1.1 <= rewards.score(think, TARGET, think=True, tokens=tokens)["total"] <= 1.55
+
+
+@pytest.mark.parametrize(
+    ("tokens", "total"),
+    [(127, -1.0), (128, 1.55), (448, 1.55), (449, 1.55 - 0.1 / 64), (480, 1.5), (512, 1.45), (5000, 1.45)],
+)
+def test_thinking_has_a_shortest_length_and_a_price_for_the_longest(tokens: int, total: float) -> None:
+    found = rewards.score(f"<think>x</think><answer>{TARGET}</answer>", TARGET, think=True, tokens=tokens)
+    assert found["total"] == pytest.approx(total)
+
+
+def test_the_parts_add_up() -> None:
+    found = rewards.score(f"<think>x</think><answer>{TARGET}</answer>", TARGET, think=True, tokens=500)
+    assert found["total"] == pytest.approx(1.5 + found["format"] + found["length"])
+    assert found["format"] == 0.05
+    assert found["iou"] == found["giou"] == 1
