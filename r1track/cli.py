@@ -86,17 +86,15 @@ def main(log_file: Annotated[Path | None, typer.Option("--log", help="Also keep 
 @app.command()
 def toy(config_file: Config, out: OutDir) -> None:
     """Write the toy world: procedural sequences in OUT/train and OUT/val."""
-    from r1track.toy.world import write_split
+    from r1track.toy.world import run
 
-    world = config.load(config_file).toy
-    for split, sequences in (("train", world.train_sequences), ("val", world.val_sequences)):
-        write_split(out / split, split, sequences=sequences, length=world.length, seed=world.seed)
+    run(config.load(config_file), out)
 
 
 @app.command("toy-base")
 def toy_base(
     out: OutDir,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 5600,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 5200,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights and scenes.")] = 0,
 ) -> None:
     """Make the embedded tiny base anew (the repository holds one already)."""

@@ -9,7 +9,6 @@ import json
 import logging
 import math
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -199,14 +198,19 @@ def run(settings: config.Settings, arm: str, model: str, pairs: Path, scratch: P
     for parameter in tuned.parameters():
         if parameter.requires_grad:  # TRL casts them to bf16 over 4-bit weights, where a rate of 1e-6 moves nothing
             parameter.data = parameter.data.float()
-    began = time.time()
     if checkpoint:
         log.info("going on from %s", checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     rows = history(trainer.state.log_history)
+    seconds = sum(row["seconds"] for row in rows)
     with files.atomic_folder(out) as aside:
         tuned.save_pretrained(aside)
         (aside / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        notes = {"arm": arm, "model": model, "quantize": settings.train.quantize, "train_seconds": time.time() - began}
+        notes = {
+            "arm": arm,
+            "model": model,
+            "quantize": settings.train.quantize,
+            "train_seconds": seconds,
+        }
         provenance.write(aside / "provenance.json", seed=settings.seed, base=settings.model.revision, **notes)
     log.info("%s: reward %.3f -> %.3f over %d steps", arm, rows[0]["reward"], rows[-1]["reward"], len(rows))

@@ -24,7 +24,7 @@ from r1track.toy.base import FRAME, SIZE
 
 UNDECIDED = 0.55  # share of pair answers that repeat the template's box, in the last part
 UNDECIDED_FROM = 0.88  # where the last part begins, in shares of the training
-ALONE_UNTIL, ONE_UNTIL = 0.12, 0.35  # no distractor, then at most one, then at most three, in shares of the training
+ALONE_UNTIL, ONE_UNTIL = 0.12, 0.3  # no distractor, then at most one, then at most three, in shares of the training
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class Lessons:
         frame = Image.fromarray(clip.frame(0)).resize(FRAME, Image.Resampling.BICUBIC)
         seen = [xywh_to_xyxy(clip.box(0, i)) * (FRAME[0] / world.WIDTH) for i in range(len(clip.things))]
         answer = prompts.ground_answer(seen[chosen], names[chosen])
+        seen.insert(0, seen.pop(chosen))
         return Item([np.asarray(frame)], prompts.ground(names[chosen]), answer, seen)
 
     def pair(self, progress: float) -> Item:

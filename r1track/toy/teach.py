@@ -63,12 +63,14 @@ class Helper(torch.nn.Module):
     answers stay blind to where things are for tens of thousands of examples.
 
     From the image tokens after the second layer: is an object's centre here, and what is its box? From those after the
-    third: is the target's centre here?
+    third: is the target's centre here? And where the first coordinate is about to be answered: which of them does the
+    question mean?
     """
 
     def __init__(self, hidden: int):
         super().__init__()
         self.present, self.corners, self.target = (torch.nn.Linear(hidden, n) for n in (1, 4, 1))
+        self.query, self.key = (torch.nn.Linear(hidden, 64) for _ in range(2))
 
     def forward(
         self, hidden: tuple[torch.Tensor, ...], images: torch.Tensor, batch: dict[str, torch.Tensor]
@@ -83,7 +85,12 @@ class Helper(torch.nn.Module):
         loss = functional.binary_cross_entropy_with_logits(self.present(second)[..., 0], present)
         wrong = (self.corners(second) - batch["corners"]).abs().mean(-1)
         loss = loss + 4 * (wrong * present).sum() / present.sum()
-        if images.sum() == 2 * rows * tokens and (batch["target"] >= 0).any():  # a pair: the template came before
+        if not (batch["target"] >= 0).any():
+            return loss
+        asked = self.query(hidden[3][torch.arange(rows), batch["asked"]])
+        meant = (self.key(second) @ asked[..., None])[..., 0] / 8
+        loss = loss + 0.5 * functional.cross_entropy(meant, batch["target"])
+        if images.sum() == 2 * rows * tokens:  # a pair: the template came before the search region
             loss = loss + 0.5 * functional.cross_entropy(self.target(third)[..., 0], batch["target"])
         return loss
 
@@ -99,7 +106,7 @@ class Trainer:
         self.zero = self.tokenizer.convert_tokens_to_ids("0")
         self.lessons = Lessons(seed)
         self.steps, self.rate = steps, rate
-        self.parts = {"vqa": batch // 5, "ground": batch // 4, "pair": batch - batch // 5 - batch // 4}
+        self.parts = {"vqa": batch // 4, "ground": batch // 4, "pair": batch - 2 * (batch // 4)}
         self.positions: dict[tuple[int, int, int], torch.Tensor] = {}
         decay = [p for p in (*self.model.parameters(), *self.helper.parameters()) if p.ndim > 1]
         plain = [p for p in (*self.model.parameters(), *self.helper.parameters()) if p.ndim <= 1]
@@ -127,6 +134,7 @@ class Trainer:
         return {
             "input_ids": ids, "labels": labels, "image_grid_thw": grid,
             "pixel_values": patches(pixels, self.processor.image_processor),
+            "asked": (self._is_number(labels).int().argmax(1) - 1).clamp(0),  # the token before the first coordinate
             **places([item.objects for item in items], height, width),
         }  # fmt: skip
 
@@ -157,11 +165,14 @@ class Trainer:
             loss = loss + self.helper(output.hidden_states, images, batch)
         return loss, right
 
+    def _is_number(self, labels: torch.Tensor) -> torch.Tensor:
+        return (labels >= self.zero) & (labels < self.zero + base.NUMBERS)
+
     def _targets(self, labels: torch.Tensor) -> torch.Tensor:
         """Target distributions, shape (tokens, vocabulary): one-hot for words, a narrow bell for numbers."""
         vocabulary = self.model.config.text_config.vocab_size
         targets = functional.one_hot(labels, vocabulary).float()
-        number = (labels >= self.zero) & (labels < self.zero + base.NUMBERS)
+        number = self._is_number(labels)
         distance = torch.arange(base.NUMBERS) - (labels[number, None] - self.zero)
         targets[number, self.zero : self.zero + base.NUMBERS] = torch.softmax(-(distance**2) / (2 * BLUR**2), -1)
         return targets
@@ -208,7 +219,7 @@ def save(trainer: Trainer, folder: Path, record: dict[str, object]) -> None:
         (out / "made.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
-def make(folder: Path, *, seed: int = 0, steps: int = 5600, batch: int = 32, rate: float = 2e-3) -> None:
+def make(folder: Path, *, seed: int = 0, steps: int = 5200, batch: int = 32, rate: float = 2e-3) -> None:
     """Make the tiny base and write it to `folder`."""
     trainer = Trainer(seed, steps, batch, rate)
     began = time.time()

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from r1track.boxes import Array, clip
-from r1track.files import atomic_folder
+from r1track.config import Settings
+from r1track.files import Provenance, atomic_folder
 
 WIDTH, HEIGHT = 192, 144
 COLORS = {
@@ -248,3 +249,11 @@ def write_split(folder: Path, split: str, *, sequences: int, length: int, seed: 
             rng = np.random.default_rng([seed, {"train": 1, "val": 2}[split], number])
             write_sequence(out / name, make(rng, length, int(rng.integers(0, 4)), bool(rng.random() < 0.35)))
         (out / "list.txt").write_text("".join(f"{name}\n" for name in names))
+
+
+def run(settings: Settings, out: Path) -> None:
+    """Write the splits `out/train` and `out/val` and the provenance of both."""
+    provenance, toy = Provenance("toy", []), settings.toy
+    for split, sequences in (("train", toy.train_sequences), ("val", toy.val_sequences)):
+        write_split(out / split, split, sequences=sequences, length=toy.length, seed=toy.seed)
+    provenance.write(out / "provenance.json", seed=toy.seed)

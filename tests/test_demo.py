@@ -1,0 +1,115 @@
+"""The demo: what `make demo` shows, claim by claim, on one real run of the default configuration."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from toys import needs_real
+
+from r1track import config, files, models, score, verdict, vqa
+
+ROOT = config.ROOT
+
+
+def snakemake(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """The workflow in a folder of its own, so that no result of the repository is touched or used."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "all", *words]
+    profile = ["--workflow-profile", str(ROOT / "profiles" / "default")]
+    return subprocess.run([*command, *profile], cwd=folder, capture_output=True, text=True)
+
+
+def workplace(folder: Path) -> Path:
+    shutil.copy(ROOT / "config.yaml", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = workplace(tmp_path_factory.mktemp("demo"))
+    done = snakemake(folder)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    (folder / "printed.txt").write_text(done.stdout + done.stderr)
+    return folder
+
+
+def scores(demo: Path, model: str) -> dict[str, Any]:
+    return files.read_json(demo / "results" / "demo" / "scores" / model / "toy-val.json")
+
+
+def test_the_demo_ends_with_a_table(demo: Path) -> None:
+    printed = (demo / "printed.txt").read_text()
+    for word in ("base", "grpo", "static", "template", "oracle", "RETAINED"):
+        assert word in printed.split("Writing results/demo/report/index.html")[-1]
+
+
+def test_grpo_tracks_better_than_the_base_by_fifteen_points_and_better_than_the_static_box(demo: Path) -> None:
+    base, tuned, static = (scores(demo, model) for model in ("base", "grpo", "static"))
+    assert tuned["sequences_count"] >= 30
+    for name in ("ao", "sr50", "sr75"):
+        assert 0 <= base[name] <= 1
+    gain = score.paired_difference(tuned, base, 10000, 0)
+    assert gain.value >= 0.15
+    assert gain.low > 0
+    assert tuned["ao"] > static["ao"]
+
+
+def test_no_scored_sequence_was_trained_on(demo: Path) -> None:
+    manifest = files.read_json(demo / "results" / "demo" / "pairs" / "manifest.json")
+    seen = {name for split in manifest["splits"].values() for name in split["sequences"]}
+    assert seen
+    assert not seen & set(scores(demo, "grpo")["sequences"])
+    frames = [set(map(files.hash_file, (demo / "scratch/demo/toy" / s).rglob("*.jpg"))) for s in ("train", "val")]
+    assert not frames[0] & frames[1]
+
+
+def test_general_ability_is_retained_on_a_thousand_questions_that_the_base_can_answer(demo: Path) -> None:
+    found = files.read_json(demo / "results" / "demo" / "vqa" / "verdict.json")
+    assert found["verdict"] == "RETAINED"
+    asked = found["sets"]["easy-vqa"]
+    assert asked["n"] >= 1000
+    assert asked["base"] >= 70
+
+
+def test_a_second_run_has_nothing_to_do(demo: Path) -> None:
+    again = snakemake(demo)
+    assert again.returncode == 0
+    assert "Nothing to be done" in again.stdout + again.stderr
+
+
+def test_every_stage_left_its_provenance(demo: Path) -> None:
+    found = {json.loads(p.read_text())["stage"] for p in demo.rglob("*provenance.json")}
+    assert found == set(config.NEEDS)
+
+
+def test_a_broken_model_is_called_regressed(demo: Path, tmp_path: Path) -> None:
+    settings = config.resolve({"preset": "demo", "vqa": {"sets": {"easy-vqa": {"items": 400, "max_tokens": 8}}}})
+    broken = shutil.copytree(models.TINY, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    for name, value in weights.items():
+        if "layers.3.self_attn" in name and name.endswith("weight"):  # the last layer attends at random
+            weights[name] = (torch.randn(value.shape, generator=generator) * value.float().std()).to(value.dtype)
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    for model, out in (("tiny", "base"), (str(broken), "tuned")):
+        vqa.run(settings, model, tmp_path / out)
+    verdict.run(settings, tmp_path / "base", tmp_path / "tuned", tmp_path / "verdict.json")
+    found = files.read_json(tmp_path / "verdict.json")
+    assert found["verdict"] == "REGRESSED", found["reasons"]
+    with pytest.raises(ValueError, match="REGRESSED"):
+        verdict.gate(tmp_path / "verdict.json", "fail")
+
+
+@needs_real
+def test_the_same_workflow_runs_on_real_clips_and_says_how_poorly_the_tiny_model_tracks_them(tmp_path: Path) -> None:
+    folder = workplace(tmp_path)
+    (folder / "tests").symlink_to(ROOT / "tests")
+    done = snakemake(folder, "--configfile", "tests/configs/real_clips.yaml")
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    found = files.read_json(folder / "results" / "real-clips" / "report" / "summary.json")
+    assert set(found["sets"]["real"]["scores"]) >= {"base", "grpo", "static", "template", "oracle"}
