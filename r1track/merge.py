@@ -27,8 +27,10 @@ def held_out(settings: config.Settings, pairs: Path) -> tuple[list[prompts.Messa
     return [prompts.build(box, think=settings.task.think) for box in rows["template_box"]], list(rows["images"])
 
 
-def _answers(settings: config.Settings, model: str, adapter: Path | None, pairs: Path) -> list[str]:
-    loaded = models.load(model, settings.model, adapter=adapter)
+def _answers(
+    settings: config.Settings, pairs: Path, model: str, adapter: Path | None = None, quantize: Any = "none"
+) -> list[str]:
+    loaded = models.load(model, settings.model, adapter=adapter, quantize=quantize)
     questions, images = held_out(settings, pairs)
     tokens = 512 if settings.task.think else 32
     found = models.answer(loaded, questions, images, max_tokens=tokens, batch=32, show="answers")
@@ -62,22 +64,34 @@ def _write_merged(folder: Path, adapter: Path, out: Path) -> None:
     log.info("%d layers changed, written as %s", changed, kept)
 
 
+def _agreement(first: list[str], second: list[str]) -> float:
+    return sum(a == b for a, b in zip(first, second, strict=True)) / len(first)
+
+
 def run(settings: config.Settings, model: str, adapter: Path, pairs: Path, out: Path) -> None:
     """Merge `adapter` into `model`, compare greedy answers on held-out pairs, write weights, merge.json, provenance.
 
-    Raises ValueError, and writes nothing, when the merge is empty or answers agree less than merge.min_agreement.
+    merge.json: `agreement` is the share of equal answers of the merged model and of the adapter on the same 16-bit
+    base: whether the sum is right. `agreement_as_trained` compares with the adapter on the base as it was in training:
+    what leaving its quantisation behind changed; null when it was trained unquantised.
+    Raises ValueError, and writes nothing, when the merge is empty or `agreement` is below merge.min_agreement.
     """
     provenance = files.Provenance("merge", [adapter, pairs / "manifest.json"])
     folder = models.folder_of(model, settings.model.revision)
+    trained = files.read_json(adapter / "provenance.json")["quantize"]
     with files.atomic_folder(out) as aside:
         _write_merged(folder, adapter, aside)
-        on, merged = (_answers(settings, m, a, pairs) for m, a in ((model, adapter), (str(aside), None)))
-        agreement = sum(a == b for a, b in zip(on, merged, strict=True)) / len(on)
-        log.info("adapter-on and merged agree on %.1f %% of %d held-out pairs", 100 * agreement, len(on))
+        merged = _answers(settings, pairs, str(aside))
+        agreement = _agreement(merged, _answers(settings, pairs, model, adapter))
+        quantised = None
+        if trained != "none":
+            quantised = _agreement(merged, _answers(settings, pairs, model, adapter, trained))
+        log.info("merged and adapter-on agree on %.1f %% of %d held-out pairs", 100 * agreement, len(merged))
         if agreement < settings.merge.min_agreement:
             raise ValueError(
-                f"{adapter}: adapter-on and merged answers agree on {agreement:.3f} of {len(on)} held-out pairs, "
+                f"{adapter}: adapter-on and merged answers agree on {agreement:.3f} of {len(merged)} held-out pairs, "
                 f"less than merge.min_agreement = {settings.merge.min_agreement}; nothing was written"
             )
-        files.write_json(aside / "merge.json", {"pairs": len(on), "agreement": agreement, "base": model})
+        found = {"pairs": len(merged), "agreement": agreement, "agreement_as_trained": quantised, "base": model}
+        files.write_json(aside / "merge.json", found)
         provenance.write(aside / "provenance.json", base=settings.model.revision)

@@ -92,7 +92,10 @@ def whole(tmp_path_factory):
     files.write_text(results / "adapters/grpo/log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     notes = {"quantize": "none", "train_seconds": 90.0}
     files.write_json(results / "adapters/grpo/provenance.json", record("train", **notes))
-    files.write_json(results / "models/grpo/merge.json", {"pairs": 64, "agreement": 0.984375, "base": "tiny"})
+    files.write_json(
+        results / "models/grpo/merge.json",
+        {"pairs": 64, "agreement": 0.984375, "agreement_as_trained": None, "base": "tiny"},
+    )
     for model, wrong in (("base", 0), ("grpo", 2)):
         write_answers(results / "vqa" / model, wrong)
     verdict.run(SETTINGS, results / "vqa/base", results / "vqa/grpo", results / "vqa/verdict.json")

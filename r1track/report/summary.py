@@ -128,7 +128,7 @@ def _training(results: Path, arm: str) -> Found:
         "adapter": f"LoRA trained {LORA[record['quantize']]}",
         "steps": len(read_log(results, arm)),
         "minutes": seconds / 60,
-        "merge": {"pairs": merge["pairs"], "agreement": merge["agreement"]},
+        "merge": {key: merge[key] for key in ("pairs", "agreement", "agreement_as_trained")},
     }
 
 
