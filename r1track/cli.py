@@ -131,8 +131,8 @@ def merge(
     config_file: Config,
     model: BaseModel,
     adapter: Annotated[Path, typer.Option(help="Adapter, as written by `train`.")],
-    pairs: Pairs,
     out: OutDir,
+    pairs: Annotated[Path | None, typer.Option(help="Folder of pairs, to compare answers before and after.")] = None,
 ) -> None:
     """Merge an adapter into 16-bit weights, and compare both on held-out pairs."""
     from r1track.merge import run

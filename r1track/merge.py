@@ -64,34 +64,44 @@ def _write_merged(folder: Path, adapter: Path, out: Path) -> None:
     log.info("%d layers changed, written as %s", changed, kept)
 
 
-def _agreement(first: list[str], second: list[str]) -> float:
-    return sum(a == b for a, b in zip(first, second, strict=True)) / len(first)
+def _agreements(settings: config.Settings, model: str, adapter: Path, merged: Path, pairs: Path) -> dict[str, Any]:
+    """Shares of held-out pairs on which the merged model answers as the adapter does, in two places.
+
+    agreement: with the adapter on the same 16-bit base, which says whether the sum is right. agreement_as_trained: on
+    the base as it was in training, which says what leaving its quantisation behind changed; None where it had none.
+    Raises ValueError when `agreement` is below merge.min_agreement.
+    """
+    trained = files.read_json(adapter / "provenance.json")["quantize"]
+    answers = _answers(settings, pairs, str(merged))
+
+    def share(quantize: Any) -> float:
+        others = _answers(settings, pairs, model, adapter, quantize)
+        return sum(a == b for a, b in zip(answers, others, strict=True)) / len(answers)
+
+    found = {"pairs": len(answers), "agreement": share("none")}
+    log.info("merged and adapter-on agree on %.1f %% of %d held-out pairs", 100 * found["agreement"], len(answers))
+    if found["agreement"] < settings.merge.min_agreement:
+        raise ValueError(
+            f"{adapter}: adapter-on and merged answers agree on {found['agreement']:.3f} of {len(answers)} held-out "
+            f"pairs, less than merge.min_agreement = {settings.merge.min_agreement}; nothing was written"
+        )
+    return {**found, "agreement_as_trained": None if trained == "none" else share(trained)}
 
 
-def run(settings: config.Settings, model: str, adapter: Path, pairs: Path, out: Path) -> None:
+def run(settings: config.Settings, model: str, adapter: Path, pairs: Path | None, out: Path) -> None:
     """Merge `adapter` into `model`, compare greedy answers on held-out pairs, write weights, merge.json, provenance.
 
-    merge.json: `agreement` is the share of equal answers of the merged model and of the adapter on the same 16-bit
-    base: whether the sum is right. `agreement_as_trained` compares with the adapter on the base as it was in training:
-    what leaving its quantisation behind changed; null when it was trained unquantised.
-    Raises ValueError, and writes nothing, when the merge is empty or `agreement` is below merge.min_agreement.
+    Without pairs nothing is compared, and merge.json says so by nulls.
+    Raises ValueError, and writes nothing, when the merge is empty or changes too many answers.
     """
-    provenance = files.Provenance("merge", [adapter, pairs / "manifest.json"])
+    provenance = files.Provenance("merge", [adapter, *([pairs / "manifest.json"] if pairs else [])])
     folder = models.folder_of(model, settings.model.revision)
-    trained = files.read_json(adapter / "provenance.json")["quantize"]
     with files.atomic_folder(out) as aside:
         _write_merged(folder, adapter, aside)
-        merged = _answers(settings, pairs, str(aside))
-        agreement = _agreement(merged, _answers(settings, pairs, model, adapter))
-        quantised = None
-        if trained != "none":
-            quantised = _agreement(merged, _answers(settings, pairs, model, adapter, trained))
-        log.info("merged and adapter-on agree on %.1f %% of %d held-out pairs", 100 * agreement, len(merged))
-        if agreement < settings.merge.min_agreement:
-            raise ValueError(
-                f"{adapter}: adapter-on and merged answers agree on {agreement:.3f} of {len(merged)} held-out pairs, "
-                f"less than merge.min_agreement = {settings.merge.min_agreement}; nothing was written"
-            )
-        found = {"pairs": len(merged), "agreement": agreement, "agreement_as_trained": quantised, "base": model}
-        files.write_json(aside / "merge.json", found)
+        found: dict[str, Any] = {"pairs": 0, "agreement": None, "agreement_as_trained": None}
+        if pairs:
+            found = _agreements(settings, model, adapter, aside, pairs)
+        else:
+            log.warning("no --pairs: whether the merge keeps the answers was not measured")
+        files.write_json(aside / "merge.json", {**found, "base": model})
         provenance.write(aside / "provenance.json", base=settings.model.revision)

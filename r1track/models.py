@@ -87,7 +87,7 @@ def load_weights(
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
-            llm_int8_skip_modules=["visual", "lm_head"],  # the key's name is historical: it holds for 4 bits too
+            llm_int8_skip_modules=["model.visual", "lm_head"],  # the key's name is historical: it holds for 4 bits too
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Qwen2_5_VLForConditionalGeneration.from_pretrained(

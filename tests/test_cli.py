@@ -15,11 +15,12 @@ FLAGS = {
     "toy-base": {"out", "steps", "seed"},
     "sample": {"config", "root", "out"},
     "train": {"config", "arm", "model", "pairs", "scratch", "out"},
-    "merge": {"config", "model", "adapter", "pairs", "out"},
+    "merge": {"config", "model", "adapter", "out", "pairs"},
     "track": {"config", "model", "root", "out"},
     "score": {"tracks", "root", "out", "draws"},
     "vqa": {"config", "model", "out"},
     "verdict": {"config", "base", "tuned", "out"},
+    "gate": {"verdict", "on-regression"},
     "report": {"results", "out"},
 }
 STAGES = "import sys; from r1track import cli; print([m for m in ('torch', 'trl', 'scipy', 'cv2') if m in sys.modules])"
@@ -41,7 +42,7 @@ def run(*words: object):
 
 def test_there_is_a_command_for_every_stage_and_for_the_tiny_base() -> None:
     assert {command.name or command.callback.__name__ for command in cli.app.registered_commands} == set(FLAGS)
-    assert set(config.NEEDS) == set(FLAGS) - {"toy-base"}
+    assert set(config.NEEDS) == set(FLAGS) - {"toy-base", "gate"}
 
 
 @pytest.mark.parametrize("command", FLAGS)

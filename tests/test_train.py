@@ -148,6 +148,14 @@ def test_adapter_on_and_merged_give_the_same_greedy_answers(merged: Path, adapte
     assert on == off
 
 
+def test_without_pairs_the_weights_are_the_same_and_the_agreement_is_said_to_be_unmeasured(
+    merged: Path, adapter: Path, tmp_path: Path
+) -> None:
+    merge.run(settings(), "tiny", adapter, None, tmp_path / "out")
+    assert files.hash_file(tmp_path / "out" / "model.safetensors") == files.hash_file(merged / "model.safetensors")
+    assert files.read_json(tmp_path / "out" / "merge.json")["agreement"] is None
+
+
 def test_the_merged_folder_holds_the_processor_files_of_the_base(merged: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json", "chat_template.jinja"):
         assert files.hash_file(merged / name) == files.hash_file(models.TINY / name)

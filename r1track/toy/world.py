@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from rich.progress import track as progress
 
 from r1track.boxes import Array, clip
 from r1track.config import Settings
@@ -245,7 +246,7 @@ def write_split(folder: Path, split: str, *, sequences: int, length: int, seed: 
     """
     with atomic_folder(folder) as out:
         names = [f"Toy_{split.capitalize()}_{number:06d}" for number in range(1, sequences + 1)]
-        for number, name in enumerate(names):
+        for number, name in enumerate(progress(names, f"toy {split}")):
             rng = np.random.default_rng([seed, {"train": 1, "val": 2}[split], number])
             write_sequence(out / name, make(rng, length, int(rng.integers(0, 4)), bool(rng.random() < 0.35)))
         (out / "list.txt").write_text("".join(f"{name}\n" for name in names))
