@@ -5,7 +5,6 @@ defaults below. A stage reads the same model from `results/<run>/config/<stage>.
 that the stage depends on.
 """
 
-import difflib
 import json
 import math
 from collections.abc import Iterator
@@ -14,6 +13,8 @@ from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from r1track import faults
 
 ROOT = Path(__file__).resolve().parent.parent
 PRESETS = ROOT / "presets"
@@ -269,9 +270,8 @@ def _check_sizes(settings: Settings, source: str) -> None:
     elif low > high:
         fault = f"model.min_pixels = {low}: above model.max_pixels = {high}; swap them"
     elif not low <= size * size <= high:
-        sides = f"{math.ceil(math.sqrt(low))} to {math.isqrt(high)}"
         fault = f"task.size = {size}: {size * size} pixels are outside model.min_pixels..max_pixels = {low}..{high}; "
-        fault += f"take a size from {sides}, or widen the limits"
+        fault += f"take a size from {math.ceil(math.sqrt(low))} to {math.isqrt(high)}, or widen the limits"
     if fault:
         raise ConfigError(f"{source}: cannot be used\n  {fault}")
 
@@ -299,50 +299,16 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return value or {}
 
 
-def _choices(path: tuple[Any, ...]) -> list[str]:
-    """Names of the fields that are known where `path` points to."""
-    here: Any = Settings
-    for step in path[:-1]:
-        field = getattr(here, "model_fields", {}).get(step)
-        # Below vqa.sets stands a name of the person's own, then a VqaSet.
-        here = field.annotation if field else VqaSet if path[:2] == ("vqa", "sets") else None
-    return list(getattr(here, "model_fields", {}))
-
-
-def _remedy(error: Any) -> str:
-    value, kind = error["input"], error["type"]
-    if kind == "extra_forbidden":
-        known = _choices(error["loc"])
-        near = difflib.get_close_matches(str(error["loc"][-1]), known, 1)
-        return f"unknown field; did you mean {near[0]!r}?" if near else f"unknown field; known here: {', '.join(known)}"
-    if kind in ("float_type", "int_type") and isinstance(value, str):
-        try:
-            number = float(value)
-        except ValueError:
-            return "write a number, without quotes"
-        mantissa, _, exponent = f"{number:e}".partition("e")
-        digits = mantissa.rstrip("0")
-        return f"YAML reads this as text; write {digits + '0' if digits.endswith('.') else digits}e{int(exponent)}"
-    return str(error["msg"]).removeprefix("Value error, ")
-
-
 def _validated(value: dict[str, Any], source: str) -> Settings:
     try:
         return Settings.model_validate(value)
     except ValidationError as error:
-        lines = []
-        for fault in error.errors():
-            field = ".".join(map(str, fault["loc"]))
-            shown = f" = {fault['input']!r}" if not isinstance(fault["input"], dict | BaseModel) else ""
-            lines.append(f"  {field + shown + ': ' if field else ''}{_remedy(fault)}")
-        raise ConfigError(f"{source}: cannot be used\n" + "\n".join(lines)) from None
+        lines = faults.explain(error, Settings)
+        raise ConfigError(f"{source}: cannot be used\n" + "\n".join(f"  {line}" for line in lines)) from None
 
 
 def resolve(values: dict[str, Any], source: str = "config.yaml") -> Settings:
-    """Settings from what a person wrote: the named preset underneath, defaults below it, everything checked.
-
-    Raises ConfigError with one line per fault.
-    """
+    """Settings from what a person wrote, over the named preset, over the defaults; ConfigError has a line per fault."""
     name = values.get("preset", "demo")
     path = PRESETS / f"{name}.yaml"
     if not path.is_file():
