@@ -40,6 +40,7 @@ class Guarded(TyperGroup):
 class Arm(StrEnum):
     """A way to train."""
 
+    sft = "sft"
     grpo = "grpo"
 
 

@@ -5,20 +5,16 @@ defaults below. A stage reads the same model from `results/<run>/config/<stage>.
 that the stage depends on.
 """
 
-import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from r1track import faults
+from r1track import faults, files
 
 ROOT = Path(__file__).resolve().parent.parent
 PRESETS = ROOT / "presets"
-PATCH = 28  # Qwen2.5-VL shows images at multiples of this many pixels
 # The sections that each stage depends on: what its file under results/<run>/config holds.
 NEEDS = {
     "toy": ("toy",),
@@ -110,10 +106,29 @@ class Lora(Section):
     )
 
 
-class Train(Section):
-    """train: GRPO on the sampled pairs."""
+class Sft(Section):
+    """train.sft: the supervised arm, on the pairs' true answers."""
 
-    arms: list[Literal["grpo"]] = Field(["grpo"], description="which models are trained")
+    steps: int = Field(625, ge=1, description="optimiser steps")
+    batch: int = Field(16, ge=1, description="pairs per optimiser step")
+    micro_batch: int = Field(8, ge=1, description="pairs per forward and backward pass")
+    learning_rate: float = Field(1.0e-5, gt=0, description="peak learning rate")
+    schedule: Literal["constant_with_warmup", "linear", "cosine"] = Field("cosine", description="its course")
+
+    @model_validator(mode="after")
+    def _batches_fit(self) -> Self:
+        if self.batch % self.micro_batch:
+            raise ValueError(f"micro_batch {self.micro_batch} does not divide batch {self.batch}; take a divisor")
+        return self
+
+
+class Train(Section):
+    """train: GRPO on the sampled pairs, or supervised training on their answers."""
+
+    arms: list[Literal["sft", "grpo"]] = Field(
+        ["grpo"], min_length=1, description="which models are trained; the last is the one that the verdict judges"
+    )
+    start: Literal["base", "sft"] = Field("base", description="what grpo starts from: the base, or the merged sft arm")
     quantize: Literal["nf4", "none"] = Field("nf4", description="how the frozen weights are held while training")
     reward: Literal["paper", "iou"] = Field(
         "paper", description="`paper`: R1-Track's shaped GIoU; `iou`: the IoU itself"
@@ -142,6 +157,15 @@ class Train(Section):
     max_tokens: int = Field(64, ge=8, description="most tokens of an answer in the rollout")
     save_every: int = Field(25, ge=1, description="optimiser steps between checkpoints")
     lora: Lora = Field(Lora(), description="the adapter")
+    sft: Sft = Field(Sft(), description="the supervised arm")
+
+    @model_validator(mode="after")
+    def _arms_follow(self) -> Self:
+        if len(set(self.arms)) < len(self.arms):
+            raise ValueError(f"arms {self.arms} names one twice; name each once")
+        if self.start == "sft" and self.arms != ["sft", "grpo"]:
+            raise ValueError(f"start `sft` needs arms [sft, grpo], not {self.arms}; set both, or start from `base`")
+        return self
 
     @model_validator(mode="after")
     def _batches_fit(self) -> Self:
@@ -261,21 +285,6 @@ class Settings(Section):
     report: Report = Field(Report(), description="the page")
 
 
-def _check_sizes(settings: Settings, source: str) -> None:
-    """Refuse a crop that the image processor would resize: its pixels would no longer be the answer's."""
-    size, low, high = settings.task.size, settings.model.min_pixels, settings.model.max_pixels
-    fault = None
-    if size % PATCH:
-        fault = f"task.size = {size}: not a multiple of {PATCH}; take {max(PATCH, round(size / PATCH) * PATCH)}"
-    elif low > high:
-        fault = f"model.min_pixels = {low}: above model.max_pixels = {high}; swap them"
-    elif not low <= size * size <= high:
-        fault = f"task.size = {size}: {size * size} pixels are outside model.min_pixels..max_pixels = {low}..{high}; "
-        fault += f"take a size from {math.ceil(math.sqrt(low))} to {math.isqrt(high)}, or widen the limits"
-    if fault:
-        raise ConfigError(f"{source}: cannot be used\n  {fault}")
-
-
 def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`over` laid on `under`, section by section; `sets` is replaced as a whole: who names one set means that one."""
     merged = dict(under)
@@ -289,14 +298,11 @@ def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(value, dict | None):
-        raise ConfigError(f"{path}: expected sections of `field: value`, found {type(value).__name__}")
-    return value or {}
+        return files.read_yaml(path)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _validated(value: dict[str, Any], source: str) -> Settings:
@@ -314,8 +320,10 @@ def resolve(values: dict[str, Any], source: str = "config.yaml") -> Settings:
     if not path.is_file():
         known = sorted(p.stem for p in PRESETS.glob("*.yaml"))
         raise ConfigError(f"{source}: preset = {name!r}: no such file under presets/; take one of {known}")
-    settings = _validated(_merge(_merge({}, _read_yaml(path)), values), source)
-    _check_sizes(settings, source)
+    settings = _validated(_merge(_merge({}, _read(path)), values), source)
+    fault = faults.contradiction(settings)
+    if fault:
+        raise ConfigError(f"{source}: cannot be used\n  {fault}")
     return settings.model_copy(update={"run": settings.run or settings.preset})
 
 
@@ -329,8 +337,8 @@ def load(path: Path) -> Settings:
             f"{path}: no such configuration file; give config.yaml or a results/<run>/config/<stage>.json"
         )
     if path.suffix == ".json":
-        return _validated(json.loads(path.read_text(encoding="utf-8")), str(path))
-    return resolve(_read_yaml(path), str(path))
+        return _validated(files.read_json(path), str(path))
+    return resolve(_read(path), str(path))
 
 
 def stage_values(settings: Settings, stage: str) -> dict[str, Any]:

@@ -54,6 +54,10 @@ class Plan:
             return self.settings.model.base
         return f"peer:{name}" if name in self.peers else f"{self.results}/models/{name}"
 
+    def start(self, arm: str) -> str:
+        """The model that an arm is trained from, and its adapter merged into, by its name in the results."""
+        return "sft" if arm == "grpo" and self.settings.train.start == "sft" else "base"
+
     def weights(self, name: str) -> list[str]:
         """Files or folders that a model is read from; none for a peer or a model of the hub."""
         if name in self.arms:

@@ -1,10 +1,16 @@
 """Faults: what is wrong with a configuration, in a person's words: the field's path, the value, the remedy."""
 
 import difflib
+import math
 import typing
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+
+if typing.TYPE_CHECKING:
+    from r1track.config import Settings
+
+PATCH = 28  # Qwen2.5-VL shows images at multiples of this many pixels
 
 
 def explain(error: ValidationError, schema: type[BaseModel]) -> list[str]:
@@ -44,3 +50,24 @@ def _known(path: tuple[Any, ...], schema: Any) -> list[str]:
         field = getattr(schema, "model_fields", {}).get(step)
         schema = field.annotation if field else (typing.get_args(schema) or (None,))[-1]
     return list(getattr(schema, "model_fields", {}))
+
+
+def contradiction(settings: "Settings") -> str | None:
+    """What two sections say against one another, if anything.
+
+    A crop that the image processor would resize is refused: its pixels would no longer be the answer's.
+    """
+    size, low, high = settings.task.size, settings.model.min_pixels, settings.model.max_pixels
+    if size % PATCH:
+        return f"task.size = {size}: not a multiple of {PATCH}; take {max(PATCH, round(size / PATCH) * PATCH)}"
+    if low > high:
+        return f"model.min_pixels = {low}: above model.max_pixels = {high}; swap them"
+    if not low <= size * size <= high:
+        sides = f"{math.ceil(math.sqrt(low))} to {math.isqrt(high)}"
+        return (
+            f"task.size = {size}: {size * size} pixels are outside model.min_pixels..max_pixels = {low}..{high}; "
+            f"take a size from {sides}, or widen the limits"
+        )
+    if settings.task.think and "sft" in settings.train.arms:
+        return "train.arms: pairs hold no reasoning that sft could learn; leave sft out, or set task.think to false"
+    return None

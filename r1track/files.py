@@ -14,6 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 PACKAGES = ("r1track", "torch", "transformers", "trl", "peft", "datasets", "bitsandbytes", "unsloth", "numpy", "pillow")
 
 
@@ -65,6 +67,17 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not valid JSON ({error}); delete it and rerun the stage that writes it") from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file of sections (an empty one is an empty dict); ValueError names the file when it is none."""
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(value, dict | None):
+        raise ValueError(f"{path}: expected sections of `field: value`, found {type(value).__name__}")
+    return value or {}
 
 
 def hash_file(path: Path) -> str:

@@ -41,6 +41,9 @@ def refusal(values: dict[str, Any]) -> str:
         ({"task": {"size": 336}}, ["task.size = 336", "model.min_pixels..max_pixels", "take a size from"]),
         ({"model": {"min_pixels": 20000}}, ["model.min_pixels = 20000: above model.max_pixels", "swap"]),
         ({"vqa": {"sets": {"mine": {"prompt": "What?"}}}}, ["vqa.sets.mine", "'What?'", "{question}"]),
+        ({"train": {"start": "sft"}}, ["train", "start `sft` needs arms [sft, grpo]"]),
+        ({"train": {"arms": ["grpo", "grpo"]}}, ["train", "names one twice"]),
+        ({"train": {"arms": ["sft"]}, "task": {"think": True}}, ["train.arms", "no reasoning", "leave sft out"]),
         ({"preset": "nope"}, ["preset = 'nope'", "demo", "r1track-5k"]),
     ],
 )

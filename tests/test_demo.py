@@ -112,4 +112,4 @@ def test_the_same_workflow_runs_on_real_clips_and_says_how_poorly_the_tiny_model
     done = snakemake(folder, "--configfile", "tests/configs/real_clips.yaml")
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     found = files.read_json(folder / "results" / "real-clips" / "report" / "summary.json")
-    assert set(found["sets"]["real"]["scores"]) >= {"base", "grpo", "static", "template", "oracle"}
+    assert set(found["sets"]["real"]["models"]) >= {"base", "grpo", "static", "template", "oracle"}

@@ -9,6 +9,7 @@ import pytest
 from toys import toy_split
 
 from r1track import config, files, report, score, track, verdict
+from r1track.report import plots
 
 SETTINGS = config.resolve(
     {"preset": "demo", "score": {"draws": 200}, "verdict": {"min_items": 20, "on_regression": "warn"}}
@@ -124,7 +125,7 @@ def test_every_section_has_content_and_every_picture_its_text(run):
         assert len(page.text[section].split()) > 20, section
     pictures = [load for load in page.loads if load.startswith("data:image/jpeg")]
     assert len(pictures) == 5 * SETTINGS.report.strip_frames
-    assert len(page.alts) == len(pictures) + 1 + 5
+    assert len(page.alts) == len(pictures) + 1 + len(plots.CURVES)
     assert all(page.alts)
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from r1track import config, files, merge, models, sample, train
+from r1track import config, files, merge, models, prompts, sample, train
+from r1track.pairs import load as open_pairs
 from r1track.toy import world
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -32,8 +33,8 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "pairs"
 
 
-def trained(folder: Path, pairs: Path, **changes: Any) -> Path:
-    train.run(settings(**changes), "grpo", "tiny", pairs, folder / "scratch", folder / "adapter")
+def trained(folder: Path, pairs: Path, arm: str = "grpo", **changes: Any) -> Path:
+    train.run(settings(**changes), arm, "tiny", pairs, folder / "scratch", folder / "adapter")
     return folder / "adapter"
 
 
@@ -99,11 +100,30 @@ def test_checkpoints_of_other_settings_are_not_taken_up(tmp_path: Path) -> None:
 
 def test_the_loss_stops_the_run_when_it_is_not_finite() -> None:
     watch = train.Watch()
-    state = type("State", (), {"global_step": 7, "max_steps": 9})()
+    state = type("State", (), {"global_step": 7, "max_steps": 9, "log_history": [{}]})()
     watch.on_train_begin(None, state, None)
+    watch.on_step_begin(None, state, None)
     with pytest.raises(FloatingPointError, match=r"the loss is nan at step 7; lower train\.learning_rate"):
         watch.on_log(None, state, None, logs={"reward": 0.1, "loss": math.nan})
     watch.on_train_end(None, state, None)
+
+
+def test_the_supervised_arm_learns_the_true_answers_and_nothing_else(pairs: Path, tmp_path: Path) -> None:
+    sft = {"steps": 12, "batch": 8, "micro_batch": 8, "learning_rate": 3e-3, "schedule": "linear"}
+    folder = trained(tmp_path, pairs, arm="sft", sft=sft)
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert len(rows) == 12
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert all("language_model" in name for name in load_file(folder / "adapter_model.safetensors"))
+
+
+def test_the_supervised_arm_is_told_the_rounded_box_after_the_trackers_question(pairs: Path) -> None:
+    rows = train.with_answers(open_pairs(pairs / "train"))
+    truth = open_pairs(pairs / "train")[0]
+    assert rows[0]["completion"] == [{"role": "assistant", "content": prompts.numbers(truth["answer"])}]
+    texts = [part["text"] for part in rows[0]["prompt"][0]["content"] if part["type"] == "text"]
+    asked = prompts.build(truth["template_box"])[0]["content"]
+    assert texts == [part["text"] for part in asked if part["type"] == "text"]
 
 
 def test_the_language_layers_are_held_in_four_bits_and_the_vision_tower_is_not() -> None:

@@ -25,7 +25,7 @@ COLOURS = {"base": "#d9660f", "truth": "#1f9d55", "oracle": "#1f9d55", "template
 TUNED = ("#3b82f6", "#db3f8f", "#0f969c")
 CURVES = {
     "reward": "mean reward", "iou": "mean IoU of the answers", "parsed": "share of readable answers",
-    "kl": "KL to the base", "flat_groups": "share of flat groups",
+    "kl": "KL to the model it started from", "flat_groups": "share of flat groups", "loss": "loss",
 }  # fmt: skip
 
 

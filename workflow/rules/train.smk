@@ -1,7 +1,7 @@
 rule train:
     input:
         config=f"{PLAN.results}/config/train.json",
-        base=PLAN.weights("base"),
+        base=lambda w: PLAN.weights(PLAN.start(w.arm)),
         pairs=f"{PLAN.results}/pairs",
         sources=dag.sources("train"),
     output:
@@ -16,7 +16,7 @@ rule train:
     resources:
         gpu=1,
     params:
-        model=PLAN.model("base"),
+        model=lambda w: PLAN.model(PLAN.start(w.arm)),
         # Not an output: Snakemake would delete the checkpoints of a run that fails.
         scratch=lambda w: f"{PLAN.scratch}/train/{w.arm}",
     message:
@@ -29,7 +29,7 @@ rule train:
 rule merge:
     input:
         config=f"{PLAN.results}/config/merge.json",
-        base=PLAN.weights("base"),
+        base=lambda w: PLAN.weights(PLAN.start(w.arm)),
         adapter=f"{PLAN.results}/adapters/{{arm}}",
         pairs=f"{PLAN.results}/pairs",
         sources=dag.sources("merge"),
@@ -45,7 +45,7 @@ rule merge:
     resources:
         gpu=1,
     params:
-        model=PLAN.model("base"),
+        model=lambda w: PLAN.model(PLAN.start(w.arm)),
     message:
         "Merging {wildcards.arm}"
     shell:
