@@ -224,3 +224,17 @@ def test_the_real_clips_run_through_the_same_jobs_without_the_toy_world() -> Non
     plan = dag.plan(yaml.safe_load((ROOT / "tests" / "configs" / "real_clips.yaml").read_text()))
     assert plan.results == "results/real-clips"
     assert (plan.train, plan.sets) == ("tests/configs/real_clips/train", {"real": "tests/configs/real_clips/val"})
+
+
+def test_an_arm_starts_from_the_base_or_from_the_merged_arm_before_it() -> None:
+    both = dag.plan({"train": {"arms": ["sft", "grpo"]}})
+    assert [both.start(arm) for arm in both.arms] == ["base", "base"]
+    chained = dag.plan({"train": {"arms": ["sft", "grpo"], "start": "sft"}})
+    assert [chained.start(arm) for arm in chained.arms] == ["base", "sft"]
+    assert chained.model(chained.start("grpo")) == "results/demo/models/sft"
+
+
+def test_two_arms_are_both_merged_tracked_and_asked(finished: Path) -> None:
+    change = {"run": "arms", "train": {"arms": ["sft", "grpo"], "start": "sft"}}
+    found = planned(finished, change, "arms")
+    assert (found["train"], found["merge"], found["track"], found["vqa"]) == (2, 2, 6, 3)
