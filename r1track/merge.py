@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from PIL import Image
 
 from r1track import config, files, models, prompts
@@ -48,15 +49,18 @@ def _write_merged(folder: Path, adapter: Path, out: Path) -> None:
     base = models.load_weights(folder, torch.float32)
     stored = files.read_json(folder / "config.json")
     kept = {"float16": torch.float16}.get(stored.get("dtype", stored.get("torch_dtype")), torch.bfloat16)
-    before = {name: value.clone() for name, value in base.state_dict().items() if name.endswith("_proj.weight")}
-    merged: Any = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload(safe_merge=True)
-    after = merged.state_dict()
-    changed = sum(not torch.equal(value.to(kept), after[name].to(kept)) for name, value in before.items())
+    adapted: Any = PeftModel.from_pretrained(base, str(adapter))
+    changed = 0
+    layers: list[Any] = [module for module in adapted.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        weight = layer.get_base_layer().weight.data
+        moved = weight + layer.get_delta_weight("default")
+        changed += not torch.equal(moved.to(kept), weight.to(kept))
     if not changed:
         raise ValueError(
             f"{adapter}: the adapter changes no weight; train for longer or at a higher train.learning_rate"
         )
-    merged.to(kept).save_pretrained(out)
+    adapted.merge_and_unload(safe_merge=True).to(kept).save_pretrained(out)
     for pattern in NOT_WEIGHTS:
         for file in folder.glob(pattern):
             if not (out / file.name).exists() and "safetensors" not in file.name:

@@ -21,7 +21,7 @@ from transformers import (
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils.logging import disable_progress_bar
 
-from r1track import config
+from r1track import config, files
 from r1track.prompts import Messages
 
 disable_progress_bar()  # ours say what is being done
@@ -71,9 +71,12 @@ def load_processor(folder: Path, settings: config.Model) -> ImageProcessorOnly:
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     size = {"shortest_edge": settings.min_pixels, "longest_edge": settings.max_pixels}
     images = Qwen2VLImageProcessorPil.from_pretrained(folder, size=size)
-    if not tokenizer.chat_template:
-        raise ValueError(f"{folder}: the tokenizer has no chat template; take an Instruct model")
-    return ImageProcessorOnly(images, tokenizer, chat_template=tokenizer.chat_template)
+    template = tokenizer.chat_template
+    if not template and (folder / "chat_template.json").is_file():  # where older repositories keep it
+        template = files.read_json(folder / "chat_template.json")["chat_template"]
+    if not template:
+        raise ValueError(f"{folder}: there is no chat template; take an Instruct model")
+    return ImageProcessorOnly(images, tokenizer, chat_template=template)
 
 
 def load_weights(

@@ -1,5 +1,6 @@
 """Models: the embedded base is a real Qwen2.5-VL, and asking many at once changes no answer."""
 
+import shutil
 from pathlib import Path
 
 import easy_vqa
@@ -78,6 +79,16 @@ def test_a_base_that_is_not_there_is_named(tmp_path: Path) -> None:
         models.folder_of("nothing")
     with pytest.raises(FileNotFoundError, match=r"no folder with a config\.json"):
         models.folder_of(str(tmp_path))
+
+
+def test_a_chat_template_is_found_in_either_of_its_places_or_missed(tmp_path: Path) -> None:
+    folder = shutil.copytree(models.TINY, tmp_path / "base")
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match="there is no chat template; take an Instruct model"):
+        models.load_processor(folder, SETTINGS.model)
+    files.write_json(folder / "chat_template.json", {"chat_template": template})
+    assert models.load_processor(folder, SETTINGS.model).chat_template == template
 
 
 def test_teaching_lowers_the_loss(tmp_path: Path) -> None:
