@@ -17,7 +17,7 @@ from rich.markdown import Markdown
 from rich.text import Text
 from typer.core import TyperGroup
 
-from r1track import config
+from r1track import config, schema
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ def score(
     tracks: Annotated[Path, typer.Option(help="Folder of tracks, as written by `track`.")],
     root: Root,
     out: OutFile,
-    draws: Annotated[int, typer.Option(min=100, help="Bootstrap draws for the intervals.")] = config.Score.model_fields[
+    draws: Annotated[int, typer.Option(min=100, help="Bootstrap draws for the intervals.")] = schema.Score.model_fields[
         "draws"
     ].default,
 ) -> None:

@@ -15,7 +15,7 @@ from r1track.config import ConfigError, Settings, resolve
 PACKAGE = Path(__file__).parent
 NAME = re.compile(r"[\w.-]+")
 # Configuration reaches a stage by its JSON file, and a change to how files are written changes no result.
-GROUND = {"r1track", "r1track.config", "r1track.faults", "r1track.files", "r1track.cli"}
+GROUND = {"r1track", "r1track.config", "r1track.schema", "r1track.faults", "r1track.files", "r1track.cli"}
 
 
 @dataclass(frozen=True)

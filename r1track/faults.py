@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 if typing.TYPE_CHECKING:
-    from r1track.config import Settings
+    from r1track.schema import Settings
 
 PATCH = 28  # Qwen2.5-VL shows images at multiples of this many pixels
 
@@ -68,6 +68,8 @@ def contradiction(settings: "Settings") -> str | None:
             f"task.size = {size}: {size * size} pixels are outside model.min_pixels..max_pixels = {low}..{high}; "
             f"take a size from {sides}, or widen the limits"
         )
+    if settings.merge.base == "dequantised" and settings.train.quantize == "none":
+        return "merge.base = 'dequantised': nothing was quantised in training; take `original`, or train.quantize nf4"
     if settings.task.think and "sft" in settings.train.arms:
         return "train.arms: pairs hold no reasoning that sft could learn; leave sft out, or set task.think to false"
     return None

@@ -21,7 +21,7 @@ from transformers import (
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils.logging import disable_progress_bar
 
-from r1track import config, files
+from r1track import files, schema
 from r1track.prompts import Messages
 
 disable_progress_bar()  # ours say what is being done
@@ -66,7 +66,7 @@ def folder_of(base: str, revision: str | None = None) -> Path:
     return Path(snapshot_download(base, revision=revision))
 
 
-def load_processor(folder: Path, settings: config.Model) -> ImageProcessorOnly:
+def load_processor(folder: Path, settings: schema.Model) -> ImageProcessorOnly:
     """The processor of a base, with the configured pixel limits; prompts are padded on the left."""
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     size = {"shortest_edge": settings.min_pixels, "longest_edge": settings.max_pixels}
@@ -100,7 +100,7 @@ def load_weights(
 
 def load(
     base: str,
-    settings: config.Model,
+    settings: schema.Model,
     *,
     adapter: Path | None = None,
     quantize: Literal["nf4", "none"] = "none",

@@ -11,6 +11,7 @@ FEATURES = Features(
         "images": List(Image()),
         "answer": _box,
         "template_box": _box,
+        "second_box": _box,  # the target in a later template, the third image; null where there is none
         "sequence": Value("string"),
         "frames": List(Value("int32")),
         "gap": Value("int32"),

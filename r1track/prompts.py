@@ -1,13 +1,15 @@
 """Prompts: what the model is asked and how its answer is read, in one place for training, tracking and reward.
 
-The order of a tracking prompt is fixed: template image, the words about it, search image, the question. Everything up
-to the search image is the same for every frame of a sequence. Boxes in prompts and answers are whole pixels.
+The order of a tracking prompt is fixed: template image, the words about it, a later template and its words if there is
+one, search image, the question. Everything up to the search image is the same from frame to frame, until a later
+template is taken. Boxes in prompts and answers are whole pixels.
 """
 
 import json
 import math
 import re
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,7 +17,9 @@ from numpy.typing import ArrayLike
 from r1track.boxes import Array
 
 TEMPLATE_HEAD = "The first image is the template. The target in it has the box "
-SEARCH_HEAD = ". The second image is the search region:"
+SECOND_HEAD = ". The second image shows it later:"
+SECOND_BOX = "There it has the box "
+SEARCH_HEAD = ". The {} image is the search region:"
 QUESTION = "Where is the same target in the search region? "
 ANSWER_PLAIN = "Answer only with its box [x1, y1, x2, y2] in pixels of the search region."
 ANSWER_THINK = (
@@ -32,6 +36,7 @@ _FENCE = re.compile(r"^```[a-zA-Z]*\s*(.*?)\s*```$", re.DOTALL)
 _THINK = re.compile(r"^\s*<think>.*?</think>\s*<answer>(?P<answer>.*?)</answer>\s*$", re.DOTALL)
 
 Messages = list[dict[str, Any]]
+Image = TypeVar("Image")
 
 
 def numbers(box: ArrayLike) -> str:
@@ -43,18 +48,23 @@ def _text(text: str) -> dict[str, str]:
     return {"type": "text", "text": text}
 
 
-def build(template_box: ArrayLike, *, think: bool = False) -> Messages:
-    """The tracking question, as chat messages with two image places: template first, search region second.
+def build(template_box: ArrayLike, *, second_box: ArrayLike | None = None, think: bool = False) -> Messages:
+    """The tracking question, as chat messages with two image places, or three where there is a later template.
 
-    template_box: x1, y1, x2, y2 of the target in pixels of the template crop.
+    The search region's place is the last: `places` puts a pair's images in order. template_box, second_box: x1, y1,
+    x2, y2 of the target in pixels of the template crop and of the later template's.
     """
-    content = [
-        {"type": "image"},
-        _text(TEMPLATE_HEAD + numbers(template_box) + SEARCH_HEAD),
-        {"type": "image"},
-        _text(QUESTION + (ANSWER_THINK if think else ANSWER_PLAIN)),
-    ]
+    content = [{"type": "image"}, _text(TEMPLATE_HEAD + numbers(template_box) + SEARCH_HEAD.format("second"))]
+    if second_box is not None:
+        content[-1] = _text(TEMPLATE_HEAD + numbers(template_box) + SECOND_HEAD)
+        content += [{"type": "image"}, _text(SECOND_BOX + numbers(second_box) + SEARCH_HEAD.format("third"))]
+    content += [{"type": "image"}, _text(QUESTION + (ANSWER_THINK if think else ANSWER_PLAIN))]
     return [{"role": "user", "content": content}]
+
+
+def places(images: Sequence[Image]) -> list[Image]:
+    """A pair's images (template, search region, then any later template) in the order of their places in the prompt."""
+    return [images[0], *images[2:], images[1]]
 
 
 def ask(question: str) -> Messages:

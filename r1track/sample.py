@@ -97,6 +97,7 @@ class Cutter:
             "images": images,
             "answer": answer.tolist(),
             "template_box": template.to_crop(boxes.xywh_to_xyxy(sequence.boxes[first])).tolist(),
+            "second_box": None,
             "sequence": sequence.name,
             "frames": [first + 1, second + 1],
             "gap": second - first,

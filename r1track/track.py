@@ -22,10 +22,10 @@ from rich.progress import MofNCompleteColumn, Progress
 
 from r1track import peers, prompts
 from r1track.boxes import Array, clip, xywh_to_xyxy, xyxy_to_xywh
-from r1track.config import Settings, Task
 from r1track.crops import Crop
 from r1track.files import Provenance, atomic_folder
 from r1track.peers import Ask, View
+from r1track.schema import Settings, Task
 from r1track.sequences import Sequence, read_split
 
 log = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from r1track import config, files
+from r1track import config, files, schema
 from r1track.boxes import Array
 from r1track.vqa import metrics, statistics
 
@@ -73,7 +73,7 @@ def summary(found: dict[str, Any]) -> str:
     return f"{found['verdict']}:{figures} {'; '.join(found['reasons'])}"
 
 
-def judge(base: Path, tuned: Path, rule: config.Verdict) -> dict[str, Any]:
+def judge(base: Path, tuned: Path, rule: schema.Verdict) -> dict[str, Any]:
     """The verdict on two folders of answers, with everything that it rests on."""
     answers = [_read_folder(folder) for folder in (base, tuned)]
     manifests = [
@@ -155,7 +155,7 @@ def _paired(name: str, base: Sequence[Row], tuned: Sequence[Row]) -> tuple[Pairs
     return pairs, faults
 
 
-def _compare(pairs: Pairs, rule: config.Verdict, seed: Sequence[int]) -> tuple[dict[str, Any], Array]:
+def _compare(pairs: Pairs, rule: schema.Verdict, seed: Sequence[int]) -> tuple[dict[str, Any], Array]:
     """What one set says, and the bootstrap draws of its difference, both in points."""
     strict = 100 * np.array([[row["strict"] for row in pair] for pair in pairs], dtype=np.float64)
     lenient = 100 * np.array([[row["lenient"] for row in pair] for pair in pairs], dtype=np.float64)
@@ -193,11 +193,11 @@ def _leaks(rows: Sequence[Row]) -> dict[str, float]:
     return {**shares, "median_length": float(plain.median(map(len, answers)))}
 
 
-def _interval(draws: Array, rule: config.Verdict) -> list[float]:
+def _interval(draws: Array, rule: schema.Verdict) -> list[float]:
     return [float(value) for value in np.quantile(draws, [rule.alpha, 1 - rule.alpha])]
 
 
-def _unfit(name: str, found: dict[str, Any], rule: config.Verdict) -> list[str]:
+def _unfit(name: str, found: dict[str, Any], rule: schema.Verdict) -> list[str]:
     """Faults of one set: too small, boxes in the answers, shares of empty answers apart."""
     faults = []
     if found["n"] < rule.min_items:
@@ -213,14 +213,14 @@ def _unfit(name: str, found: dict[str, Any], rule: config.Verdict) -> list[str]:
     return faults
 
 
-def _flag(sets: dict[str, dict[str, Any]], rule: config.Verdict) -> None:
+def _flag(sets: dict[str, dict[str, Any]], rule: schema.Verdict) -> None:
     adjusted = statistics.holm([found["mcnemar_p"] for found in sets.values()])
     for found, p in zip(sets.values(), adjusted, strict=True):
         found["flagged"] = p < rule.alpha and found["difference"] <= -rule.set_drop
 
 
 def _decide(
-    sets: dict[str, dict[str, Any]], draws: list[Array], faults: list[str], rule: config.Verdict
+    sets: dict[str, dict[str, Any]], draws: list[Array], faults: list[str], rule: schema.Verdict
 ) -> dict[str, Any]:
     """Verdict, reasons, difference, interval and needed items."""
     if not sets:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from r1track import config, document
+from r1track import config, document, schema
 from r1track.files import write_json
 
 ROOT = config.ROOT
@@ -44,6 +44,11 @@ def refusal(values: dict[str, Any]) -> str:
         ({"train": {"start": "sft"}}, ["train", "start `sft` needs arms [sft, grpo]"]),
         ({"train": {"arms": ["grpo", "grpo"]}}, ["train", "names one twice"]),
         ({"train": {"arms": ["sft"]}, "task": {"think": True}}, ["train.arms", "no reasoning", "leave sft out"]),
+        ({"train": {"rollout_steps": 4}}, ["train", "save_every 25", "rollout_steps 4", "take save_every 28"]),
+        (
+            {"merge": {"base": "dequantised"}, "train": {"quantize": "none"}},
+            ["merge.base", "nothing was quantised", "take `original`"],
+        ),
         ({"preset": "nope"}, ["preset = 'nope'", "demo", "r1track-5k"]),
     ],
 )
@@ -142,7 +147,7 @@ def test_comments_of_config_yaml_and_documentation_of_the_model_agree_in_both_di
     written = written_fields((ROOT / "config.yaml").read_text())
     del written["preset"]
     model = dict(config.fields())
-    items = {f"vqa.sets.easy-vqa.{name}": info for name, info in config.VqaSet.model_fields.items()}
+    items = {f"vqa.sets.easy-vqa.{name}": info for name, info in schema.VqaSet.model_fields.items()}
     expected = {path: info for path, info in model.items() if path not in ("preset", "vqa.sets")} | items
     assert set(written) == set(expected)
     for path, info in expected.items():

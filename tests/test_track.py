@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from toys import REAL, bare_sequence, needs_real, toy_split
 
-from r1track import config, models, peers, prompts, score, track
+from r1track import config, models, peers, prompts, schema, score, track
 from r1track.boxes import clip, xywh_to_xyxy
 from r1track.crops import Crop
 from r1track.sequences import read_split
@@ -42,7 +42,7 @@ def answer_with(monkeypatch):
 
 
 def settings(batch=3, size=SIZE, think=False):
-    return config.Settings(task=config.Task(size=size, think=think), track=config.Track(batch=batch))
+    return config.Settings(task=schema.Task(size=size, think=think), track=schema.Track(batch=batch))
 
 
 def rows(out, name):

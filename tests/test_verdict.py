@@ -6,9 +6,9 @@ import logging
 import numpy as np
 import pytest
 
-from r1track import config, files, verdict
+from r1track import config, files, schema, verdict
 
-RULE = config.Verdict(draws=2000)
+RULE = schema.Verdict(draws=2000)
 
 
 def write(folder, wrong=(), *, items=600, name="easy", answers=None, per_image=1, **manifest):

@@ -8,7 +8,7 @@ import datasets
 import pytest
 from PIL import Image
 
-from r1track import config, files, models, vqa
+from r1track import config, files, models, schema, vqa
 from r1track.vqa import sets
 from r1track.vqa.metrics import exact, has_tags, is_box, is_empty, normalise
 
@@ -99,7 +99,7 @@ def test_choice_of_unique_answers_is_not_the_first_ones_and_repeats_with_its_see
 
 
 def test_easy_vqa_items_carry_their_image_and_its_hash():
-    items = sets.load("easy", config.VqaSet(items=20), 0)
+    items = sets.load("easy", schema.VqaSet(items=20), 0)
     assert len({item.doc_id for item in items}) == 20
     assert all(item.picture().size == (64, 64) and item.question.endswith("?") for item in items)
     assert all(item.image_sha256 == hashlib.sha256(item.read()).hexdigest() for item in items)
@@ -107,12 +107,12 @@ def test_easy_vqa_items_carry_their_image_and_its_hash():
 
 def test_more_items_than_there_are_is_refused_with_their_number():
     with pytest.raises(ValueError, match=r"vqa\.sets\.easy\.items = 9674: .*has 9673 questions"):
-        sets.load("easy", config.VqaSet(items=9674), 0)
+        sets.load("easy", schema.VqaSet(items=9674), 0)
 
 
 def test_an_unknown_split_of_easy_vqa_is_refused():
     with pytest.raises(ValueError, match="'val': easy-vqa has `train` and `test`"):
-        sets.load("easy", config.VqaSet(split="val"), 0)
+        sets.load("easy", schema.VqaSet(split="val"), 0)
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def stored(tmp_path, monkeypatch):
         folder = tmp_path / "stored"
         folder.mkdir()
         datasets.Dataset.from_list(rows).to_parquet(folder / "test.parquet")
-        return config.VqaSet(source=str(folder), items=2)
+        return schema.VqaSet(source=str(folder), items=2)
 
     return store
 
@@ -185,13 +185,13 @@ def test_columns_of_another_kind_are_refused(stored):
 
 def test_a_set_that_is_nowhere_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"vqa\.sets\.mine: cannot load split 'test'"):
-        sets.load("mine", config.VqaSet(source=str(tmp_path / "none")), 0)
+        sets.load("mine", schema.VqaSet(source=str(tmp_path / "none")), 0)
 
 
 @pytest.fixture
 def settings():
-    spec = config.VqaSet(items=350, prompt='{"q": "{question}"}', max_tokens=5)
-    return config.Settings(vqa=config.Vqa(batch=100, sets={"easy": spec}))
+    spec = schema.VqaSet(items=350, prompt='{"q": "{question}"}', max_tokens=5)
+    return config.Settings(vqa=schema.Vqa(batch=100, sets={"easy": spec}))
 
 
 @pytest.fixture

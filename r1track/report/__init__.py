@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from r1track import config, files
+from r1track import config, files, schema
 from r1track.report import plots, strips
 from r1track.report.summary import BASE, Found, read, read_log, read_records, read_scores, root_of, summarise
 
@@ -72,7 +72,7 @@ def _sequences(scores: dict[str, Found], judged: str) -> list[Found]:
 
 
 def _strips(
-    wanted: config.Report, results: Path, name: str, scores: dict[str, Found], judged: str, colours: dict[str, str]
+    wanted: schema.Report, results: Path, name: str, scores: dict[str, Found], judged: str, colours: dict[str, str]
 ) -> Found:
     changes = {row["name"]: row["change"] for row in _sequences(scores, judged) if row["change"] is not None}
     root, picks = root_of(results, name), strips.choose(changes, wanted.strips)

@@ -16,8 +16,8 @@ from PIL import Image
 from rich.progress import track as progress
 
 from r1track.boxes import Array, clip
-from r1track.config import Settings
 from r1track.files import Provenance, atomic_folder
+from r1track.schema import Settings
 
 WIDTH, HEIGHT = 192, 144
 COLORS = {

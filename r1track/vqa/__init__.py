@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from rich.progress import track as progress
 
-from r1track import config, files, prompts
+from r1track import config, files, prompts, schema
 from r1track.vqa import metrics, sets
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def run(settings: config.Settings, model: str, out: Path) -> None:
     record.write(out / "provenance.json", seed=settings.vqa.seed, base=settings.model.base)
 
 
-def _ask(loaded: Any, name: str, spec: config.VqaSet, items: Sequence[sets.Item], batch: int) -> list[dict[str, Any]]:
+def _ask(loaded: Any, name: str, spec: schema.VqaSet, items: Sequence[sets.Item], batch: int) -> list[dict[str, Any]]:
     from r1track import models
 
     metric = metrics.BY_NAME[spec.metric]
@@ -90,7 +90,7 @@ def _row(item: sets.Item, answer: str, scores: metrics.Scores) -> dict[str, Any]
 
 
 def _ask_again(
-    loaded: Any, name: str, vqa: config.Vqa, items: Sequence[sets.Item], first: Sequence[dict[str, Any]]
+    loaded: Any, name: str, vqa: schema.Vqa, items: Sequence[sets.Item], first: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     random = np.random.default_rng([vqa.seed, 1])
     places = sorted(random.permutation(len(items))[:SELF_ITEMS].tolist())

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from r1track import config
+from r1track import schema
 from r1track.vqa import metrics
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def choose(answers: Sequence[str], items: int, seed: int) -> list[int]:
     return sorted(order[steps].tolist())
 
 
-def load(name: str, spec: config.VqaSet, seed: int) -> list[Item]:
+def load(name: str, spec: schema.VqaSet, seed: int) -> list[Item]:
     """The chosen items of the set vqa.sets.<name>, the same for every model.
 
     Questions whose answer is empty once normalised cannot be scored: they are counted, logged and never chosen. Raises
@@ -85,7 +85,7 @@ def load(name: str, spec: config.VqaSet, seed: int) -> list[Item]:
     return [every[place] for place in choose([item.target for item in every], spec.items, seed)]
 
 
-def _easy_vqa(spec: config.VqaSet, where: str) -> list[Item]:
+def _easy_vqa(spec: schema.VqaSet, where: str) -> list[Item]:
     try:
         import easy_vqa
     except ImportError as error:
@@ -104,7 +104,7 @@ def _easy_vqa(spec: config.VqaSet, where: str) -> list[Item]:
     ]
 
 
-def _hub(spec: config.VqaSet, where: str) -> list[Item]:
+def _hub(spec: schema.VqaSet, where: str) -> list[Item]:
     import datasets
 
     try:
