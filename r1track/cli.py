@@ -122,9 +122,13 @@ def train(
     out: OutDir,
 ) -> None:
     """Train an adapter on the pairs."""
+    from r1track import backend
+
+    settings = config.load(config_file)
+    backend.enter(settings.train.backend, scratch)  # before anything imports TRL
     from r1track.train import run
 
-    run(config.load(config_file), arm.value, model, pairs, scratch, out)
+    run(settings, arm.value, model, pairs, scratch, out)
 
 
 @app.command()

@@ -1,7 +1,8 @@
-"""Merge: the adapter becomes part of the original base's 16-bit weights, and whether that kept the answers is measured.
+"""Merge: the adapter becomes part of 16-bit weights, and whether that kept the answers is measured.
 
-The sum is made in float32 and rounded once, to the base's own 16-bit type; what has no adapter keeps its values.
-PEFT's merge into 4-bit weights is not offered: it requantises, and loses a small update.
+Into the base's own weights (`original`), or into those that the adapter met in training (`dequantised`: 4 bits and
+back). The sum is made layer by layer in float32 and rounded once, to the base's own 16-bit type. PEFT's merge into
+4-bit weights is not offered: it requantises, and loses a small update.
 """
 
 import logging
@@ -10,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from PIL import Image
 
 from r1track import config, files, models, prompts
 from r1track.pairs import load as open_pairs
+from r1track.pairs import questions
 
 log = logging.getLogger(__name__)
+FAITHFUL = 0.9  # share of the update below which a merge says that it lost some of it
 NOT_WEIGHTS = ("*.json", "*.txt", "*.jinja")
 
 
@@ -25,55 +29,74 @@ def held_out(settings: config.Settings, pairs: Path) -> tuple[list[prompts.Messa
     """Questions and images of the first held-out pairs, merge.check_pairs of them at most."""
     rows = open_pairs(pairs / "val")
     rows = rows.select(range(min(settings.merge.check_pairs, len(rows))))
-    return [prompts.build(box, think=settings.task.think) for box in rows["template_box"]], list(rows["images"])
+    return questions(rows, settings.task.think), [prompts.places(images) for images in rows["images"]]
 
 
 def _answers(
     settings: config.Settings, pairs: Path, model: str, adapter: Path | None = None, quantize: Any = "none"
 ) -> list[str]:
     loaded = models.load(model, settings.model, adapter=adapter, quantize=quantize)
-    questions, images = held_out(settings, pairs)
+    asked, images = held_out(settings, pairs)
     tokens = 512 if settings.task.think else 32
-    found = models.answer(loaded, questions, images, max_tokens=tokens, batch=32, show="answers")
+    found = models.answer(loaded, asked, images, max_tokens=tokens, batch=32, show="answers")
     del loaded  # two large models at once do not fit
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return found
 
 
-def _write_merged(folder: Path, adapter: Path, out: Path) -> None:
-    """The merged model and the base's own processor files, in `out`.
+def dequantised(weight: torch.Tensor) -> torch.Tensor:
+    """A 16-bit weight as 4-bit training sees it: to NF4 and back, with the settings of `models.load_weights`."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    packed, state = quantize_4bit(weight.to(device), quant_type="nf4", compress_statistics=True)
+    return dequantize_4bit(packed, state).to(weight.device)
 
-    Raises ValueError when the adapter changes nothing.
+
+def _write_merged(folder: Path, adapter: Path, onto: str, out: Path) -> float:
+    """Write the merged model and the base's own processor files to `out`; the share of the update that arrived.
+
+    The share is the update's projection onto what changed: 1 but for rounding, which loses what is smaller than half a
+    unit in the last of 16 bits. Raises ValueError when the adapter changes nothing.
     """
-    base = models.load_weights(folder, torch.float32)
     stored = files.read_json(folder / "config.json")
     kept = {"float16": torch.float16}.get(stored.get("dtype", stored.get("torch_dtype")), torch.bfloat16)
+    base: Any = models.load_weights(folder, kept, device="cpu")  # the sum needs no card, and a 7B base fills one
+    if onto == "dequantised":
+        for name, module in base.named_modules():
+            if isinstance(module, torch.nn.Linear) and ".language_model." in name:
+                module.weight.data = dequantised(module.weight.data)
     adapted: Any = PeftModel.from_pretrained(base, str(adapter))
-    changed = 0
+    wanted = arrived = 0.0
     layers: list[Any] = [module for module in adapted.modules() if isinstance(module, LoraLayer)]
     for layer in layers:
-        weight = layer.get_base_layer().weight.data
-        moved = weight + layer.get_delta_weight("default")
-        changed += not torch.equal(moved.to(kept), weight.to(kept))
-    if not changed:
+        weight = layer.get_base_layer().weight
+        update = layer.get_delta_weight("default").float()
+        moved = (weight.data.float() + update).to(kept)
+        wanted += update.square().sum().item()
+        arrived += (update * (moved.float() - weight.data.float())).sum().item()
+        weight.data = moved
+    if not arrived:
         raise ValueError(
             f"{adapter}: the adapter changes no weight; train for longer or at a higher train.learning_rate"
         )
-    adapted.merge_and_unload(safe_merge=True).to(kept).save_pretrained(out)
+    adapted.unload().save_pretrained(out)
     for pattern in NOT_WEIGHTS:
         for file in folder.glob(pattern):
             if not (out / file.name).exists() and "safetensors" not in file.name:
                 shutil.copyfile(file, out / file.name)
-    log.info("%d layers changed, written as %s", changed, kept)
+    share = arrived / wanted
+    log.info("%d layers got an update, written as %s; %.1f %% of it arrived", len(layers), kept, 100 * share)
+    if share < FAITHFUL:
+        log.warning("%.0f %% of the update is lost in rounding to %s: train for longer", 100 * (1 - share), kept)
+    return share
 
 
 def _agreements(settings: config.Settings, model: str, adapter: Path, merged: Path, pairs: Path) -> dict[str, Any]:
-    """Shares of held-out pairs on which the merged model answers as the adapter does, in two places.
+    """Shares of held-out pairs on which the merged model answers as the adapter does, on two bases.
 
-    agreement: with the adapter on the same 16-bit base, which says whether the sum is right. agreement_as_trained: on
-    the base as it was in training, which says what leaving its quantisation behind changed; None where it had none.
-    Raises ValueError when `agreement` is below merge.min_agreement.
+    agreement_original: with the adapter on the 16-bit base. agreement_as_trained: on the base as it was in training;
+    None where that was the same. agreement: the one of the two that the merge is to keep, by merge.base.
+    Raises ValueError when it is below merge.min_agreement.
     """
     trained = files.read_json(adapter / "provenance.json")["quantize"]
     answers = _answers(settings, pairs, str(merged))
@@ -82,30 +105,42 @@ def _agreements(settings: config.Settings, model: str, adapter: Path, merged: Pa
         others = _answers(settings, pairs, model, adapter, quantize)
         return sum(a == b for a, b in zip(answers, others, strict=True)) / len(answers)
 
-    found = {"pairs": len(answers), "agreement": share("none")}
-    log.info("merged and adapter-on agree on %.1f %% of %d held-out pairs", 100 * found["agreement"], len(answers))
-    if found["agreement"] < settings.merge.min_agreement:
+    original, as_trained = share("none"), None if trained == "none" else share(trained)
+    agreement = original if settings.merge.base == "original" or as_trained is None else as_trained
+    log.info("merged and adapter-on agree on %.1f %% of %d held-out pairs", 100 * agreement, len(answers))
+    if agreement < settings.merge.min_agreement:
         raise ValueError(
-            f"{adapter}: adapter-on and merged answers agree on {found['agreement']:.3f} of {len(answers)} held-out "
-            f"pairs, less than merge.min_agreement = {settings.merge.min_agreement}; nothing was written"
+            f"{adapter}: adapter-on and merged answers agree on {agreement:.3f} of {len(answers)} held-out pairs, less "
+            f"than merge.min_agreement = {settings.merge.min_agreement}; nothing was written"
         )
-    return {**found, "agreement_as_trained": None if trained == "none" else share(trained)}
+    return {
+        "pairs": len(answers),
+        "agreement": agreement,
+        "agreement_original": original,
+        "agreement_as_trained": as_trained,
+    }
 
 
 def run(settings: config.Settings, model: str, adapter: Path, pairs: Path | None, out: Path) -> None:
     """Merge `adapter` into `model`, compare greedy answers on held-out pairs, write weights, merge.json, provenance.
 
     Without pairs nothing is compared, and merge.json says so by nulls.
-    Raises ValueError, and writes nothing, when the merge is empty or changes too many answers.
+    Raises ValueError, and writes nothing, when the merge is empty or changes too many answers, or when it is to be into
+    dequantised weights and nothing was quantised.
     """
     provenance = files.Provenance("merge", [adapter, *([pairs / "manifest.json"] if pairs else [])])
+    if settings.merge.base == "dequantised" and files.read_json(adapter / "provenance.json")["quantize"] == "none":
+        raise ValueError(f"{adapter}: trained over 16 bits, not over dequantised weights; take merge.base original")
     folder = models.folder_of(model, settings.model.revision)
     with files.atomic_folder(out) as aside:
-        _write_merged(folder, adapter, aside)
-        found: dict[str, Any] = {"pairs": 0, "agreement": None, "agreement_as_trained": None}
+        share = _write_merged(folder, adapter, settings.merge.base, aside)
+        found = dict.fromkeys(("agreement", "agreement_original", "agreement_as_trained"))
+        measured: dict[str, Any] = {"pairs": 0, **found}
         if pairs:
-            found = _agreements(settings, model, adapter, aside, pairs)
+            measured = _agreements(settings, model, adapter, aside, pairs)
         else:
             log.warning("no --pairs: whether the merge keeps the answers was not measured")
-        files.write_json(aside / "merge.json", {**found, "base": model})
+        files.write_json(
+            aside / "merge.json", {**measured, "update_kept": share, "base": model, "onto": settings.merge.base}
+        )
         provenance.write(aside / "provenance.json", base=settings.model.revision)

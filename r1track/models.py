@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from peft import LoraConfig, PeftModel
 from PIL import Image
 from rich.progress import track as progress
 from transformers import (
@@ -80,7 +81,7 @@ def load_processor(folder: Path, settings: schema.Model) -> ImageProcessorOnly:
 
 
 def load_weights(
-    folder: Path, dtype: torch.dtype, quantize: Literal["nf4", "none"] = "none"
+    folder: Path, dtype: torch.dtype, quantize: Literal["nf4", "none"] = "none", device: str | None = None
 ) -> Qwen2_5_VLForConditionalGeneration:
     """The model with weights in `dtype`, on the GPU where there is one; with `nf4`, the language layers in 4 bits."""
     quantization = None
@@ -92,9 +93,55 @@ def load_weights(
             bnb_4bit_compute_dtype=dtype,
             llm_int8_skip_modules=["model.visual", "lm_head"],  # the key's name is historical: it holds for 4 bits too
         )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return Qwen2_5_VLForConditionalGeneration.from_pretrained(
         folder, dtype=dtype, quantization_config=quantization, device_map={"": device}, attn_implementation="sdpa"
+    )
+
+
+def make_adapter(lora: schema.Lora) -> LoraConfig:
+    """The adapter: on the named linear layers of the language model and, if asked, on all of the vision tower's."""
+    targets = rf".*language_model.*\.({'|'.join(lora.targets)})"
+    if lora.vision:
+        targets += r"|.*visual\.blocks.*\.(qkv|proj|gate_proj|up_proj|down_proj)|.*visual\.merger\.mlp\.[02]"
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        bias="none",
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+    )
+
+
+def load_unsloth(folder: Path, settings: schema.Settings) -> Any:
+    """The base in `folder` by Unsloth's loader, with a new adapter on it: the same weights, layers and quantisation.
+
+    backend.enter must have been called. Pairs of images exclude Unsloth's fast_inference, which takes one image each.
+    """
+    from unsloth import FastVisionModel
+
+    train, adapter = settings.train, make_adapter(settings.train.lora)
+    model, _ = FastVisionModel.from_pretrained(
+        str(folder),
+        max_seq_length=4096,
+        dtype=getattr(torch, settings.model.dtype),
+        load_in_4bit=train.quantize == "nf4",
+        load_in_16bit=train.quantize == "none",
+        use_exact_model_name=True,  # else a hub id may be swapped for somebody's quantised copy
+        use_gradient_checkpointing="unsloth",
+        fast_inference=False,
+        random_state=settings.seed,
+    )
+    return FastVisionModel.get_peft_model(
+        model,
+        r=adapter.r,
+        lora_alpha=adapter.lora_alpha,
+        lora_dropout=adapter.lora_dropout,
+        bias=adapter.bias,
+        target_modules=adapter.target_modules,
+        use_gradient_checkpointing="unsloth",
+        random_state=settings.seed,
     )
 
 
@@ -109,8 +156,6 @@ def load(
     folder = folder_of(base, settings.revision)
     model: Any = load_weights(folder, getattr(torch, settings.dtype), quantize)
     if adapter is not None:
-        from peft import PeftModel
-
         model = PeftModel.from_pretrained(model, str(adapter))
     return Loaded(model.eval(), load_processor(folder, settings), model.device)
 

@@ -5,6 +5,8 @@ from pathlib import Path
 import pyarrow.parquet
 from datasets import Dataset, Features, Image, List, Value, load_dataset
 
+from r1track import prompts
+
 _box = List(Value("float64"), length=4)
 FEATURES = Features(
     {
@@ -35,3 +37,9 @@ def load(folder: Path, *, cache: Path | None = None) -> Dataset:
     if cache is None:
         return Dataset(pyarrow.parquet.ParquetDataset(shards).read())
     return load_dataset("parquet", data_files=shards, split="train", cache_dir=str(cache))
+
+
+def questions(pairs: Dataset, think: bool) -> list[prompts.Messages]:
+    """The tracking question of every pair; its images go in the order of `prompts.places`."""
+    boxes = zip(pairs["template_box"], pairs["second_box"], strict=True)
+    return [prompts.build(box, second_box=second, think=think) for box, second in boxes]

@@ -62,6 +62,11 @@ def build(template_box: ArrayLike, *, second_box: ArrayLike | None = None, think
     return [{"role": "user", "content": content}]
 
 
+def thoughtful(thought: str, answer: str) -> str:
+    """An answer in the form that `parse_box` reads with `think`."""
+    return f"<think>{thought}</think><answer>{answer}</answer>"
+
+
 def places(images: Sequence[Image]) -> list[Image]:
     """A pair's images (template, search region, then any later template) in the order of their places in the prompt."""
     return [images[0], *images[2:], images[1]]

@@ -1,16 +1,18 @@
-"""Train: a LoRA adapter on the language layers, with TRL: the arm `grpo` by reward, the arm `sft` on true answers.
+"""Train: a LoRA adapter, with TRL: the arm `grpo` by reward, the arm `sft` on true answers.
 
-Both ask the tracker's own question; the reward reads answers with the tracker's own parser.
+Both ask the tracker's own question; the reward reads answers with the tracker's own parser. With the backend `unsloth`
+the same trainers run over its kernels: `backend.enter` must come before this module is imported.
 
 Checkpoints stand under a scratch folder, so that the same command goes on after a kill; the adapter reaches its place
 only when it is whole. A checkpoint of other settings is never taken up: it is deleted, and the log says so.
 """
 
+import dataclasses
+import importlib.util
 import json
 import logging
 import math
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,37 +20,63 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from peft import LoraConfig
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
-from r1track import config, files, models, prompts, rewards
+from r1track import backend, config, files, models, prompts, rewards, watch
 from r1track.pairs import load as open_pairs
+from r1track.pairs import questions
 
 log = logging.getLogger(__name__)
 Reward = Callable[..., list[float]]
+PARTS = {"iou": "iou", "giou": "giou", "format": "format", "length": "length_cost", "valid": "parsed"}
 
 
-def make_reward(settings: config.Settings) -> Reward:
-    """The reward function that TRL calls; it also logs each step's mean IoU and share of readable answers."""
-    task, scheme = settings.task, settings.train.reward
+def make_reward(settings: config.Settings, examples: Path) -> Reward:
+    """The reward that TRL calls: it logs the mean of each part, and now and then keeps a group in `examples`."""
+    task, train = settings.task, settings.train
 
     def reward(completions: Any, completion_ids: Any, answer: Any, log_metric: Any, **columns: Any) -> list[float]:
+        texts = [done[0]["content"] for done in completions]
         parts = [
-            rewards.score(done[0]["content"], target, scheme=scheme, size=task.size, think=task.think, tokens=len(ids))
-            for done, target, ids in zip(completions, answer, completion_ids, strict=True)
+            rewards.score(text, target, scheme=train.reward, size=size, think=task.think, tokens=len(ids))
+            for text, target, size, ids in zip(texts, answer, columns["size"], completion_ids, strict=True)
         ]
-        log_metric("iou", float(np.mean([part["iou"] for part in parts])))
-        log_metric("parsed", float(np.mean([part["valid"] for part in parts])))
+        for part, name in PARTS.items():
+            log_metric(name, float(np.mean([each[part] for each in parts])))  # type: ignore[literal-required]
+        step = columns["trainer_state"].global_step
+        if step % train.keep_every < train.rollout_steps:
+            shown = [dict(each, answer=text) for each, text in zip(parts[: train.group], texts, strict=False)]
+            watch.keep_example(examples, step, columns["images"][0], {"target": list(answer[0]), "answers": shown})
         return [part["total"] for part in parts]
 
     return reward
 
 
+def arguments(kind: type[Any], values: dict[str, Any]) -> Any:
+    """Trainer arguments of this kind, each held by the library as it was given.
+
+    Unsloth drops names that it does not know and changes some values, with no more than a printed line.
+    Raises ValueError naming what was dropped or changed.
+    """
+    unknown = set(values) - {field.name for field in dataclasses.fields(kind)}
+    if unknown:
+        raise ValueError(f"{kind.__name__} has no {sorted(unknown)}; the installed TRL is not the one that is pinned")
+    made = kind(**values)
+    for name, value in values.items():
+        held = getattr(made, name)
+        if name != "report_to" and getattr(held, "value", held) != value:
+            raise ValueError(f"{kind.__name__}.{name}: {value!r} became {held!r}; give a value that it leaves alone")
+    return made
+
+
 def _common(settings: config.Settings, scratch: Path) -> dict[str, Any]:
     """Trainer arguments that both arms share."""
     train, cuda = settings.train, torch.cuda.is_available()
+    if train.optimizer == "adamw_8bit" and not cuda:
+        raise ValueError("train.optimizer = 'adamw_8bit': needs a CUDA card; take adamw_torch")
+    if train.report_to != "none" and importlib.util.find_spec(train.report_to) is None:
+        raise ValueError(f"train.report_to = {train.report_to!r}: not installed; `pip install {train.report_to}`")
     return {
         "output_dir": str(scratch),
         "seed": settings.seed,
@@ -56,17 +84,19 @@ def _common(settings: config.Settings, scratch: Path) -> dict[str, Any]:
         "weight_decay": train.weight_decay,
         "adam_beta1": 0.9,
         "adam_beta2": 0.999,
+        "adam_epsilon": 1e-8,
         "max_grad_norm": train.clip_norm,
-        "optim": "adamw_torch",
+        "optim": train.optimizer,
         "gradient_checkpointing": cuda,  # on a CPU memory is not the limit
         "bf16": cuda and settings.model.dtype == "bfloat16",
         "fp16": False,
         "use_cpu": not cuda,
         "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # a loss that is not finite is to be seen
         "save_strategy": "steps",
         "save_steps": train.save_every,
         "save_total_limit": 2,
-        "report_to": "none",
+        "report_to": train.report_to,
         "remove_unused_columns": False,
         "dataloader_num_workers": 0,
     }
@@ -75,19 +105,20 @@ def _common(settings: config.Settings, scratch: Path) -> dict[str, Any]:
 def sft_arguments(settings: config.Settings, scratch: Path) -> SFTConfig:
     """TRL's arguments for the supervised arm; the loss is on the answer's tokens only."""
     sft = settings.train.sft
-    return SFTConfig(
+    values = {
         **_common(settings, scratch),
-        max_steps=sft.steps,
-        per_device_train_batch_size=sft.micro_batch,
-        gradient_accumulation_steps=sft.batch // sft.micro_batch,
-        learning_rate=sft.learning_rate,
-        lr_scheduler_type=sft.schedule,
-        warmup_steps=math.ceil(settings.train.warmup * sft.steps),
-        completion_only_loss=True,
-        loss_type="nll",
-        max_length=None,
-        packing=False,
-    )
+        "max_steps": sft.steps,
+        "per_device_train_batch_size": sft.micro_batch,
+        "gradient_accumulation_steps": sft.batch // sft.micro_batch,
+        "learning_rate": sft.learning_rate,
+        "lr_scheduler_type": sft.schedule,
+        "warmup_steps": math.ceil(settings.train.warmup * sft.steps),
+        "completion_only_loss": True,
+        "loss_type": "nll",
+        "max_length": None,
+        "packing": False,
+    }
+    return arguments(SFTConfig, values)
 
 
 def grpo_arguments(settings: config.Settings, scratch: Path, stop: list[int]) -> GRPOConfig:
@@ -97,130 +128,118 @@ def grpo_arguments(settings: config.Settings, scratch: Path, stop: list[int]) ->
     """
     train = settings.train
     answers = train.group * train.prompts_per_step
-    return GRPOConfig(
+    values = {
         **_common(settings, scratch),
-        max_steps=train.steps,
-        per_device_train_batch_size=train.micro_batch,
-        gradient_accumulation_steps=answers // train.micro_batch,
-        generation_batch_size=answers,
-        num_iterations=1,
-        num_generations=train.group,
-        max_completion_length=train.max_tokens,
-        temperature=train.temperature,
-        top_p=1.0,
-        top_k=0,
-        generation_kwargs={"suppress_tokens": stop},
-        learning_rate=train.learning_rate,
-        lr_scheduler_type=train.schedule,
-        warmup_steps=math.ceil(train.warmup * train.steps),
-        beta=train.beta,
-        use_bias_correction_kl=False,  # the paper's k3 estimate as it is
-        epsilon=train.epsilon,
-        epsilon_high=train.epsilon_high,
-        loss_type=train.loss,
-        scale_rewards=train.scale_rewards,
-        mask_truncated_completions=False,
-        disable_dropout=False,
-        shuffle_dataset=True,
-    )
+        "max_steps": train.steps,
+        "per_device_train_batch_size": train.micro_batch,
+        "gradient_accumulation_steps": answers // train.micro_batch,
+        "generation_batch_size": answers * train.rollout_steps,
+        "num_iterations": 1,
+        "num_generations": train.group,
+        "max_completion_length": train.max_tokens,
+        "temperature": train.temperature,
+        "top_p": 1.0,
+        "top_k": 0,
+        "repetition_penalty": 1.0,
+        "generation_kwargs": {"suppress_tokens": stop},
+        "learning_rate": train.learning_rate,
+        "lr_scheduler_type": train.schedule,
+        "warmup_steps": math.ceil(train.warmup * train.steps),
+        "beta": train.beta,
+        "use_bias_correction_kl": False,  # the paper's k3 estimate as it is
+        "epsilon": train.epsilon,
+        "epsilon_high": train.epsilon_high,
+        "loss_type": train.loss,
+        "scale_rewards": train.scale_rewards,
+        "mask_truncated_completions": False,
+        "disable_dropout": False,
+        "shuffle_dataset": True,
+    }
+    return arguments(GRPOConfig, values)
 
 
-def make_adapter(settings: config.Settings) -> LoraConfig:
-    """The adapter: on the named linear layers of the language model only, never on the vision tower."""
-    lora = settings.train.lora
-    return LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        bias="none",
-        target_modules=rf".*language_model.*\.({'|'.join(lora.targets)})",
-        task_type="CAUSAL_LM",
-    )
+def with_prompts(pairs: Dataset, think: bool, completions: list[Any] | None = None) -> Dataset:
+    """The pairs with the columns that the trainers want: `prompt`, `images` in the order of their places, not copied.
+
+    With completions there is the column `completion` too; without, what the reward needs.
+    """
+    asked = questions(pairs, think)
+    if completions is None:
+        rows = pairs.select_columns(["images", "answer", "size"]).add_column("prompt", asked)
+    else:
+        rows = pairs.select_columns(["images"]).add_column("prompt", asked).add_column("completion", completions)
+    if all(second is None for second in pairs["second_box"]):
+        return rows
+    return rows.with_transform(lambda batch: {**batch, "images": [prompts.places(row) for row in batch["images"]]})
 
 
-def with_prompts(pairs: Dataset, think: bool) -> Dataset:
-    """The pairs with the column `prompt` that the trainers want; images are not copied."""
-    asked = [prompts.build(box, think=think) for box in pairs["template_box"]]
-    return pairs.select_columns(["images", "answer"]).add_column("prompt", asked)
+def with_answers(pairs: Dataset, think: bool) -> Dataset:
+    """The pairs with the columns `prompt` and `completion`: what the supervised arm learns from.
 
-
-def with_answers(pairs: Dataset) -> Dataset:
-    """The pairs with the columns `prompt` and `completion`: what the supervised arm learns from."""
-    told = [[{"role": "assistant", "content": prompts.numbers(box)}] for box in pairs["answer"]]
-    return with_prompts(pairs, think=False).remove_columns("answer").add_column("completion", told)
-
-
-class Watch(TrainerCallback):
-    """A progress bar with reward, IoU and ETA, and a stop when the loss is not finite."""
-
-    def __init__(self) -> None:
-        self.bar = Progress(
-            TextColumn("train"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-            TextColumn("{task.description}"),
-        )  # fmt: skip
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        self.bar.start()
-        self.task = self.bar.add_task("", total=state.max_steps, completed=state.global_step)
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        self.began = time.perf_counter()
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **others: Any) -> None:
-        if logs is None or "loss" not in logs:
-            return
-        state.log_history[-1]["seconds"] = time.perf_counter() - self.began
-        if not math.isfinite(logs["loss"]):
-            raise FloatingPointError(
-                f"the loss is {logs['loss']} at step {state.global_step}; lower train.learning_rate"
-            )
-        text = " ".join(f"{name} {logs[name]:.3f}" for name in ("reward", "iou", "parsed", "loss") if name in logs)
-        self.bar.update(self.task, completed=state.global_step, description=text)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        self.bar.stop()
-
-
-def history(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The trainer's log as our rows, one per optimiser step."""
-    names = {
-        "reward": "reward", "reward_std": "reward_std", "iou": "iou", "parsed": "parsed", "kl": "kl",
-        "frac_reward_zero_std": "flat_groups", "entropy": "entropy", "completions/mean_length": "length",
-        "mean_token_accuracy": "token_accuracy", "loss": "loss", "grad_norm": "grad_norm",
-        "learning_rate": "learning_rate", "seconds": "seconds",
-    }  # fmt: skip
-    rows = [entry for entry in entries if "loss" in entry]
-    return [{"step": row["step"], **{names[key]: row[key] for key in names if key in row}} for row in rows]
+    With `think` the pairs must have the column `thought`: the words to be learned before the box; else ValueError.
+    """
+    told = [prompts.numbers(box) for box in pairs["answer"]]
+    if think:
+        if "thought" not in pairs.column_names:
+            raise ValueError("task.think: sft needs pairs with a column `thought`, which `sample` does not write")
+        told = [prompts.thoughtful(*both) for both in zip(pairs["thought"], told, strict=True)]
+    return with_prompts(pairs, think, [[{"role": "assistant", "content": text}] for text in told])
 
 
 def prepare_scratch(scratch: Path, identity: dict[str, Any]) -> Path | None:
-    """The newest checkpoint of this very run, if there is one; checkpoints of any other run are deleted."""
+    """The newest whole checkpoint of this very run, if there is one; checkpoints of any other run are deleted."""
     mark = scratch / "identity.json"
     if mark.exists() and files.read_json(mark) != identity:
         log.warning("%s: checkpoints of other settings or pairs are deleted", scratch)
         shutil.rmtree(scratch)
     scratch.mkdir(parents=True, exist_ok=True)
     files.write_json(mark, identity)
-    done = [p for p in scratch.glob("checkpoint-*") if (p / "trainer_state.json").exists()]
+    done = [p for p in scratch.glob("checkpoint-*") if _whole(p / "trainer_state.json")]
     return max(done, key=lambda p: int(p.name.split("-")[1]), default=None)
 
 
-def make_trainer(settings: config.Settings, arm: str, folder: Path, pairs: Path, scratch: Path) -> Any:
+def _whole(state: Path) -> bool:
+    """Whether the file that the trainer writes last into a checkpoint was written to its end."""
+    try:
+        json.loads(state.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
+
+
+def make_watch(settings: config.Settings, arm: str, scratch: Path) -> watch.Watch:
+    """What is shown and kept while the arm trains."""
+    train, sft = settings.train, settings.train.sft
+    samples = sft.batch if arm == "sft" else train.group * train.prompts_per_step
+    return watch.Watch(scratch / "log.jsonl", samples, train.save_every)
+
+
+def make_trainer(
+    settings: config.Settings,
+    arm: str,
+    folder: Path,
+    pairs: Path,
+    scratch: Path,
+    kind: backend.Backend = "transformers",
+) -> Any:
     """TRL's trainer for the arm, over the weights in `folder`; the adapter's weights are float32."""
-    weights = models.load_weights(folder, getattr(torch, settings.model.dtype), settings.train.quantize)
     processor = models.load_processor(folder, settings.model)
     cut = open_pairs(pairs / "train", cache=scratch / "cache")
-    shared: dict[str, Any] = {
-        "model": weights, "processing_class": processor, "peft_config": make_adapter(settings), "callbacks": [Watch()],
-    }  # fmt: skip
+    if backend.choose(settings.train.backend) == "unsloth":
+        weights, adapter = models.load_unsloth(folder, settings), None
+    else:
+        weights = models.load_weights(folder, getattr(torch, settings.model.dtype), settings.train.quantize)
+        adapter = models.make_adapter(settings.train.lora)
+    shared: dict[str, Any] = {"model": weights, "processing_class": processor, "peft_config": adapter}
     trainer: Any
     if arm == "sft":
-        trainer = SFTTrainer(args=sft_arguments(settings, scratch), train_dataset=with_answers(cut), **shared)
+        told = with_answers(cut, settings.task.think)
+        trainer = SFTTrainer(args=sft_arguments(settings, scratch), train_dataset=told, **shared)
     else:
-        reward: Any = make_reward(settings)
-        arguments = grpo_arguments(settings, scratch, models.suppressed(processor))
+        reward: Any = make_reward(settings, scratch / "examples")
+        args = grpo_arguments(settings, scratch, models.suppressed(processor))
         asked = with_prompts(cut, settings.task.think)
-        trainer = GRPOTrainer(reward_funcs=reward, args=arguments, train_dataset=asked, **shared)
+        trainer = GRPOTrainer(reward_funcs=reward, args=args, train_dataset=asked, **shared)
     for noisy in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(noisy)
     for parameter in trainer.model.parameters():
@@ -230,26 +249,36 @@ def make_trainer(settings: config.Settings, arm: str, folder: Path, pairs: Path,
 
 
 def run(settings: config.Settings, arm: str, model: str, pairs: Path, scratch: Path, out: Path) -> None:
-    """Train the arm on pairs/train and write the adapter, the log and the provenance to `out`.
+    """Train the arm on pairs/train and write the adapter, the log, the examples and the provenance to `out`.
 
-    Raises FileNotFoundError for missing pairs or model, FloatingPointError when the loss is not finite.
+    Raises FileNotFoundError for missing pairs or model, ValueError for arguments that the trainer would not keep,
+    FloatingPointError when the loss is not finite.
     """
     provenance = files.Provenance("train", [pairs / "manifest.json"])
     folder = models.folder_of(model, settings.model.revision)
     stage = config.stage_values(settings, "train")
     inputs = {"pairs": files.hash_file(pairs / "manifest.json"), "model": files.hash_path(folder)}
-    checkpoint = prepare_scratch(scratch, {"arm": arm, "settings": stage, **inputs})
+    kind = backend.enter(settings.train.backend, scratch)
+    checkpoint = prepare_scratch(scratch, {"arm": arm, "settings": stage, "backend": kind, **inputs})
     torch.manual_seed(settings.seed)
     trainer = make_trainer(settings, arm, folder, pairs, scratch)
     if checkpoint:
         log.info("going on from %s", checkpoint)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    rows = history(trainer.state.log_history)
+    watching = make_watch(settings, arm, scratch)
+    trainer.add_callback(watching)
+    with watching.live:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    rows = watch.history(trainer.state.log_history)
     seconds = sum(row["seconds"] for row in rows)
-    notes = {"arm": arm, "model": model, "quantize": settings.train.quantize, "train_seconds": seconds}
+    notes = {
+        "arm": arm, "model": model, "backend": kind, "quantize": settings.train.quantize, "train_seconds": seconds,
+    }  # fmt: skip
     with files.atomic_folder(out) as aside:
         trainer.model.save_pretrained(aside)
         (aside / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        if arm == "grpo":
+            shutil.copytree(scratch / "examples", aside / "examples")
         provenance.write(aside / "provenance.json", seed=settings.seed, base=settings.model.revision, **notes)
     measure = "reward" if arm == "grpo" else "loss"
-    log.info("%s: %s %.3f -> %.3f over %d steps", arm, measure, rows[0][measure], rows[-1][measure], len(rows))
+    seen = [row[measure] for row in rows if measure in row]
+    log.info("%s: %s %.3f -> %.3f over %d steps", arm, measure, seen[0], seen[-1], len(rows))

@@ -1,5 +1,7 @@
 """Rewards: the paper's figures on ordered boxes, bounds on everything else."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -57,16 +59,50 @@ def test_answers_that_the_reference_overpaid_are_invalid(answer: str, scheme: st
     assert (found["total"], found["valid"]) == (-1, 0)
 
 
-def test_rewards_never_leave_their_bounds() -> None:
-    rng = np.random.default_rng(2)
-    for _ in range(3000):
-        values = rng.choice([-1e9, -20, 0, 3, 100, 180, 336, 350, 1e9], 4).tolist()
-        text = str(values)
-        assert -1 <= rewards.score(text, TARGET)["total"] <= 1.5
-        assert -1 <= rewards.score(text, TARGET, scheme="iou")["total"] <= 1
+def random_answer(rng: np.random.Generator, target: list[float]) -> tuple[str, list[float] | None]:
+    """An answer of any kind, and its corners where it is an ordered box inside the crop in a form that is read."""
+    kind = rng.integers(0, 12)
+    box = np.round(np.array(target) + rng.normal(0, rng.choice([1.0, 8.0, 60.0]), 4), int(rng.integers(0, 3))).tolist()
+    good = box[0] < box[2] and box[1] < box[3] and min(box) >= 0 and max(box) <= 336
+    text = "[" + ", ".join(f"{v:g}" for v in box) + "]"
+    wild = rng.choice([-1e308, -1e9, -20.0, 0.0, 3.0, 336.0, 350.0, 1e9, 1e308], 4).tolist()
+    if kind < 5:
+        text = (
+            text,
+            f"```json\n{text}\n```",
+            f'{{"bbox_2d": {text}}}',
+            f'[{{"bbox_2d": {text}, "label": "x"}}]',
+            f" {text} ",
+        )[kind]
+        return text, [float(f"{v:g}") for v in box] if read else None
+    broken = (
+        text[:-1], text.replace(",", ""), f"{text} px", f"the box is {text}", f"[{text}]x",
+        str([*box, 1.0]), str(wild), "[" + "9" * 5000 + ", 1, 2, 3]", "[NaN, Infinity, -Infinity, 1]", "[true, 1, 2]",
+        f"<answer>{text}</answer>", "".join(chr(c) for c in rng.integers(32, 0x2FFF, 12)), "[" * 3000, "", "null", "{}",
+        str(box[::-1]) if box[3] > box[1] else "[2, 2, 1, 1]",
+    )  # fmt: skip
+    return str(rng.choice(np.array(broken, dtype=object))), None
+
+
+def test_a_hundred_thousand_random_answers_get_the_published_figure_or_stay_in_bounds() -> None:
+    rng, exact, invalid = np.random.default_rng(2), 0, 0
+    for _ in range(100_000):
+        low = rng.uniform(0, 250, 2)
+        target = [*low.tolist(), *(low + rng.uniform(4, 86, 2)).tolist()]
+        text, box = random_answer(rng, target)
+        paper, iou = rewards.score(text, target), rewards.score(text, target, scheme="iou")
+        for found, top in ((paper, 1.5), (iou, 1.0)):
+            assert all(math.isfinite(value) for value in found.values())
+            assert found["total"] == -1 if not found["valid"] else -1 <= found["total"] <= top
+        if box is not None:
+            assert abs(paper["total"] - reference(box, target)) < 1e-9
+            exact += 1
+        invalid += not paper["valid"]
         tokens = int(rng.integers(0, 3000))
-        think = f"<think>x</think><answer>{text}</answer>"
-        assert -1.1 <= rewards.score(think, TARGET, think=True, tokens=tokens)["total"] <= 1.55
+        thought = rewards.score(f"<think>x</think><answer>{text}</answer>", target, think=True, tokens=tokens)
+        assert thought["total"] == -1 if not thought["valid"] else -1.05 <= thought["total"] <= 1.55
+    assert exact > 10_000
+    assert invalid > 10_000
 
 
 @pytest.mark.parametrize(

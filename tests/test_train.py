@@ -1,16 +1,17 @@
-"""Train and merge: what moves, what does not, and what a killed run leaves behind."""
+"""Train: what is learned from, what is logged and kept, and what is refused."""
 
+import dataclasses
 import json
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
-from r1track import config, files, merge, models, prompts, sample, train
+from r1track import config, files, models, prompts, rewards, sample, train
 from r1track.pairs import load as open_pairs
 from r1track.toy import world
 
@@ -65,47 +66,16 @@ def test_every_step_is_logged_with_its_parts(adapter: Path) -> None:
     assert files.read_json(adapter / "provenance.json")["quantize"] == "nf4"
 
 
-def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_adapter(
-    adapter: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Killed(Exception):
-        pass
-
-    def kill(self: Any, args: Any, state: Any, control: Any, **others: Any) -> None:
-        if state.global_step == 3:
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train.Watch, "on_step_end", kill, raising=False)
-        with pytest.raises(Killed):
-            trained(tmp_path, pairs)
-    assert not (tmp_path / "adapter").exists()
-    assert (tmp_path / "scratch" / "checkpoint-2").is_dir()
-    trained(tmp_path, pairs)
-    once, twice = (load_file(folder / "adapter_model.safetensors") for folder in (adapter, tmp_path / "adapter"))
-    assert all(torch.equal(once[name], twice[name]) for name in once)
-    steps = [json.loads(line)["step"] for line in (tmp_path / "adapter" / "log.jsonl").read_text().splitlines()]
-    assert steps == [1, 2, 3, 4]
-
-
 def test_checkpoints_of_other_settings_are_not_taken_up(tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     assert train.prepare_scratch(scratch, {"rate": 1}) is None
     (scratch / "checkpoint-2").mkdir()
     (scratch / "checkpoint-2" / "trainer_state.json").write_text("{}")
+    (scratch / "checkpoint-4").mkdir()
+    (scratch / "checkpoint-4" / "trainer_state.json").write_text('{"epoch":')  # killed while it was written
     assert train.prepare_scratch(scratch, {"rate": 1}) == scratch / "checkpoint-2"
     assert train.prepare_scratch(scratch, {"rate": 2}) is None
     assert not (scratch / "checkpoint-2").exists()
-
-
-def test_the_loss_stops_the_run_when_it_is_not_finite() -> None:
-    watch = train.Watch()
-    state = type("State", (), {"global_step": 7, "max_steps": 9, "log_history": [{}]})()
-    watch.on_train_begin(None, state, None)
-    watch.on_step_begin(None, state, None)
-    with pytest.raises(FloatingPointError, match=r"the loss is nan at step 7; lower train\.learning_rate"):
-        watch.on_log(None, state, None, logs={"reward": 0.1, "loss": math.nan})
-    watch.on_train_end(None, state, None)
 
 
 def test_the_supervised_arm_learns_the_true_answers_and_nothing_else(pairs: Path, tmp_path: Path) -> None:
@@ -118,7 +88,7 @@ def test_the_supervised_arm_learns_the_true_answers_and_nothing_else(pairs: Path
 
 
 def test_the_supervised_arm_is_told_the_rounded_box_after_the_trackers_question(pairs: Path) -> None:
-    rows = train.with_answers(open_pairs(pairs / "train"))
+    rows = train.with_answers(open_pairs(pairs / "train"), think=False)
     truth = open_pairs(pairs / "train")[0]
     assert rows[0]["completion"] == [{"role": "assistant", "content": prompts.numbers(truth["answer"])}]
     texts = [part["text"] for part in rows[0]["prompt"][0]["content"] if part["type"] == "text"]
@@ -140,54 +110,60 @@ def test_unquantised_weights_train_too(pairs: Path, tmp_path: Path) -> None:
     assert files.read_json(folder / "provenance.json")["quantize"] == "none"
 
 
-@pytest.fixture(scope="module")
-def merged(adapter: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("merged") / "grpo"
-    merge.run(settings(), "tiny", adapter, pairs, out)
-    return out
+def test_a_group_is_kept_now_and_then_with_its_images_answers_and_rewards(adapter: Path) -> None:
+    kept = sorted((adapter / "examples").glob("*.json"))
+    assert [files.read_json(path)["step"] for path in kept] == [0]
+    example = files.read_json(kept[0])
+    assert len(example["answers"]) == 4
+    for answer in example["answers"]:
+        again = rewards.score(answer["answer"], example["target"], scheme="iou", size=84)
+        assert answer["total"] == again["total"]
+    assert [Image.open(kept[0].parent / name).size for name in example["images"]] == [(84, 84), (84, 84)]
 
 
-def test_merged_weights_differ_from_the_base_in_the_adapters_targets_only(merged: Path) -> None:
-    before, after = (load_file(folder / "model.safetensors") for folder in (models.TINY, merged))
-    assert before.keys() == after.keys()
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed
-    for name in changed:
-        assert "visual" not in name
-        assert any(f"{target}.weight" in name for target in TARGETS)
-    assert {value.dtype for value in after.values()} == {torch.float16}
+def test_trainer_arguments_that_the_library_does_not_know_or_changes_are_refused() -> None:
+    @dataclasses.dataclass
+    class Changed:
+        beta: float = 0.0
+        batch: int = 1
+
+        def __post_init__(self) -> None:
+            self.batch = 8
+
+    assert train.arguments(Changed, {"beta": 0.1}).beta == 0.1
+    with pytest.raises(ValueError, match=r"Changed has no \['betta'\]"):
+        train.arguments(Changed, {"betta": 0.1})
+    with pytest.raises(ValueError, match=r"Changed\.batch: 4 became 8"):
+        train.arguments(Changed, {"batch": 4})
 
 
-def test_adapter_on_and_merged_give_the_same_greedy_answers(merged: Path, adapter: Path, pairs: Path) -> None:
-    found = files.read_json(merged / "merge.json")
-    assert found["agreement"] == 1
-    assert 0 < found["agreement_as_trained"] <= 1
-    questions, images = merge.held_out(settings(), pairs)
-    loaded = models.load("tiny", settings().model, adapter=adapter), models.load(str(merged), settings().model)
-    on, off = (models.answer(each, questions, images, max_tokens=16, batch=12) for each in loaded)
-    assert on == off
-
-
-def test_without_pairs_the_weights_are_the_same_and_the_agreement_is_said_to_be_unmeasured(
-    merged: Path, adapter: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer": "adamw_8bit"}, r"train\.optimizer = 'adamw_8bit': needs a CUDA card"),
+        ({"report_to": "trackio"}, r"train\.report_to = 'trackio': not installed; `pip install trackio`"),
+        ({"backend": "unsloth"}, r"train\.backend = 'unsloth': .*; install environment\.yml on a card"),
+    ],
+)
+def test_what_this_machine_cannot_do_is_refused_before_training(
+    changes: dict[str, str], message: str, pairs: Path, tmp_path: Path
 ) -> None:
-    merge.run(settings(), "tiny", adapter, None, tmp_path / "out")
-    assert files.hash_file(tmp_path / "out" / "model.safetensors") == files.hash_file(merged / "model.safetensors")
-    assert files.read_json(tmp_path / "out" / "merge.json")["agreement"] is None
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a card")
+    with pytest.raises(ValueError, match=message):
+        trained(tmp_path, pairs, **changes)
+    assert not (tmp_path / "adapter").exists()
 
 
-def test_the_merged_folder_holds_the_processor_files_of_the_base(merged: Path) -> None:
-    for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json", "chat_template.jinja"):
-        assert files.hash_file(merged / name) == files.hash_file(models.TINY / name)
+def test_sft_with_thinking_needs_pairs_that_hold_thoughts(pairs: Path) -> None:
+    with pytest.raises(ValueError, match="pairs with a column `thought`"):
+        train.with_answers(open_pairs(pairs / "train"), think=True)
 
 
-def test_an_adapter_that_changes_nothing_is_refused(adapter: Path, pairs: Path, tmp_path: Path) -> None:
-    empty = shutil.copytree(adapter, tmp_path / "empty")
-    weights = load_file(empty / "adapter_model.safetensors")
-    from safetensors.torch import save_file
-
-    save_file({k: torch.zeros_like(v) if "lora_B" in k else v for k, v in weights.items()},
-              empty / "adapter_model.safetensors")  # fmt: skip
-    with pytest.raises(ValueError, match="the adapter changes no weight; train for longer"):
-        merge.run(settings(), "tiny", empty, pairs, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+def test_the_vision_towers_layers_get_adapters_when_asked(pairs: Path, tmp_path: Path) -> None:
+    folder = trained(tmp_path, pairs, steps=1, lora={"vision": True})
+    weights = load_file(folder / "adapter_model.safetensors")
+    model = models.load_weights(models.TINY, torch.float32)
+    linears = {name for name, module in model.named_modules() if type(module) is torch.nn.Linear and "visual" in name}
+    adapted = {name.split("base_model.model.")[1].split(".lora_")[0] for name in weights if "visual" in name}
+    assert adapted == linears

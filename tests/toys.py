@@ -1,12 +1,18 @@
 """Small splits for tests: clips of the toy world, and bare annotations whose frames are empty files."""
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from datasets import Dataset, Value
 from numpy.typing import ArrayLike
 
+from r1track import config, models, prompts
+from r1track.pairs import FEATURES, questions
+from r1track.pairs import load as open_pairs
 from r1track.toy.world import write_split
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "realseq"
@@ -38,3 +44,47 @@ def bare_sequence(
     with (root / "list.txt").open("a") as stream:
         stream.write(f"{name}\n")
     return folder
+
+
+def varied_pairs(pairs: Path, out: Path, *, rows: int = 4, later: str = "none", thought: str | None = None) -> Path:
+    """The first pairs of each split again, with a later template in `none`, `some` or `all` of them, and a thought."""
+    features = FEATURES.copy()
+    if thought:
+        features["thought"] = Value("string")
+    for split in ("train", "val"):
+        table = list(open_pairs(pairs / split).select(range(rows)))
+        for k, row in enumerate(table):
+            if later == "all" or (later == "some" and k % 2):
+                row.update(images=[*row["images"], row["images"][0]], second_box=row["template_box"])
+            if thought:
+                row["thought"] = thought
+        (out / split).mkdir(parents=True)
+        Dataset.from_list(table, features=features).to_parquet(out / split / "0.parquet")
+    shutil.copy(pairs / "manifest.json", out)
+    return out
+
+
+def thinker(pairs: Path, out: Path, steps: int = 40) -> Path:
+    """The tiny base, all of its weights trained for a moment on thoughts and boxes, so that it answers in that form."""
+    rows = open_pairs(pairs / "train")
+    processor = models.load_processor(models.TINY, config.resolve({}).model)
+    told = [prompts.thoughtful(t, prompts.numbers(b)) for t, b in zip(rows["thought"], rows["answer"], strict=True)]
+    answers = [{"role": "assistant", "content": [{"type": "text", "text": text}]} for text in told]
+    chats = [[*asked, answer] for asked, answer in zip(questions(rows, True), answers, strict=True)]
+    texts = processor.apply_chat_template(chats, tokenize=False)
+    images = [image for row in rows["images"] for image in prompts.places(row)]
+    batch = processor(text=texts, images=images, padding=True, return_tensors="pt")
+    labels = batch["input_ids"].clone()
+    for row, text in zip(labels, texts, strict=True):
+        row[: -len(processor.tokenizer(text.split("assistant\n")[-1])["input_ids"])] = -100
+    model = models.load_weights(models.TINY, torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    for _ in range(steps):
+        model(**batch, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.half().save_pretrained(out)
+    for file in (*models.TINY.glob("*.json"), models.TINY / "chat_template.jinja"):
+        if not (out / file.name).exists():
+            shutil.copy(file, out)
+    return out
