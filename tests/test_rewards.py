@@ -67,14 +67,8 @@ def random_answer(rng: np.random.Generator, target: list[float]) -> tuple[str, l
     text = "[" + ", ".join(f"{v:g}" for v in box) + "]"
     wild = rng.choice([-1e308, -1e9, -20.0, 0.0, 3.0, 336.0, 350.0, 1e9, 1e308], 4).tolist()
     if kind < 5:
-        text = (
-            text,
-            f"```json\n{text}\n```",
-            f'{{"bbox_2d": {text}}}',
-            f'[{{"bbox_2d": {text}, "label": "x"}}]',
-            f" {text} ",
-        )[kind]
-        return text, [float(f"{v:g}") for v in box] if read else None
+        forms = ("{}", "```json\n{}\n```", '{{"bbox_2d": {}}}', '[{{"bbox_2d": {}, "label": "x"}}]', " {} ")
+        return forms[kind].format(text), [float(f"{v:g}") for v in box] if good else None
     broken = (
         text[:-1], text.replace(",", ""), f"{text} px", f"the box is {text}", f"[{text}]x",
         str([*box, 1.0]), str(wild), "[" + "9" * 5000 + ", 1, 2, 3]", "[NaN, Infinity, -Infinity, 1]", "[true, 1, 2]",
