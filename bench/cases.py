@@ -52,15 +52,15 @@ class Case:
 
     def made(self, scratch: Path) -> bool:
         """Whether the product that other cases work on is there."""
-        product = self.place(scratch) / "base" if self.kind == "build" else self.work(scratch) / "adapter"
-        return product.is_dir()
+        folder = self.place(scratch) / "base" if self.kind == "build" else self.work(scratch) / "adapter"
+        return folder.is_dir()
 
 
 def of_shape(shape: str) -> list[Case]:
     """The cases of a full-size shape."""
     frozen = [(backend, precision) for precision, backend in product(("nf4", "bf16"), ("transformers", "unsloth"))]
     trained = {kind: [Case(shape, kind, *how) for how in frozen] for kind in TRAINING}
-    merge = [Case(shape, "merge", precision="nf4")] if shape == "3B" else []  # float32 sums of the 7B exceed 24 GB
+    merge = [Case(shape, "merge", precision="nf4")] if shape == "3B" else []  # it stands for both
     loads = [Case(shape, "load", precision=precision) for precision in ("nf4", "bf16")]
     return [*trained["grpo"], *trained["sft"], Case(shape, "track"), *merge, *trained["think"], *loads]
 

@@ -136,7 +136,7 @@ class Results:
         measured = {key: record for key, record in self.cases.items() if record["status"] == "measured"}
         shown = [c for c in COLUMNS if any(record["figures"].get(c[1]) is not None for record in measured.values())]
         heads = ["case", *(heading for heading, *_ in shown), "planned, GB"]
-        rows = [f"# {self.device}", "", "Made by bench/gpu.py; README.md beside it says what the columns mean.", ""]
+        rows = [f"# {self.device}", "", "Made by bench/gpu.py; bench/README.md says what the columns mean.", ""]
         rows += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
         for key, record in measured.items():
             values = [record["figures"].get(name) for _, name, *_ in shown]

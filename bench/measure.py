@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cases import Case
+from cases import TRAINING, Case
 
 from r1track import files
 from r1track.schema import Settings
@@ -27,6 +27,7 @@ def make_settings(case: Case, base: Path) -> Settings:
     """The configuration of a case: the project's defaults, fewer steps, and on a rehearsal everything small."""
     train: dict[str, Any] = {
         "backend": case.backend, "quantize": "nf4" if case.precision == "nf4" else "none", "save_every": 1000,
+        "arms": ["sft" if case.kind == "sft" else "grpo"],
         "group": 8, "prompts_per_step": 8, "micro_batch": 8, "steps": 4, "max_tokens": 32,
         "sft": {"steps": 6, "learning_rate": 1e-4},  # a merge needs an adapter that has moved
     }  # fmt: skip
@@ -104,7 +105,7 @@ def training(case: Case, settings: Settings, place: Path, work: Path) -> Figures
 
     enliven()
     rollouts = timed(trl.GRPOTrainer, "_generate") if hasattr(trl.GRPOTrainer, "_generate") else []
-    arm = "sft" if case.kind == "sft" else "grpo"
+    (arm,) = settings.train.arms
     train.run(settings, arm, str(place / "base"), place / "pairs", work / "scratch", work / "adapter")
     backend = files.read_json(work / "adapter" / "provenance.json").get("backend", "transformers")
     if backend != case.backend:
@@ -183,14 +184,14 @@ def peaks() -> Figures:
     return {"peak_allocated_bytes": allocated, "peak_reserved_bytes": reserved}
 
 
-def planned(case: Case, settings: Settings) -> int | None:
-    """The peak that r1track.memory plans for the stage, or None where there is no plan."""
+def planned(case: Case, settings: Settings) -> float | None:
+    """The peak in bytes that r1track.memory plans for the stage, or None where it plans none."""
     if find_spec("r1track.memory") is None:
         return None
     from r1track import memory
 
-    stage = "grpo" if case.kind == "think" else case.kind
-    return next((int(plan.peak) for plan in memory.plan(settings) if plan.stage == stage), None)
+    stage = f"train {settings.train.arms[0]}" if case.kind in TRAINING else case.kind
+    return next((plan.peak.bytes for plan in memory.plan(settings) if plan.stage == stage), None)
 
 
 def attempt(case: Case, settings: Settings, scratch: Path) -> Figures:

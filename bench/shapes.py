@@ -19,36 +19,40 @@ from r1track.toy import world
 log = logging.getLogger(__name__)
 TEXT_TOKENS = 130  # with two crops of 336 px, 144 tokens each, a prompt has 418 tokens
 BOX = (126, 126, 210, 210)
-# hidden, layers, heads, key-value heads, intermediate, vocabulary, tied, mrope_section; vision: depth, hidden,
-# intermediate, blocks of full attention. The published config.json of Qwen2.5-VL-3B and -7B; `tiny` is for rehearsals.
+# Text: hidden, layers, heads, key-value heads, intermediate, vocabulary, tied, mrope_section; vision: depth, hidden,
+# intermediate, heads, blocks of full attention. From the published config.json of 3B and 7B; `tiny` is for rehearsals.
 NUMBERS: dict[str, tuple[Any, ...]] = {
-    "3B": (2048, 36, 16, 2, 11008, 151936, True, [16, 24, 24], 32, 1280, 3420, [7, 15, 23, 31]),
-    "7B": (3584, 28, 28, 4, 18944, 152064, False, [16, 24, 24], 32, 1280, 3420, [7, 15, 23, 31]),
-    "tiny": (64, 2, 4, 2, 128, 1024, True, [2, 3, 3], 2, 64, 128, [1]),
+    "3B": (2048, 36, 16, 2, 11008, 151936, True, [16, 24, 24], 32, 1280, 3420, 16, [7, 15, 23, 31]),
+    "7B": (3584, 28, 28, 4, 18944, 152064, False, [16, 24, 24], 32, 1280, 3420, 16, [7, 15, 23, 31]),
+    "tiny": (64, 2, 4, 2, 128, 1024, True, [2, 3, 3], 2, 64, 128, 4, [1]),
 }
 
 
-def make_config(shape: str, tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
-    """The architecture of a shape, with the tokenizer's own ids."""
-    hidden, layers, heads, pairs, wide, words, tied, mrope, depth, seen, seen_wide, whole = NUMBERS[shape]
-    ids: Any = dict(tokenizer.get_added_vocab())
+def full_size(shape: str) -> Qwen2_5_VLConfig:
+    """The architecture of a shape."""
+    hidden, layers, heads, pairs, wide, words, tied, mrope, depth, seen, seen_wide, seen_heads, whole = NUMBERS[shape]
     text = {
         "vocab_size": words, "hidden_size": hidden, "intermediate_size": wide, "num_hidden_layers": layers,
         "num_attention_heads": heads, "num_key_value_heads": pairs, "max_position_embeddings": 128000,
         "rms_norm_eps": 1e-6, "tie_word_embeddings": tied,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": mrope},
-        "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
     }  # fmt: skip
     vision = {
-        "depth": depth, "hidden_size": seen, "intermediate_size": seen_wide, "num_heads": 4 if shape == "tiny" else 16,
+        "depth": depth, "hidden_size": seen, "intermediate_size": seen_wide, "num_heads": seen_heads,
         "out_hidden_size": hidden, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2,
         "window_size": 112, "fullatt_block_indexes": whole, "tokens_per_second": 2,
     }  # fmt: skip
-    return Qwen2_5_VLConfig(
-        text_config=text, vision_config=vision, tie_word_embeddings=tied,
-        image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
-    )  # fmt: skip
+    return Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied)
+
+
+def make_config(shape: str, tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
+    """The architecture of a shape, with the tokenizer's own ids."""
+    config, ids = full_size(shape), tokenizer.get_added_vocab()
+    config.image_token_id, config.video_token_id = ids["<|image_pad|>"], ids["<|video_pad|>"]
+    config.vision_start_token_id, config.vision_end_token_id = ids["<|vision_start|>"], ids["<|vision_end|>"]
+    config.text_config.bos_token_id = None
+    config.text_config.eos_token_id, config.text_config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    return config
 
 
 def make_tokenizer(like: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:

@@ -11,6 +11,7 @@ import tempfile
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import yaml
 from packaging.markers import default_environment
@@ -21,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(__file__).parent / "data" / "requires.json"
 PYTHON = "3.12"  # of environment.yml
 GLIBC = ("2_28", "2_27", "2_24", "2_17")
-CARD = {
+CARD: dict[str, Any] = {
     **default_environment(), "python_version": PYTHON, "python_full_version": f"{PYTHON}.0", "sys_platform": "linux",
     "platform_system": "Linux", "platform_machine": "x86_64", "os_name": "posix", "extra": "",
 }  # fmt: skip
@@ -33,7 +34,7 @@ def pins() -> dict[str, str]:
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     lists = (project["dependencies"], *project["optional-dependencies"].values(), environment[-1]["pip"])
     pinned = sorted({tuple(line.split("==")) for lines in lists for line in lines if "==" in line})
-    found = {canonicalize_name(name): version for name, version in pinned}
+    found: dict[str, str] = {canonicalize_name(name): version for name, version in pinned}
     if len(found) < len(pinned):
         raise ValueError(f"a package is pinned to two versions: {pinned}")
     return found

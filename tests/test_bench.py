@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,13 @@ def test_every_rehearsed_case_has_measured_what_it_is_for(rehearsed: Path) -> No
         assert record["status"] == "measured", record["reason"]
         for name in (*FIGURES[cases.Case.parse(key).kind], "peak_host_bytes", "wall_seconds"):
             assert record["figures"][name] > 0, (key, name)
+
+
+@pytest.mark.skipif(find_spec("r1track.memory") is None, reason="there is no plan of memory to compare with")
+def test_beside_what_was_measured_stands_what_was_planned(rehearsed: Path) -> None:
+    for key, record in records(rehearsed).items():
+        if cases.Case.parse(key).kind in ("grpo", "sft", "merge", "track") and record["status"] == "measured":
+            assert record["planned_bytes"] > 0, key
 
 
 def test_no_group_of_the_random_model_is_flat_so_that_every_step_has_a_gradient(rehearsed: Path) -> None:
@@ -169,3 +177,8 @@ def test_the_most_valuable_cases_come_first() -> None:
     assert kinds[:2] == [("3B", "grpo", "transformers", "nf4"), ("3B", "grpo", "unsloth", "nf4")]
     assert [shape for shape, *_ in kinds] == sorted(shape for shape, *_ in kinds)
     assert len(set(kinds)) == len(kinds)
+
+
+def test_a_name_that_no_case_holds_is_refused() -> None:
+    with pytest.raises(SystemExit, match=r"--only 9B: no such case; see --list"):
+        gpu.main(["--only", "9B"])
