@@ -47,7 +47,8 @@ def full_size(shape: str) -> Qwen2_5_VLConfig:
 
 def make_config(shape: str, tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
     """The architecture of a shape, with the tokenizer's own ids."""
-    config, ids = full_size(shape), tokenizer.get_added_vocab()
+    config: Any = full_size(shape)
+    ids = tokenizer.get_added_vocab()
     config.image_token_id, config.video_token_id = ids["<|image_pad|>"], ids["<|video_pad|>"]
     config.vision_start_token_id, config.vision_end_token_id = ids["<|vision_start|>"], ids["<|vision_end|>"]
     config.text_config.bos_token_id = None
