@@ -1,0 +1,184 @@
+"""The bench: what it measures on a card is rehearsed on a CPU, case by case, and no failure takes others along."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import cases
+import gpu
+import measure
+import pytest
+import torch
+
+from r1track import config, files
+
+# What every kind of case must have measured.
+FIGURES = {
+    "build": ("base_bytes", "shards"),
+    "grpo": ("seconds_per_step", "seconds_per_group", "tokens_per_second", "rollout_seconds", "prompt_tokens"),
+    "sft": ("seconds_per_step", "samples_per_second", "prompt_tokens"),
+    "track": ("frames_per_second", "frames"),
+    "merge": ("merged_bytes",),
+}
+
+
+def rehearse(folder: Path, *words: str) -> list[str]:
+    return ["--rehearse", "--out", str(folder / "out"), "--scratch", str(folder / "scratch"), *words]
+
+
+@pytest.fixture(scope="module")
+def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A rehearsal where neither Snakemake nor easy-VQA can be imported: a machine without network may lack them."""
+    folder = tmp_path_factory.mktemp("bench")
+    for name in ("snakemake", "easy_vqa"):
+        (folder / "absent" / f"{name}.py").parent.mkdir(exist_ok=True)
+        (folder / "absent" / f"{name}.py").write_text("raise ImportError('the bench must do without this')\n")
+    path = os.pathsep.join([str(folder / "absent"), str(config.ROOT)])
+    command = [sys.executable, str(config.ROOT / "bench" / "gpu.py"), *rehearse(folder)]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def records(folder: Path) -> dict[str, dict[str, Any]]:
+    return json.loads((folder / "out" / "rehearsal.json").read_text())["cases"]
+
+
+def test_every_rehearsed_case_has_measured_what_it_is_for(rehearsed: Path) -> None:
+    found = {key: record for key, record in records(rehearsed).items() if "unsloth" not in key}
+    assert set(found) == {case.key for case in cases.REHEARSAL if case.backend == "transformers"}
+    for key, record in found.items():
+        assert record["status"] == "measured", record["reason"]
+        for name in (*FIGURES[cases.Case.parse(key).kind], "peak_host_bytes", "wall_seconds"):
+            assert record["figures"][name] > 0, (key, name)
+
+
+@pytest.mark.skipif(find_spec("r1track.memory") is None, reason="there is no plan of memory to compare with")
+def test_beside_what_was_measured_stands_what_was_planned(rehearsed: Path) -> None:
+    for key, record in records(rehearsed).items():
+        if cases.Case.parse(key).kind in ("grpo", "sft", "merge", "track") and record["status"] == "measured":
+            assert record["planned_bytes"] > 0, key
+
+
+def test_no_group_of_the_random_model_is_flat_so_that_every_step_has_a_gradient(rehearsed: Path) -> None:
+    assert records(rehearsed)["tiny-grpo-transformers-nf4"]["figures"]["flat_groups"] < 1
+
+
+def test_the_table_has_a_row_for_what_was_measured_and_a_reason_for_what_was_not(rehearsed: Path) -> None:
+    table = (rehearsed / "out" / "rehearsal.md").read_text().splitlines()
+    for key, record in records(rehearsed).items():
+        start = f"| {key} |" if record["status"] == "measured" else f"- {key}: {record['status']}: {record['reason']}"
+        assert sum(line.startswith(start) for line in table) == 1
+
+
+def test_a_case_whose_package_is_missing_says_so_and_the_others_go_on(rehearsed: Path) -> None:
+    absent = cases.Case("tiny", "grpo", "unsloth", "nf4")
+    if not absent.missing():
+        pytest.skip("unsloth is installed here")
+    record = records(rehearsed)[absent.key]
+    assert record["status"] == "not run"
+    assert "unsloth is missing" in record["reason"]
+
+
+def test_a_rerun_that_crashes_replaces_its_own_case_and_says_why(
+    rehearsed: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    before = records(rehearsed)
+    crash = tmp_path / "python"
+    crash.write_text("#!/bin/sh\necho 'RuntimeError: the card is gone' >&2\necho 'bye'\nexit 3\n")
+    crash.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(crash))
+    gpu.main(rehearse(rehearsed, "--only", "tiny-track", "--again"))
+    after = records(rehearsed)
+    changed = {key for key in before if before[key] != after[key]}
+    assert changed == {"tiny-track-transformers-bf16"}
+    record = after["tiny-track-transformers-bf16"]
+    assert record == {"status": "failed", "reason": "exit status 3: RuntimeError: the card is gone"}
+    assert list(after) == list(before)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "out of memory"),
+        (ValueError("the loss is nan"), "failed"),
+    ],
+)
+def test_a_case_that_fails_is_recorded_with_its_reason_and_the_memory_it_had_taken(
+    error: Exception, status: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*asked: object) -> None:
+        raise error
+
+    monkeypatch.setattr(files, "hash_path", files.hash_path)  # put back afterwards
+    monkeypatch.setattr(measure, "attempt", fail)
+    record = measure.run(cases.Case("tiny", "sft"), tmp_path, 24)
+    assert (record["status"], record["reason"]) == (status, f"{type(error).__name__}: {error}")
+    assert record["figures"]["peak_host_bytes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("pass", None),
+        ("raise MemoryError('too large')", "exit status 1: MemoryError: too large"),
+        ("import os; os.kill(os.getpid(), 9)", "signal 9: no output"),
+        ("import time; time.sleep(60)", "stopped after 3 s"),
+        ("import ctypes; ctypes.string_at(0)", "signal 11: Fatal Python error: Segmentation fault"),
+    ],
+)
+def test_the_end_of_a_process_is_told_in_one_line(code: str, reason: str | None, tmp_path: Path) -> None:
+    assert gpu.supervise([sys.executable, "-c", code], tmp_path / "log.txt", 3) == reason
+
+
+def stub(done: list[str]) -> Any:
+    """A stand-in for a measurement: makes what other cases work on, unless its case is of the 7B model."""
+
+    def pretend(asked: list[cases.Case], scratch: Path, limit: float, seconds: float) -> dict[str, dict[str, Any]]:
+        (case,) = asked
+        done.append(case.key)
+        if case.shape == "7B":
+            return {case.key: {"status": "failed", "reason": "the disk is full"}}
+        (case.place(scratch) / "base" if case.kind == "build" else case.work(scratch) / "adapter").mkdir(parents=True)
+        return {case.key: {"status": "measured", "reason": None, "figures": {}, "planned_bytes": None, "versions": {}}}
+
+    return pretend
+
+
+def test_a_case_waits_for_what_it_works_on_and_a_failure_there_is_its_reason(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(gpu, "measure", stub(done))
+    results = gpu.Results(tmp_path / "out", "Some Card")
+    chosen = [cases.Case("3B", "merge", precision="nf4"), cases.Case("7B", "track"), cases.Case("7B", "sft")]
+    gpu.work_off(chosen, results, tmp_path, 24, time.monotonic() + 3600)
+    base, sft, merge = "3B-build-transformers-bf16", "3B-sft-transformers-nf4", "3B-merge-transformers-nf4"
+    assert done == [base, sft, merge, "7B-build-transformers-bf16"]
+    kept = json.loads((tmp_path / "out" / "some-card.json").read_text())["cases"]
+    for key in ("7B-track-transformers-bf16", "7B-sft-transformers-bf16"):
+        assert kept[key]["reason"] == "it works on 7B-build-transformers-bf16, which failed"
+
+
+def test_no_case_is_started_without_the_time_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(gpu, "measure", stub(done))
+    gpu.work_off(cases.FULL, gpu.Results(tmp_path / "out", "card"), tmp_path, 24, time.monotonic() + 60)
+    assert not done
+
+
+def test_the_most_valuable_cases_come_first() -> None:
+    kinds = [(case.shape, case.kind, case.backend, case.precision) for case in cases.FULL]
+    assert kinds[:2] == [("3B", "grpo", "transformers", "nf4"), ("3B", "grpo", "unsloth", "nf4")]
+    assert [shape for shape, *_ in kinds] == sorted(shape for shape, *_ in kinds)
+    assert len(set(kinds)) == len(kinds)
+
+
+def test_a_name_that_no_case_holds_is_refused() -> None:
+    with pytest.raises(SystemExit, match=r"--only 9B: no such case; see --list"):
+        gpu.main(["--only", "9B"])
