@@ -54,6 +54,16 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(str(error)) from error
 
 
+def _preset(name: str, source: str) -> dict[str, Any]:
+    """What a preset sets, over the preset that it names itself, if any."""
+    path = PRESETS / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in PRESETS.glob("*.yaml"))
+        raise ConfigError(f"{source}: preset = {name!r}: no such file under presets/; take one of {known}")
+    values = _read(path)
+    return _merge(_preset(values["preset"], str(path)) if "preset" in values else {}, values)
+
+
 def _validated(value: dict[str, Any], source: str) -> Settings:
     try:
         return Settings.model_validate(value)
@@ -64,12 +74,7 @@ def _validated(value: dict[str, Any], source: str) -> Settings:
 
 def resolve(values: dict[str, Any], source: str = "config.yaml") -> Settings:
     """Settings from what a person wrote, over the named preset, over the defaults; ConfigError has a line per fault."""
-    name = values.get("preset", "demo")
-    path = PRESETS / f"{name}.yaml"
-    if not path.is_file():
-        known = sorted(p.stem for p in PRESETS.glob("*.yaml"))
-        raise ConfigError(f"{source}: preset = {name!r}: no such file under presets/; take one of {known}")
-    settings = _validated(_merge(_merge({}, _read(path)), values), source)
+    settings = _validated(_merge(_preset(values.get("preset", "demo"), source), values), source)
     fault = faults.contradiction(settings)
     if fault:
         raise ConfigError(f"{source}: cannot be used\n  {fault}")

@@ -114,11 +114,13 @@ def test_every_preset_can_be_used(preset: str) -> None:
     assert config.resolve({"preset": preset}).run == preset
 
 
-def test_the_5k_preset_holds_the_figures_of_the_paper() -> None:
-    settings = config.resolve({"preset": "r1track-5k"})
-    train = settings.train
-    assert (train.group, train.learning_rate, train.beta, train.reward) == (5, 1e-6, 1e-2, "paper")
-    assert (settings.task.size, settings.sample.pairs, train.max_tokens, settings.task.think) == (336, 5000, 64, False)
+@pytest.mark.parametrize(("preset", "tokens"), [("r1track-5k", 64), ("r1track-5k-think", 512)])
+def test_the_5k_presets_hold_the_figures_of_the_paper(preset: str, tokens: int) -> None:
+    settings = config.resolve({"preset": preset})
+    train, task = settings.train, settings.task
+    assert (train.group, train.beta, train.reward, train.temperature) == (5, 1e-2, "paper", 1.0)
+    assert (task.size, settings.sample.pairs, task.think) == (336, 5000, tokens == 512)
+    assert (train.max_tokens, train.warmup, train.clip_norm, train.weight_decay) == (tokens, 0.1, 1.0, 1e-2)
     assert (settings.model.min_pixels, settings.model.max_pixels) == (50176, 313600)
     assert train.steps * train.prompts_per_step == pytest.approx(25 * settings.sample.pairs, rel=1e-3)
 
@@ -194,3 +196,9 @@ def test_the_lock_names_versions_only_and_satisfies_the_package() -> None:
         if requirement.marker is None or any(requirement.marker.evaluate({"extra": e}) for e in ("", "cpu", "dev")):
             name = requirement.name.lower().replace("_", "-")
             assert requirement.specifier.contains(locked[name]), requirement
+
+
+def test_a_preset_over_another_changes_only_what_it_names() -> None:
+    plain, think = (config.resolve({"preset": name}) for name in ("r1track-5k", "r1track-5k-think"))
+    assert think.task == plain.task.model_copy(update={"think": True})
+    assert (think.sample, think.model, think.train.lora) == (plain.sample, plain.model, plain.train.lora)
