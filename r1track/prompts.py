@@ -62,6 +62,14 @@ def build(template_box: ArrayLike, *, second_box: ArrayLike | None = None, think
     return [{"role": "user", "content": content}]
 
 
+def ended(answer: str, think: bool = False) -> bool:
+    """Whether an answer in the form that is asked for has come to its end, whatever a model would add to it."""
+    if think:
+        return answer.endswith("</answer>")
+    answer = answer.strip()
+    return answer.startswith("[") and answer.count("[") == answer.count("]")
+
+
 def thoughtful(thought: str, answer: str) -> str:
     """An answer in the form that `parse_box` reads with `think`."""
     return f"<think>{thought}</think><answer>{answer}</answer>"
