@@ -50,6 +50,25 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+@contextmanager
+def resumed_folder(path: Path, identity: dict[str, Any]) -> Iterator[Path]:
+    """As atomic_folder, but what the block has written stays when it does not end well, for a run of equal `identity`.
+
+    What the block leaves half written is its own affair: it should write each part atomically.
+    """
+    aside = path.with_name(f".{path.name}.partial")
+    mark = aside / ".identity.json"
+    if not mark.exists() or read_json(mark) != identity:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        write_json(mark, identity)
+    yield aside
+    mark.unlink()
+    if path.exists():
+        shutil.rmtree(path)
+    aside.replace(path)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_file(path) as aside:
@@ -131,12 +150,16 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def hardware() -> dict[str, Any]:
     """Processor, cores that this process may use, and the CUDA card where there is one."""
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found: dict[str, Any] = {"cpu": _cpu_model(), "cores": cores, "gpu": None}
+    found: dict[str, Any] = {"cpu": _cpu_model(), "cores": cores(), "gpu": None}
     if torch.cuda.is_available():
         card = torch.cuda.get_device_properties(0)
         found["gpu"] = {"name": card.name, "memory_gib": round(card.total_memory / 2**30, 1)}
@@ -149,8 +172,15 @@ class Provenance:
     def __init__(self, stage: str, inputs: Iterable[Path | str]):
         self.stage = stage
         self.inputs = [Path(p) for p in inputs]
+        self.hashed: dict[str, str | None] | None = None
         self.started = time.time()
         self.cpu_started = time.process_time()
+
+    def hashes(self) -> dict[str, str | None]:
+        """Hashes of the inputs, taken once; None for what is not a file or folder, such as a hub id."""
+        if self.hashed is None:
+            self.hashed = {str(p): hash_path(p) if p.exists() else None for p in self.inputs}
+        return self.hashed
 
     def write(self, path: Path, *, seed: int | None = None, base: str | None = None, **notes: Any) -> None:
         """Write to `path`: commit, versions, hardware, seed, base revision, times, peak memory, input hashes, notes."""
@@ -170,7 +200,7 @@ class Provenance:
             "cpu_seconds": round(time.process_time() - self.cpu_started, 3),
             "peak_cpu_bytes": peak,
             "peak_gpu_bytes": gpu,
-            "inputs": {str(p): hash_path(p) if p.exists() else None for p in self.inputs},
+            "inputs": self.hashes(),
             **notes,
         }
         write_json(path, record)

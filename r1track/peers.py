@@ -12,23 +12,38 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from r1track import prompts
-from r1track.boxes import Array, clip
+from r1track.boxes import Array, clip, xywh_to_xyxy
 from r1track.crops import Crop
+from r1track.schema import Task
 
 SILENT = ""  # no answer: the tracker holds the last box
+
+
+@dataclass(frozen=True, eq=False)
+class Template:
+    """A square crop around the target, and the target's corners in its pixels."""
+
+    image: Image.Image
+    box: Array
+
+    @classmethod
+    def cut(cls, frame: Image.Image, box: Array, task: Task) -> "Template":
+        """The template of a frame in which the target has `box`, x, y, w, h in image pixels."""
+        crop = Crop.around(box, task.template_factor, task.size)
+        return cls(crop.cut(frame), crop.to_crop(xywh_to_xyxy(box)))
 
 
 @dataclass(frozen=True)
 class View:
     """What a tracker sees of one frame.
 
-    template, search: square crops. template_box: the target's corners in pixels of the template. first: the first
-    frame's box, x, y, w, h in its pixels. crop: where in the frame `search` lies. truth: the true corners in the frame,
+    later: the template of a later frame, where there is one. search: a square crop. first: the first frame's box, x, y,
+    w, h in its pixels. crop: where in the frame `search` lies. truth: the true corners in the frame,
     given to the oracle alone, None where the target is absent.
     """
 
-    template: Image.Image
-    template_box: Array
+    template: Template
+    later: Template | None
     first: Array
     search: Image.Image
     crop: Crop
@@ -45,11 +60,11 @@ def static(view: View) -> str:
 
 def template(view: View) -> str:
     """Where the target's pixels of the first frame correlate best (TM_CCOEFF_NORMED), at the first frame's scale."""
-    x1, y1, x2, y2 = (int(v) for v in np.round(clip(view.template_box, *view.template.size)))
+    x1, y1, x2, y2 = (int(v) for v in np.round(clip(view.template.box, *view.template.image.size)))
     width, height = (max(1, round(float(side) * view.crop.scale)) for side in view.first[2:])
     if x2 <= x1 or y2 <= y1 or max(width, height) > view.crop.size:
         return SILENT
-    patch = cv2.resize(_gray(view.template)[y1:y2, x1:x2], (width, height), interpolation=cv2.INTER_AREA)
+    patch = cv2.resize(_gray(view.template.image)[y1:y2, x1:x2], (width, height), interpolation=cv2.INTER_AREA)
     match = cv2.matchTemplate(_gray(view.search), patch, cv2.TM_CCOEFF_NORMED)
     _, _, _, (left, top) = cv2.minMaxLoc(match)
     box = np.array([left, top, left + view.first[2] * view.crop.scale, top + view.first[3] * view.crop.scale])

@@ -103,6 +103,16 @@ def parse_box(answer: str, *, size: float | tuple[float, float], think: bool = F
     (x1 < x2, y1 < y2) and inside [0, size] within TOLERANCE; they are not clipped. size: side of the square crop, or
     (width, height), in pixels.
     """
+    return _ordered(_unwrap(_value(answer, think)), size)
+
+
+def denies(answer: str, *, think: bool = False) -> bool:
+    """Whether an answer says, by an empty list, that the target is not to be seen."""
+    return _value(answer, think) == []
+
+
+def _value(answer: str, think: bool) -> Any:
+    """The JSON value in an answer, or None."""
     if think:
         match = _THINK.match(answer)
         if match is None:
@@ -111,10 +121,9 @@ def parse_box(answer: str, *, size: float | tuple[float, float], think: bool = F
     answer = answer.strip()
     fence = _FENCE.match(answer)
     try:
-        value = json.loads(fence[1] if fence else answer)
+        return json.loads(fence[1] if fence else answer)
     except (ValueError, RecursionError):  # not JSON, an integer of too many digits, or nested without end
         return None
-    return _ordered(_unwrap(value), size)
 
 
 def _unwrap(value: Any) -> Any:

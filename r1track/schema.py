@@ -195,7 +195,11 @@ class Track(Section):
 
     batch: int = Field(16, ge=1, description="sequences that are tracked side by side")
     max_tokens: int = Field(32, ge=8, description="most tokens of an answer")
+    reuse: bool = Field(True, description="encode what precedes the search region once per sequence, not per frame")
     min_side: float = Field(4.0, gt=0, description="smallest width and height of a box, in image pixels")
+    patience: int = Field(3, ge=1, description="frames without a readable answer after which the search region widens")
+    widen: float = Field(1.5, ge=1, description="how much it widens, until an answer is read; 1 never does")
+    refresh: int = Field(25, ge=1, description="frames between later templates, where task.templates is 2")
     peers: list[Literal["static", "template", "oracle"]] = Field(
         ["static", "template", "oracle"], description="simple trackers scored beside the models"
     )

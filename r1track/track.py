@@ -1,7 +1,11 @@
 """Stage `track`: one question per frame, from the first frame's box.
 
 Live sequences advance in lock step: each round takes the next frame of each, asks all questions in one batch, and a
-finished sequence is replaced by the next. The template is the first frame's for ever. Coordinates are image pixels.
+finished sequence is replaced by the next. The template is the first frame's for ever; where task.templates is 2, a
+later one stands beside it, cut anew now and then from a frame that was found. Coordinates are image pixels.
+
+Frames are decoded ahead, while the model answers. A finished sequence is written at once, and a killed run goes on with
+the others.
 
 Times are wall seconds per frame, decoding and cutting included: a round's time divided by its rows, since the rows of a
 batch have no time of their own. The first row of a time file is the initialisation.
@@ -10,48 +14,24 @@ batch have no time of their own. The first row of a time file is the initialisat
 import csv
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import ArrayLike
 from PIL import Image
 from rich.progress import MofNCompleteColumn, Progress
 
 from r1track import peers, prompts
-from r1track.boxes import Array, clip, xywh_to_xyxy, xyxy_to_xywh
-from r1track.crops import Crop
-from r1track.files import Provenance, atomic_folder
-from r1track.peers import Ask, View
+from r1track.boxes import Array, xywh_to_xyxy
+from r1track.config import stage_values
+from r1track.files import Provenance, atomic_folder, cores, resumed_folder
+from r1track.motion import move, region
+from r1track.peers import Ask, Template, View
 from r1track.schema import Settings, Task
 from r1track.sequences import Sequence, read_split
 
 log = logging.getLogger(__name__)
-
-NOTABLE = 1.0  # pixels that clipping must move a border by before the frame is called clipped
-
-
-def move(
-    last: ArrayLike, answer: ArrayLike | None, crop: Crop, size: tuple[int, int], min_side: float
-) -> tuple[Array, str]:
-    """The rules of motion: the new box (x, y, w, h in the image) and the frame's status.
-
-    last: the box before, x, y, w, h. answer: corners in pixels of the search crop, None where it was unreadable: then
-    the last box is held. size: width and height of this frame. An answer is cropped to the image, never shifted; a side
-    shorter than `min_side` is widened around its centre, which moves no further than keeps that side in the image.
-    """
-    if answer is None:
-        return np.asarray(last, dtype=np.float64), "held"
-    raw = crop.to_image(answer)
-    box = clip(raw, *size)
-    status = "clipped" if np.abs(box - raw).max() > NOTABLE else "ok"
-    extent, limit = box[2:] - box[:2], np.array(size, dtype=np.float64)
-    centre = np.clip((box[:2] + box[2:]) / 2, min_side / 2, limit - min_side / 2)
-    small = extent < min_side
-    low, high = np.where(small, centre - min_side / 2, box[:2]), np.where(small, centre + min_side / 2, box[2:])
-    return xyxy_to_xywh(np.concatenate([low, high])), status
 
 
 @dataclass
@@ -59,45 +39,60 @@ class Track:
     """A sequence on its way: what has been found so far, one entry per frame that is done."""
 
     sequence: Sequence
-    template: Image.Image
-    template_box: Array
+    template: Template
+    later: Template | None
     boxes: list[Array]
     seconds: list[float]
+    frame: Future[Image.Image]  # the next one, being decoded
     status: list[str] = field(default_factory=lambda: ["init"])
     answers: list[str] = field(default_factory=lambda: [""])
 
     @classmethod
-    def start(cls, sequence: Sequence, task: Task) -> "Track":
+    def start(cls, sequence: Sequence, task: Task, readers: Executor) -> "Track":
         begin = time.perf_counter()
         box = sequence.boxes[0]
-        crop = Crop.around(box, task.template_factor, task.size)
-        template = crop.cut(_decode(sequence.frames[0]))
-        return cls(sequence, template, crop.to_crop(xywh_to_xyxy(box)), [box], [time.perf_counter() - begin])
+        template = Template.cut(_decode(sequence.frames[0]), box, task)
+        later = template if task.templates == 2 else None
+        ahead = readers.submit(_decode, sequence.frames[min(1, len(sequence.frames) - 1)])
+        return cls(sequence, template, later, [box], [time.perf_counter() - begin], ahead)
 
     @property
     def done(self) -> bool:
         return len(self.boxes) == len(self.sequence.frames)
 
-    def look(self, task: Task, reveal: bool) -> tuple[View, tuple[int, int]]:
-        """The next frame as the tracker sees it, and the frame's size; the frame itself is dropped."""
-        t = len(self.boxes)
-        crop = Crop.around(self.boxes[-1], task.search_factor, task.size)
-        image = _decode(self.sequence.frames[t])
+    def look(self, settings: Settings, reveal: bool, readers: Executor) -> tuple[View, Image.Image]:
+        """The next frame as the tracker sees it, and the frame; the one after it begins to be decoded."""
+        t, image = len(self.boxes), self.frame.result()
+        if t + 1 < len(self.sequence.frames):
+            self.frame = readers.submit(_decode, self.sequence.frames[t + 1])
+        crop = region(self.boxes[-1], self.status, settings)
         truth = xywh_to_xyxy(self.sequence.boxes[t]) if reveal and not self.sequence.absent[t] else None
-        view = View(self.template, self.template_box, self.boxes[0], crop.cut(image), crop, truth)
-        return view, image.size
+        return View(self.template, self.later, self.boxes[0], crop.cut(image), crop, truth), image
+
+    def take(self, answer: str, view: View, image: Image.Image, settings: Settings) -> None:
+        """Enter what was answered about a frame."""
+        task = settings.task
+        box = prompts.parse_box(answer, size=task.size, think=task.think)
+        moved, status = move(self.boxes[-1], box, view.crop, image.size, settings.track.min_side)
+        if box is None and prompts.denies(answer, think=task.think):
+            status = "absent"
+        self.boxes.append(moved)
+        self.status.append(status)
+        self.answers.append(answer)
+        if self.later and status == "ok" and len(self.boxes) % settings.track.refresh == 0:
+            self.later = Template.cut(image, moved, task)
 
     def write(self, folder: Path) -> None:
-        """Write boxes, times and status as `<folder>/<name>/<name>_*`."""
+        """Write boxes, times and status as `<folder>/<name>/<name>_*`; the folder appears when it is whole."""
         name = self.sequence.name
-        (folder / name).mkdir()
-        rows = "".join(",".join(f"{v:.3f}" for v in box) + "\n" for box in self.boxes)
-        (folder / name / f"{name}_001.txt").write_text(rows)
-        (folder / name / f"{name}_time.txt").write_text("".join(f"{s:.8f}\n" for s in self.seconds))
-        with (folder / name / f"{name}_status.csv").open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream, lineterminator="\n")
-            writer.writerow(["frame", "status", "answer"])
-            writer.writerows(zip(range(1, len(self.boxes) + 1), self.status, self.answers, strict=True))
+        with atomic_folder(folder / name) as out:
+            rows = "".join(",".join(f"{v:.3f}" for v in box) + "\n" for box in self.boxes)
+            (out / f"{name}_001.txt").write_text(rows)
+            (out / f"{name}_time.txt").write_text("".join(f"{s:.8f}\n" for s in self.seconds))
+            with (out / f"{name}_status.csv").open("w", newline="", encoding="utf-8") as stream:
+                writer = csv.writer(stream, lineterminator="\n")
+                writer.writerow(["frame", "status", "answer"])
+                writer.writerows(zip(range(1, len(self.boxes) + 1), self.status, self.answers, strict=True))
 
 
 def _decode(path: Path) -> Image.Image:
@@ -111,41 +106,36 @@ def _decode(path: Path) -> Image.Image:
 def follow(
     sequences: list[Sequence],
     ask: Ask,
-    task: Task,
+    settings: Settings,
     *,
-    batch: int,
-    min_side: float,
     reveal: bool = False,
     tick: Callable[[int], None] = lambda frames: None,
 ) -> Iterator[Track]:
-    """Track the sequences, `batch` at a time, the longest first, and yield each when it is done.
+    """Track the sequences, track.batch at a time, the longest first, and yield each when it is done.
 
     ask: one answer text per view. reveal: whether the views carry the true box. tick: told how many frames were done.
     """
     waiting = sorted(sequences, key=lambda sequence: len(sequence.frames))  # the last is the next
     live: list[Track] = []
-    while waiting or live:
-        while waiting and len(live) < batch:
-            live.append(Track.start(waiting.pop(), task))
-        _advance([track for track in live if not track.done], ask, task, min_side, reveal)
-        tick(sum(len(track.boxes) > 1 for track in live))
-        yield from (track for track in live if track.done)
-        live = [track for track in live if not track.done]
+    with ThreadPoolExecutor(cores()) as readers:
+        while waiting or live:
+            while waiting and len(live) < settings.track.batch:
+                live.append(Track.start(waiting.pop(), settings.task, readers))
+            _advance([track for track in live if not track.done], ask, settings, reveal, readers)
+            tick(sum(len(track.boxes) > 1 for track in live))
+            yield from (track for track in live if track.done)
+            live = [track for track in live if not track.done]
 
 
-def _advance(tracks: list[Track], ask: Ask, task: Task, min_side: float, reveal: bool) -> None:
+def _advance(tracks: list[Track], ask: Ask, settings: Settings, reveal: bool, readers: Executor) -> None:
     """One more frame for each of the tracks."""
     if not tracks:
         return
     begin = time.perf_counter()
-    views = [track.look(task, reveal) for track in tracks]
-    answers = ask([view for view, _ in views])
-    for track, (view, size), answer in zip(tracks, views, answers, strict=True):
-        box = prompts.parse_box(answer, size=task.size, think=task.think)
-        moved, status = move(track.boxes[-1], box, view.crop, size, min_side)
-        track.boxes.append(moved)
-        track.status.append(status)
-        track.answers.append(answer)
+    seen = [track.look(settings, reveal, readers) for track in tracks]
+    answers = ask([view for view, _ in seen])
+    for track, (view, image), answer in zip(tracks, seen, answers, strict=True):
+        track.take(answer, view, image, settings)
     share = (time.perf_counter() - begin) / len(tracks)
     for track in tracks:
         track.seconds.append(share)
@@ -153,16 +143,29 @@ def _advance(tracks: list[Track], ask: Ask, task: Task, min_side: float, reveal:
 
 def _asker(settings: Settings, model: str) -> Ask:
     """The function that answers a batch of views with the model."""
-    from r1track import models
+    from r1track import decode, models
 
+    task, track = settings.task, settings.track
     loaded = models.load(model, settings.model)
+    decoder = decode.Decoder(loaded, max_tokens=track.max_tokens, think=task.think) if track.reuse else None
+    held: dict[tuple[Template, Template | None], decode.Prefix] = {}
 
     def ask(views: list[View]) -> list[str]:
-        questions = [prompts.build(view.template_box, think=settings.task.think) for view in views]
-        images = [[view.template, view.search] for view in views]
-        return models.answer(
-            loaded, questions, images, max_tokens=settings.track.max_tokens, batch=settings.track.batch
-        )  # fmt: skip
+        nonlocal held
+        laters = [view.later for view in views]
+        questions = [
+            prompts.build(view.template.box, second_box=later.box if later else None, think=task.think)
+            for view, later in zip(views, laters, strict=True)
+        ]
+        templates = [[view.template.image, *([view.later.image] if view.later else [])] for view in views]
+        if decoder is None:
+            images = [[*row, view.search] for row, view in zip(templates, views, strict=True)]
+            return models.answer(loaded, questions, images, max_tokens=track.max_tokens, batch=track.batch)
+        known, held = held, {}
+        for view, question, row in zip(views, questions, templates, strict=True):
+            key = view.template, view.later
+            held[key] = known.get(key) or decoder.prefix(question, row)
+        return decoder.answers(questions[0], list(held.values()), [view.search for view in views])
 
     return ask
 
@@ -182,7 +185,8 @@ def _check(sequences: list[Sequence], root: Path, oracle: bool) -> None:
 def run(settings: Settings, model: str, root: Path, out: Path) -> None:
     """Track every sequence of the split at `root` and write `out/<sequence>/<sequence>_{001.txt,time.txt,status.csv}`.
 
-    model: a folder, a hub id, `tiny`, or `peer:NAME`. Nothing stands at `out` until all of it is done.
+    model: a folder, a hub id, `tiny`, or `peer:NAME`. Nothing stands at `out` until all of it is done; what is finished
+    waits in a hidden folder beside it, and is taken up by the next run with the same settings, model and sequences.
     Raises FileNotFoundError and ValueError, with file and remedy, for data that cannot be tracked.
     """
     kind, _, name = model.partition(":")
@@ -191,19 +195,17 @@ def run(settings: Settings, model: str, root: Path, out: Path) -> None:
     sequences = read_split(root)
     _check(sequences, root, peer == "oracle")
     if peer:  # peers answer without thinking
-        task, ask = settings.task.model_copy(update={"think": False}), peers.find(peer)
-    else:
-        task, ask = settings.task, _asker(settings, model)
-    frames = sum(len(sequence.frames) - 1 for sequence in sequences)
+        settings = settings.model_copy(update={"task": settings.task.model_copy(update={"think": False})})
+    ask = peers.find(peer) if peer else _asker(settings, model)
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    status: Counter[str] = Counter()
-    with atomic_folder(out) as aside, Progress(*columns) as bar:
-        line = bar.add_task(f"tracking {out.name}", total=frames)
-        for track in follow(
-            sequences, ask, task, batch=settings.track.batch, min_side=settings.track.min_side,
-            reveal=peer == "oracle", tick=lambda frames: bar.advance(line, frames),
-        ):  # fmt: skip
+    identity = {"settings": stage_values(settings, "track"), "model": model, "inputs": provenance.hashes()}
+    with resumed_folder(out, identity) as aside, Progress(*columns) as bar:
+        left = [sequence for sequence in sequences if not (aside / sequence.name).is_dir()]
+        if len(left) < len(sequences):
+            log.info("%s: %d of %d sequences were done before", out, len(sequences) - len(left), len(sequences))
+        line = bar.add_task(f"tracking {out.name}", total=sum(len(sequence.frames) - 1 for sequence in left))
+        for track in follow(left, ask, settings, reveal=peer == "oracle", tick=lambda n: bar.advance(line, n)):
             track.write(aside)
-            status.update(track.status[1:])
+        frames = sum(len(sequence.frames) - 1 for sequence in sequences)
         provenance.write(aside / "provenance.json", base=model, sequences=len(sequences), frames=frames)
-    log.info("%s: %d frames of %d sequences: %s", model, frames, len(sequences), dict(status))
+    log.info("%s: %d frames of %d sequences", model, frames, len(sequences))

@@ -1,13 +1,15 @@
 """Claims about the tracker: the rules of motion, the batches, the peers and what a failure leaves behind."""
 
 import csv
+import itertools
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from toys import REAL, bare_sequence, needs_real, toy_split
 
-from r1track import config, models, peers, prompts, schema, score, track
+from r1track import config, models, motion, peers, prompts, schema, score, track
 from r1track.boxes import clip, xywh_to_xyxy
 from r1track.crops import Crop
 from r1track.sequences import read_split
@@ -41,8 +43,10 @@ def answer_with(monkeypatch):
     return install
 
 
-def settings(batch=3, size=SIZE, think=False):
-    return config.Settings(task=schema.Task(size=size, think=think), track=schema.Track(batch=batch))
+def settings(batch=3, size=SIZE, think=False, **changes):
+    return config.Settings(
+        task=schema.Task(size=size, think=think), track=schema.Track(batch=batch, reuse=False, **changes)
+    )
 
 
 def rows(out, name):
@@ -66,7 +70,7 @@ CROP = Crop(-50, -10, 200, 100)  # two image pixels per crop pixel
 
 
 def moved(answer, min_side=4.0):
-    return track.move([5, 5, 20, 20], answer, CROP, (100, 80), min_side)
+    return motion.move([5, 5, 20, 20], answer, CROP, (100, 80), min_side)
 
 
 def test_an_answer_is_mapped_from_the_crop_to_the_image():
@@ -106,14 +110,92 @@ def test_a_box_wholly_outside_becomes_a_smallest_box_at_the_border():
 
 def test_whatever_is_answered_the_box_is_inside_the_image_and_not_too_small():
     rng = np.random.default_rng(0)
-    for _ in range(5000):
+    for _ in range(100_000):
         answer = prompts.parse_box(json.dumps(rng.uniform(-8, 108, 4).round(1).tolist()), size=100)
         if answer is not None:
             crop = Crop(*rng.uniform(-150, 100, 2), rng.uniform(8, 300), 100)
-            box, _ = track.move([5, 5, 20, 20], answer, crop, (100, 80), 4.0)
+            box, _ = motion.move([5, 5, 20, 20], answer, crop, (100, 80), 4.0)
             corners = xywh_to_xyxy(box)
             np.testing.assert_allclose(clip(corners, 100, 80), corners, atol=1e-9)
             assert (box[2:] >= 4 - 1e-9).all()
+
+
+def test_the_region_widens_after_some_frames_without_an_answer_and_narrows_with_the_next(toy):
+    answers = iter(["x", "[40, 36, 60, 56]", "x", "[]", "x", "x", "[40, 36, 60, 56]", "x", "x", "x", "x"])
+    crops = []
+
+    def ask(views):
+        crops.append(views[0].crop)
+        return [next(answers)]
+
+    (done,) = track.follow(read_split(toy)[:1], ask, settings(batch=1, patience=3, widen=2.0))
+    sides = [np.sqrt(box[2] * box[3]) for box in done.boxes[:-1]]
+    factors = [round(crop.side / side) for crop, side in zip(crops, sides, strict=True)]
+    assert factors == [4, 4, 4, 4, 4, 8, 8, 4, 4, 4, 8]
+    assert done.status == ["init", "held", "ok", "held", "absent", "held", "held", "ok", "held", "held", "held", "held"]
+
+
+@pytest.mark.parametrize("templates", [1, 2])
+def test_batches_and_prefixes_change_no_box_of_the_tiny_model(templates, long_toy, tmp_path):
+    found = {}
+    for batch, reuse in ((1, False), (1, True), (4, True), (8, True)):
+        made = config.resolve(
+            {"task": {"templates": templates}, "track": {"batch": batch, "reuse": reuse, "refresh": 5}}
+        )
+        track.run(made, "tiny", long_toy, tmp_path / f"{batch}{reuse}")
+        found[batch, reuse] = {
+            s.name: boxes(tmp_path / f"{batch}{reuse}", s.name).tolist() for s in read_split(long_toy)
+        }
+    assert all(each == found[1, False] for each in found.values())
+    assert len({str(each) for each in found[1, False].values()}) == 6
+
+
+def test_the_later_template_is_cut_from_a_found_frame_now_and_then(toy):
+    seen = []
+
+    def ask(views):
+        seen.extend(views)
+        return ["[40, 36, 60, 56]" if len(seen) != 3 else "x"] * len(views)
+
+    made = settings(batch=1, refresh=2)
+    made = made.model_copy(update={"task": made.task.model_copy(update={"templates": 2})})
+    (done,) = track.follow(read_split(toy)[:1], ask, made)
+    laters = [view.later for view in seen]
+    assert laters[0] is seen[0].template
+    changed = [a is not b for a, b in pairwise(laters)]
+    assert changed == [t % 2 == 0 and done.status[t - 1] == "ok" for t in range(2, 12)]
+    assert done.status[3] == "held"  # so that one turn was left out
+    assert sum(changed) >= 3
+    crop = Crop.around(done.boxes[1], 4.0, SIZE)
+    assert laters[1].box == pytest.approx(crop.to_crop(xywh_to_xyxy(done.boxes[1])))
+
+
+def test_an_oracle_that_fails_in_bursts_keeps_its_target(tmp_path):
+    """One answer in ten is nonsense, in bursts of five; holding the box in the image was measured to keep AO at .93."""
+    root = toy_split(tmp_path / "val", sequences=16, length=60, seed=3)
+    rng, oracle, left = np.random.default_rng(0), peers.find("oracle"), {}
+    nonsense = itertools.cycle(["", "[1, 2]", "the box", "[9, 9, 1, 1]", "[1e999, 0, 1, 1]", "[100, 120, 80, 2, 5]"])
+    asked = failed = 0
+
+    def ask(views):
+        nonlocal asked, failed
+        answers = oracle(views)
+        for k, view in enumerate(views):
+            asked += 1
+            if not left.get(view.template) and rng.random() < 1 / 45:
+                left[view.template] = 5
+            if left.get(view.template):
+                failed, answers[k] = failed + 1, next(nonsense)
+                left[view.template] -= 1
+        return answers
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(peers, "find", lambda name: ask)
+        track.run(settings(batch=16, size=336), "peer:oracle", root, tmp_path / "out")
+    assert 0.08 < failed / asked < 0.12
+    scores = score.score(tmp_path / "out", root, 100)
+    assert len(scores["sequences"]) == 16
+    assert scores["ao"] >= 0.92
 
 
 def test_the_oracle_has_an_ao_above_nine_tenths(toy, tmp_path):
@@ -202,8 +284,7 @@ def test_sequences_of_unequal_length_are_replaced_as_they_end(toy, long_toy, tmp
         sizes.append(len(views))
         return oracle(views)
 
-    task = settings().task
-    done = list(track.follow(read_split(root), ask, task, batch=2, min_side=4.0, reveal=True))
+    done = list(track.follow(read_split(root), ask, settings(batch=2), reveal=True))
     assert sorted(len(t.boxes) for t in done) == [12, 12, 12, 12, 24]
     assert sizes == [2] * 33 + [1]  # the long one beside two short ones, then the others side by side
 
@@ -215,7 +296,7 @@ def test_the_search_region_lies_around_the_last_box_and_the_template_stays_the_f
         seen.extend(views)
         return ["[40, 36, 60, 56]"] * len(views)
 
-    (done,) = track.follow(read_split(toy)[:1], ask, settings().task, batch=1, min_side=4.0)
+    (done,) = track.follow(read_split(toy)[:1], ask, settings(batch=1))
     assert [view.crop for view in seen] == [Crop.around(box, 4, SIZE) for box in done.boxes[:-1]]
     assert len({view.crop for view in seen}) == 11
     assert all(view.template is seen[0].template for view in seen)
@@ -243,18 +324,40 @@ def test_peers_answer_without_thinking_whatever_the_model_does(toy, tmp_path):
     assert score.score(tmp_path / "out", toy, 100)["ao"] > 0.9
 
 
-def test_a_failed_run_leaves_nothing_at_the_final_name_and_no_remains(toy, tmp_path, answer_with):
-    left = iter(range(20))
+def test_a_stopped_run_leaves_nothing_at_the_final_name_and_goes_on_with_what_is_missing(toy, tmp_path, answer_with):
+    asked = []
 
     def fail_late(question, images):
-        if next(left) == 19:
+        asked.append(question)
+        if len(asked) == 30:  # in the third of four sequences of 12 frames
             raise RuntimeError("out of memory")
-        return "[32, 32, 52, 52]"
+        return wander(question, images)
 
     answer_with(fail_late)
+    out = tmp_path / "base" / "set"
     with pytest.raises(RuntimeError, match="out of memory"):
-        track.run(settings(batch=1), "some/model", toy, tmp_path / "base" / "set")
-    assert list((tmp_path / "base").iterdir()) == []
+        track.run(settings(batch=1), "some/model", toy, out)
+    assert [path.name for path in out.parent.iterdir()] == [".set.partial"]
+    track.run(settings(batch=1), "some/model", toy, out)
+    assert len(asked) == 30 + 2 * 11
+    assert [path.name for path in out.parent.iterdir()] == ["set"]
+    answer_with(wander)
+    track.run(settings(batch=1), "some/model", toy, tmp_path / "whole")
+    for sequence in read_split(toy):
+        assert (boxes(out, sequence.name) == boxes(tmp_path / "whole", sequence.name)).all()
+
+
+def test_what_was_done_with_other_settings_is_not_taken_up(toy, tmp_path, answer_with):
+    def fail(question, images):
+        raise RuntimeError("stopped")
+
+    answer_with(fail)
+    with pytest.raises(RuntimeError):
+        track.run(settings(), "some/model", toy, tmp_path / "set")
+    (tmp_path / ".set.partial" / "Toy_Val_000001").mkdir()
+    answer_with(wander)
+    track.run(settings(min_side=5.0), "some/model", toy, tmp_path / "set")
+    assert len(boxes(tmp_path / "set", "Toy_Val_000001")) == 12
 
 
 def test_provenance_stands_beside_the_tracks(toy, tmp_path):
@@ -292,7 +395,7 @@ def test_only_the_oracle_is_shown_the_truth(toy):
         assert all(view.truth is None for view in views)
         return [""] * len(views)
 
-    assert len(list(track.follow(read_split(toy), ask, settings().task, batch=4, min_side=4.0))) == 4
+    assert len(list(track.follow(read_split(toy), ask, settings(batch=4)))) == 4
 
 
 @needs_real
