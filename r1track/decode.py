@@ -47,19 +47,28 @@ class Decoder:
         cut = text.rindex(PLACE)
         return text[:cut], text[cut:]
 
-    def _inputs(self, text: str, images: Sequence[Image.Image]) -> tuple[dict[str, Any], torch.Tensor]:
-        """Model inputs of one text with `images` in its places, and the positions (3, 1, tokens) of its tokens."""
-        made = self.loaded.processor(text=[text], images=list(images), return_tensors="pt").to(self.loaded.device)
+    def _inputs(self, texts: list[str], images: Sequence[Image.Image]) -> tuple[dict[str, Any], torch.Tensor]:
+        """Model inputs of texts with `images` in their places, and the positions (3, rows, tokens) of the tokens."""
+        made = self.loaded.processor(text=texts, images=list(images), padding=True, return_tensors="pt")
+        made = made.to(self.loaded.device)
         positions, _ = self.model.model.get_rope_index(**{k: v for k, v in made.items() if k != "pixel_values"})
-        return {name: made[name] for name in ("input_ids", "pixel_values", "image_grid_thw")}, positions
+        names = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")
+        return {name: made[name] for name in names}, positions
 
     @torch.inference_mode()
-    def prefix(self, question: Messages, images: Sequence[Image.Image]) -> Prefix:
-        """The question in front of its last image, encoded with the images that stand there."""
-        made, positions = self._inputs(self._texts(question)[0], images)
+    def prefixes(self, questions: Sequence[Messages], images: Sequence[Sequence[Image.Image]]) -> list[Prefix]:
+        """The questions in front of their last images, encoded with the images that stand there."""
+        texts = [self._texts(question)[0] for question in questions]
+        made, positions = self._inputs(texts, [image for row in images for image in row])
         cache: Any = DynamicCache(config=self.model.config)
         self.model(**made, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return Prefix([(layer.keys, layer.values) for layer in cache.layers], int(positions.max()) + 1)
+        found = []
+        for row, mask in enumerate(made["attention_mask"].bool()):
+            layers = [
+                (layer.keys[row : row + 1, :, mask], layer.values[row : row + 1, :, mask]) for layer in cache.layers
+            ]
+            found.append(Prefix(layers, int(positions[:, row, mask].max()) + 1))
+        return found
 
     def _stack(self, prefixes: list[Prefix]) -> tuple[DynamicCache, torch.Tensor]:
         """One cache of all prefixes and its mask (rows, tokens); the last one is used again for the same prefixes."""
@@ -91,7 +100,7 @@ class Decoder:
         """
         rows = len(prefixes)
         tail = self._texts(question)[1]
-        made, positions = self._inputs(tail, [images[0]])
+        made, positions = self._inputs([tail], [images[0]])
         pixels = self.loaded.processor.image_processor(images=list(images), return_tensors="pt").to(self.loaded.device)
         cache, mask = self._stack(prefixes)
         after = torch.tensor([prefix.after for prefix in prefixes], device=self.loaded.device)

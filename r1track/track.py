@@ -161,10 +161,12 @@ def _asker(settings: Settings, model: str) -> Ask:
         if decoder is None:
             images = [[*row, view.search] for row, view in zip(templates, views, strict=True)]
             return models.answer(loaded, questions, images, max_tokens=track.max_tokens, batch=track.batch)
-        known, held = held, {}
-        for view, question, row in zip(views, questions, templates, strict=True):
-            key = view.template, view.later
-            held[key] = known.get(key) or decoder.prefix(question, row)
+        keys = [(view.template, view.later) for view in views]
+        new = [k for k, key in enumerate(keys) if key not in held]
+        if new:
+            made = decoder.prefixes([questions[k] for k in new], [templates[k] for k in new])
+            held.update((keys[k], prefix) for k, prefix in zip(new, made, strict=True))
+        held = {key: held[key] for key in keys}
         return decoder.answers(questions[0], list(held.values()), [view.search for view in views])
 
     return ask

@@ -41,7 +41,7 @@ def test_prefixes_give_the_answers_of_generate_for_any_number_of_rows(
     rows: int, loaded: Loaded, asked: list[tuple[prompts.Messages, list[Image.Image]]]
 ) -> None:
     decoder = decode.Decoder(loaded, max_tokens=16, think=False)
-    prefixes = [decoder.prefix(question, images[:-1]) for question, images in asked]
+    prefixes = decoder.prefixes([question for question, _ in asked], [images[:-1] for _, images in asked])
     assert len({prefix.layers[0][0].shape[2] for prefix in prefixes}) > 1  # so that padding is tried
     for turn in range(2):  # the second time the stacked prefixes are used again
         answers = []
@@ -58,8 +58,8 @@ def test_a_later_template_belongs_to_the_prefix(
     (_, (template, search)), (_, (later, _)) = asked[:2]
     question = prompts.build([28, 28, 56, 56], second_box=[20, 20, 40, 40])
     decoder = decode.Decoder(loaded, max_tokens=16, think=False)
-    prefix = decoder.prefix(question, [template, later])
-    assert decoder.answers(question, [prefix], [search]) == [whole(loaded, question, [template, later, search], 16)]
+    prefixes = decoder.prefixes([question], [[template, later]])
+    assert decoder.answers(question, prefixes, [search]) == [whole(loaded, question, [template, later, search], 16)]
 
 
 def test_logits_over_prefixes_are_those_of_the_whole_question(
@@ -69,7 +69,7 @@ def test_logits_over_prefixes_are_those_of_the_whole_question(
     seen = []
     monkeypatch.setattr(decode.Decoder, "_greedy", lambda self, logits, *rest: seen.append(logits) or [])
     decoder = decode.Decoder(loaded, max_tokens=16, think=False)
-    prefixes = [decoder.prefix(q, i[:-1]) for q, i in asked[:3]]
+    prefixes = decoder.prefixes([q for q, _ in asked[:3]], [i[:-1] for _, i in asked[:3]])
     decoder.answers(question, prefixes, [i[-1] for _, i in asked[:3]])
     with torch.inference_mode():
         exact = loaded.model(**models.inputs(loaded, [question], [images])).logits[0, -1]
