@@ -1,12 +1,12 @@
-"""Decode: greedy answers that do not pay twice for the same words.
+"""Decode: own decoding that does not pay twice for the same words.
 
 A tracking question is the same up to its search image, frame after frame. Its first part is encoded once, as a prefix:
-keys and values of every layer; each frame then adds its own image and the question. Rows whose prefixes have different
-lengths are padded on the left, and each row stops at the end of its own answer. The answers are those of `generate` on
-the whole question, cut at that end (tests/test_decode.py).
+keys and values of every layer; each frame then adds its own image and the question. A rollout asks the same question
+many times: it is encoded once, and the cache repeated. Rows of different lengths are padded on the left, and each row
+stops at its own end. The answers are those of `generate` on whole questions (tests/test_decode.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +19,8 @@ from r1track.models import Loaded, suppressed
 from r1track.prompts import Messages
 
 PLACE = "<|vision_start|>"  # an image's place begins here: a token of its own, so that a text may be cut in front of it
+# From logits (rows, vocabulary), the next tokens and what is to be kept of each: its log-probability, say.
+Pick = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 class Prefix(NamedTuple):
@@ -28,18 +30,51 @@ class Prefix(NamedTuple):
     after: int
 
 
-class Decoder:
-    """Answers questions whose last image changes more often than the rest."""
+class Found(NamedTuple):
+    """One answer: its tokens, its end among them, and what was kept of each."""
 
-    def __init__(self, loaded: Loaded, *, max_tokens: int, think: bool):
+    tokens: list[int]
+    kept: list[float]
+
+
+class Asked(NamedTuple):
+    """Questions, encoded: last logits (rows, vocabulary), the cache, its mask (rows, tokens), the next positions."""
+
+    logits: torch.Tensor
+    cache: Any  # a DynamicCache; its updates have no precise types
+    mask: torch.Tensor
+    after: torch.Tensor
+    ids: torch.Tensor  # (rows, tokens)
+
+
+def greedy(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The likeliest tokens, and their logits."""
+    values, tokens = logits.max(-1)
+    return tokens, values
+
+
+def sampled(temperature: float) -> Pick:
+    """Draws tokens from the softmax of logits / temperature; keeps their log-probabilities."""
+
+    def pick(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        every = (logits.float() / temperature).log_softmax(-1)
+        tokens = torch.multinomial(every.exp(), 1)
+        return tokens[:, 0], every.gather(1, tokens)[:, 0]
+
+    return pick
+
+
+class Decoder:
+    """Answers many questions side by side; with `think` in the form that has thoughts in front of the box."""
+
+    def __init__(self, loaded: Loaded, *, max_tokens: int, think: bool = False):
         self.loaded, self.max_tokens, self.think = loaded, max_tokens, think
-        model = loaded.model
-        self.model: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
-        tokenizer = loaded.processor.tokenizer
-        ends = self.model.generation_config.eos_token_id
-        self.ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+        self.model: Any = loaded.model
+        self.core: Any = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        ends = self.core.generation_config.eos_token_id
+        self.ends = {loaded.processor.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
         self.forbidden = suppressed(loaded.processor)
-        self.stacked: tuple[list[Prefix], DynamicCache, torch.Tensor] | None = None
+        self.stacked: tuple[list[Prefix], Any, torch.Tensor] | None = None
 
     def _texts(self, question: Messages) -> tuple[str, str]:
         """The question in front of its last image, and from there on."""
@@ -51,26 +86,32 @@ class Decoder:
         """Model inputs of texts with `images` in their places, and the positions (3, rows, tokens) of the tokens."""
         made = self.loaded.processor(text=texts, images=list(images), padding=True, return_tensors="pt")
         made = made.to(self.loaded.device)
-        positions, _ = self.model.model.get_rope_index(**{k: v for k, v in made.items() if k != "pixel_values"})
+        positions, _ = self.core.model.get_rope_index(**{k: v for k, v in made.items() if k != "pixel_values"})
         names = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")
         return {name: made[name] for name in names}, positions
 
-    @torch.inference_mode()
+    @torch.no_grad()
+    def ask(self, texts: list[str], images: Sequence[Image.Image]) -> Asked:
+        """Encode whole texts; images: those of all texts, one after another."""
+        made, positions = self._inputs(texts, images)
+        cache: Any = DynamicCache(config=self.core.config)
+        out = self.model(**made, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        mask = made["attention_mask"]
+        after = positions.masked_fill(mask == 0, 0).amax((0, 2)) + 1
+        return Asked(out.logits[:, -1], cache, mask, after, made["input_ids"])
+
     def prefixes(self, questions: Sequence[Messages], images: Sequence[Sequence[Image.Image]]) -> list[Prefix]:
         """The questions in front of their last images, encoded with the images that stand there."""
         texts = [self._texts(question)[0] for question in questions]
-        made, positions = self._inputs(texts, [image for row in images for image in row])
-        cache: Any = DynamicCache(config=self.model.config)
-        self.model(**made, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        asked = self.ask(texts, [image for row in images for image in row])
         found = []
-        for row, mask in enumerate(made["attention_mask"].bool()):
-            layers = [
-                (layer.keys[row : row + 1, :, mask], layer.values[row : row + 1, :, mask]) for layer in cache.layers
-            ]
-            found.append(Prefix(layers, int(positions[:, row, mask].max()) + 1))
+        for row, mask in enumerate(asked.mask.bool()):
+            one = slice(row, row + 1)
+            layers = [(layer.keys[one, :, mask], layer.values[one, :, mask]) for layer in asked.cache.layers]
+            found.append(Prefix(layers, int(asked.after[row])))
         return found
 
-    def _stack(self, prefixes: list[Prefix]) -> tuple[DynamicCache, torch.Tensor]:
+    def _stack(self, prefixes: list[Prefix]) -> tuple[Any, torch.Tensor]:
         """One cache of all prefixes and its mask (rows, tokens); the last one is used again for the same prefixes."""
         if self.stacked and [*map(id, self.stacked[0])] == [*map(id, prefixes)]:
             _, cache, mask = self.stacked
@@ -78,7 +119,7 @@ class Decoder:
             return cache, mask
         lengths = [prefix.layers[0][0].shape[2] for prefix in prefixes]
         longest = max(lengths)
-        cache = DynamicCache(config=self.model.config)
+        cache = DynamicCache(config=self.core.config)
         for k in range(len(prefixes[0].layers)):
             keys, values = (
                 torch.cat(
@@ -92,47 +133,63 @@ class Decoder:
         self.stacked = (prefixes, cache, mask)
         return cache, mask
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def answers(self, question: Messages, prefixes: list[Prefix], images: Sequence[Image.Image]) -> list[str]:
         """One greedy answer per row: its prefix, then its image in the last place of `question`, then the rest of it.
 
         Of `question` only that end is read: it is the same for all rows, whatever their templates and boxes.
         """
-        rows = len(prefixes)
         tail = self._texts(question)[1]
         made, positions = self._inputs([tail], [images[0]])
         pixels = self.loaded.processor.image_processor(images=list(images), return_tensors="pt").to(self.loaded.device)
         cache, mask = self._stack(prefixes)
         after = torch.tensor([prefix.after for prefix in prefixes], device=self.loaded.device)
-        ids = made["input_ids"].expand(rows, -1)
+        ids = made["input_ids"].expand(len(prefixes), -1)
         mask = torch.cat([mask, mask.new_ones(ids.shape)], 1)
         logits = self.model(
             input_ids=ids, pixel_values=pixels["pixel_values"], image_grid_thw=pixels["image_grid_thw"],
             position_ids=positions + after[None, :, None], attention_mask=mask, past_key_values=cache, use_cache=True,
             logits_to_keep=1,
         ).logits  # fmt: skip
-        return self._greedy(logits[:, -1], cache, mask, after + int(positions.max()) + 1)
-
-    def _greedy(self, logits: torch.Tensor, cache: DynamicCache, mask: torch.Tensor, after: torch.Tensor) -> list[str]:
-        """Token by token until every row has come to its end; after (rows): positions of the first new tokens."""
+        asked = Asked(logits[:, -1], cache, mask, after + int(positions.max()) + 1, ids)
         tokenizer = self.loaded.processor.tokenizer
-        found: list[list[int]] = [[] for _ in range(len(logits))]
-        texts, open_rows = [""] * len(found), set(range(len(found)))
+
+        def ended(tokens: list[int]) -> bool:
+            return prompts.ended(tokenizer.decode(tokens, skip_special_tokens=True), self.think)
+
+        return tokenizer.batch_decode(
+            [each.tokens for each in self.go_on(asked, greedy, ended)], skip_special_tokens=True
+        )
+
+    @torch.no_grad()
+    def go_on(
+        self, asked: Asked, pick: Pick, ended: Callable[[list[int]], bool] | None = None, *, drop: bool = False
+    ) -> list[Found]:
+        """Token by token until every row has come to an end token, to what `ended` says of its tokens, or to the limit.
+
+        drop: leave rows that have ended out of the computation, and out of the cache, once they are the most.
+        """
+        logits, cache, mask, after, _ = asked
+        found = [Found([], []) for _ in range(len(logits))]
+        rows, open_rows = list(range(len(found))), set(range(len(found)))
         for step in range(self.max_tokens):
             logits[:, self.forbidden] = -torch.inf
-            ids = logits.argmax(-1)
-            for row, token in enumerate(ids.tolist()):
-                if row not in open_rows:
-                    continue
-                found[row].append(token)
-                texts[row] = tokenizer.decode(found[row], skip_special_tokens=True)
-                if token in self.ends or prompts.ended(texts[row], self.think):
-                    open_rows.remove(row)
+            ids, kept = pick(logits)
+            for row, token, value in zip(rows, ids.tolist(), kept.tolist(), strict=True):
+                if row in open_rows:
+                    found[row].tokens.append(token)
+                    found[row].kept.append(value)
+                    if token in self.ends or (ended and ended(found[row].tokens)):
+                        open_rows.remove(row)
             if not open_rows or step + 1 == self.max_tokens:
                 break
-            mask = torch.cat([mask, mask.new_ones(len(found), 1)], 1)
+            if drop and 2 * len(open_rows) <= len(rows):
+                left = torch.tensor([k for k, row in enumerate(rows) if row in open_rows], device=mask.device)
+                cache.batch_select_indices(left)
+                mask, after, ids, rows = mask[left], after[left], ids[left], [rows[k] for k in left.tolist()]
+            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
             logits = self.model(
                 input_ids=ids[:, None], position_ids=(after + step)[None, :, None].expand(3, -1, 1),
                 attention_mask=mask, past_key_values=cache, use_cache=True,
             ).logits[:, -1]  # fmt: skip
-        return texts
+        return found

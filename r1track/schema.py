@@ -117,6 +117,10 @@ class Train(Section):
     group: int = Field(8, ge=2, description="answers sampled per prompt (G)")
     prompts_per_step: int = Field(8, ge=1, description="prompts per optimiser step")
     micro_batch: int = Field(8, ge=1, description="answers per forward and backward pass")
+    shared_prefix: bool = Field(
+        True, description="compute a group's prompt once, not once per answer; over Unsloth it has no effect"
+    )
+    rollout_batch: int = Field(256, ge=2, description="with shared_prefix, answers generated side by side")
     rollout_steps: int = Field(1, ge=1, description="optimiser steps that one rollout is cut into")
     steps: int = Field(600, ge=1, description="optimiser steps")
     optimizer: Literal["adamw_torch", "adamw_8bit"] = Field(

@@ -26,6 +26,7 @@ from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 from r1track import backend, config, files, models, prompts, rewards, watch
 from r1track.pairs import load as open_pairs
 from r1track.pairs import questions
+from r1track.shared import SharedPrefixTrainer, make_rollout
 
 log = logging.getLogger(__name__)
 Reward = Callable[..., list[float]]
@@ -207,6 +208,11 @@ def _whole(state: Path) -> bool:
     return True
 
 
+def shares_prefix(settings: config.Settings) -> bool:
+    """Whether a group's prompt is computed once: Unsloth's trainer has log-probabilities of its own, in its loss."""
+    return settings.train.shared_prefix and backend.choose(settings.train.backend) == "transformers"
+
+
 def make_watch(settings: config.Settings, arm: str, scratch: Path) -> watch.Watch:
     """What is shown and kept while the arm trains."""
     train, sft = settings.train, settings.train.sft
@@ -225,6 +231,12 @@ def make_trainer(
     """TRL's trainer for the arm, over the weights in `folder`; the adapter's weights are float32."""
     processor = models.load_processor(folder, settings.model)
     cut = open_pairs(pairs / "train", cache=scratch / "cache")
+    asked_at_once = settings.train.prompts_per_step * settings.train.rollout_steps
+    if arm == "grpo" and len(cut) < asked_at_once:  # the trainer would end at step 0, without an error
+        raise ValueError(
+            f"{pairs}: {len(cut)} pairs are fewer than the {asked_at_once} prompts of a rollout; sample more, or lower "
+            "train.prompts_per_step or train.rollout_steps"
+        )
     if backend.choose(settings.train.backend) == "unsloth":
         weights, adapter = models.load_unsloth(folder, settings), None
     else:
@@ -239,7 +251,10 @@ def make_trainer(
         reward: Any = make_reward(settings, scratch / "examples")
         args = grpo_arguments(settings, scratch, models.suppressed(processor))
         asked = with_prompts(cut, settings.task.think)
-        trainer = GRPOTrainer(reward_funcs=reward, args=args, train_dataset=asked, **shared)
+        trainer_of: Any = GRPOTrainer
+        if shares_prefix(settings):
+            trainer_of, shared["rollout_func"] = SharedPrefixTrainer, make_rollout(settings.train, processor)
+        trainer = trainer_of(reward_funcs=reward, args=args, train_dataset=asked, **shared)
     for noisy in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(noisy)
     for parameter in trainer.model.parameters():
@@ -272,6 +287,7 @@ def run(settings: config.Settings, arm: str, model: str, pairs: Path, scratch: P
     seconds = sum(row["seconds"] for row in rows)
     notes = {
         "arm": arm, "model": model, "backend": kind, "quantize": settings.train.quantize, "train_seconds": seconds,
+        "shared_prefix": arm == "grpo" and shares_prefix(settings),
     }  # fmt: skip
     with files.atomic_folder(out) as aside:
         trainer.model.save_pretrained(aside)

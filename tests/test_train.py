@@ -155,6 +155,11 @@ def test_what_this_machine_cannot_do_is_refused_before_training(
     assert not (tmp_path / "adapter").exists()
 
 
+def test_fewer_pairs_than_a_rollout_asks_are_refused(pairs: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"24 pairs are fewer than the 32 prompts of a rollout; sample more, or lower"):
+        trained(tmp_path, pairs, prompts_per_step=16, rollout_steps=2)
+
+
 def test_sft_with_thinking_needs_pairs_that_hold_thoughts(pairs: Path) -> None:
     with pytest.raises(ValueError, match="pairs with a column `thought`"):
         train.with_answers(open_pairs(pairs / "train"), think=True)

@@ -1,0 +1,183 @@
+"""The shared prefix: the stock trainer's losses, gradients and rollouts, for a fraction of the work."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import chisquare
+from toys import varied_pairs
+from trl import GRPOTrainer
+
+from r1track import config, decode, models, sample, shared, train
+from r1track.toy import world
+
+STOCK = GRPOTrainer._get_per_token_logps_and_entropies
+
+
+def settings(**changes: Any) -> config.Settings:
+    short = {"steps": 2, "save_every": 2, "prompts_per_step": 4, "group": 4, "micro_batch": 8, "beta": 0.05}
+    return config.resolve({"preset": "demo", "sample": {"pairs": 24, "val_pairs": 4}, "train": {**short, **changes}})
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    world.write_split(folder / "train", "train", sequences=8, length=16, seed=5)
+    sample.run(settings(), folder / "train", folder / "pairs")
+    return varied_pairs(folder / "pairs", folder / "mixed", rows=4, later="some")  # prompts of unequal length
+
+
+def moved_trainer(made: config.Settings, pairs: Path, scratch: Path) -> Any:
+    """A trainer whose adapter has moved away from the reference."""
+    trainer = train.make_trainer(made, "grpo", models.TINY, pairs, scratch)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, value in trainer.model.named_parameters():
+            if "lora_B" in name:
+                value.normal_(std=0.02)
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps  # as train() would set it
+    return trainer
+
+
+def rows_of(trainer: Any) -> list[Any]:
+    """A generation batch: each prompt as often as the group is large."""
+    return [trainer.train_dataset[k] for k in range(len(trainer.train_dataset)) for _ in range(trainer.num_generations)]
+
+
+def loss_and_gradients(trainer: Any, inputs: Any) -> tuple[float, dict[str, torch.Tensor], dict[str, list[float]]]:
+    trainer.model.zero_grad()
+    trainer._metrics["train"].clear()
+    loss = trainer._compute_loss(trainer.model, inputs)
+    loss.backward()
+    found = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
+    return loss.item(), found, {key: list(trainer._metrics["train"][key]) for key in ("kl", "entropy")}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("quantize", ["nf4", "none"])
+@pytest.mark.parametrize("micro_batch", [16, 8, 2])
+def test_losses_kl_and_gradients_are_those_of_the_stock_path(
+    micro_batch: int, quantize: str, checkpointing: bool, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = moved_trainer(settings(micro_batch=micro_batch, quantize=quantize), pairs, tmp_path)
+    if checkpointing:
+        trainer.model.enable_input_require_grads()
+        trainer.model.gradient_checkpointing_enable({"use_reentrant": False})
+    inputs = trainer._prepare_inputs(rows_of(trainer))
+    ours = loss_and_gradients(trainer, inputs)
+    reference = inputs["ref_per_token_logps"]
+    monkeypatch.setattr(shared.SharedPrefixTrainer, "_get_per_token_logps_and_entropies", STOCK)
+    stock = loss_and_gradients(trainer, inputs)
+    assert ours[0] == pytest.approx(stock[0], rel=1e-5, abs=1e-7)
+    assert ours[2]["kl"] == pytest.approx(stock[2]["kl"], rel=1e-5)
+    assert ours[2]["entropy"] == pytest.approx(stock[2]["entropy"], rel=1e-5)
+    assert ours[2]["kl"][0] > 1e-3
+    assert ours[1].keys() == stock[1].keys()
+    size = torch.cat([grad.flatten() for grad in stock[1].values()]).norm()
+    apart = torch.cat([(ours[1][name] - grad).flatten() for name, grad in stock[1].items()]).norm()
+    assert apart <= 1e-5 * size
+    assert size > 0
+    assert torch.isfinite(reference).all()
+
+
+@pytest.mark.parametrize("fault", ["mask", "positions"])
+def test_a_wrong_mask_and_a_wrong_position_would_be_seen(
+    fault: str, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = moved_trainer(settings(), pairs, tmp_path)
+    inputs = trainer._prepare_inputs(rows_of(trainer))
+    right = loss_and_gradients(trainer, inputs)[1]
+    if fault == "mask":  # answers see those before them
+        causal = lambda prompt, each, answer: torch.ones(  # noqa: E731
+            len(prompt), 1, prompt.shape[1] + each * answer, prompt.shape[1] + each * answer, dtype=torch.bool
+        ).tril()
+        monkeypatch.setattr(shared, "_mask", causal)
+    else:  # the answers of a group are counted on, one after another
+        real = torch.Tensor.repeat
+        monkeypatch.setattr(torch.Tensor, "repeat", lambda self, *n: real(self, *n) + (1 if n == (1, 4) else 0))
+    wrong = loss_and_gradients(trainer, inputs)[1]
+    size = torch.cat([grad.flatten() for grad in right.values()]).norm()
+    assert torch.cat([(wrong[name] - grad).flatten() for name, grad in right.items()]).norm() > 1e-3 * size
+
+
+def test_greedy_rollouts_are_those_of_generate(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = moved_trainer(settings(quantize="none"), pairs, tmp_path)
+    monkeypatch.setattr(decode, "sampled", lambda temperature: decode.greedy)
+    ours = trainer._generate_and_score_completions(rows_of(trainer))
+    trainer.rollout_func = None
+    trainer.generation_config.do_sample = False
+    stock = trainer._generate_and_score_completions(rows_of(trainer))
+    for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "pixel_values"):
+        assert torch.equal(ours[name], stock[name]), name
+    assert len({str(row) for row in ours["completion_ids"].tolist()}) == 4
+    assert (ours["ref_per_token_logps"] - stock["ref_per_token_logps"]).abs().max() < 1e-5
+
+
+def test_the_kept_log_probabilities_are_those_of_the_policy(pairs: Path, tmp_path: Path) -> None:
+    trainer = moved_trainer(settings(quantize="none", temperature=0.8), pairs, tmp_path)
+    rollout = trainer._generate_and_score_completions(rows_of(trainer))
+    with torch.no_grad():
+        ids = torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], 1)
+        mask = torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], 1)
+        images = {key: rollout[key] for key in ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")}
+        width = rollout["completion_ids"].shape[1]
+        scored, _, _ = STOCK(trainer, trainer.model, ids, mask, width, **images)
+    # The policy may also say what a rollout must not: vision tokens, all but impossible for this model.
+    assert (scored - rollout["sampling_per_token_logps"])[rollout["completion_mask"].bool()].abs().max() < 2e-3
+
+
+def stock_probabilities(model: Any, inputs: dict[str, torch.Tensor], tokens: list[int]) -> torch.Tensor:
+    """What the plain model, without a cache, says of the token after the question and `tokens`, shape (vocabulary,)."""
+    more = torch.tensor([tokens], dtype=torch.long)
+    grown = {"input_ids": more, "attention_mask": torch.ones_like(more), "mm_token_type_ids": torch.zeros_like(more)}
+    whole = {**inputs, **{name: torch.cat([inputs[name], each], 1) for name, each in grown.items()}}
+    with torch.no_grad():
+        return model(**whole).logits[0, -1].double().softmax(-1)
+
+
+def test_answers_are_drawn_from_the_stock_paths_distribution(pairs: Path, tmp_path: Path) -> None:
+    """First three tokens, over 20 000 draws: the stock path's probabilities are computed, not drawn."""
+    trainer = moved_trainer(settings(quantize="none"), pairs, tmp_path)
+    row, processor = trainer.train_dataset[0], trainer.processing_class
+    loaded = models.Loaded(trainer.model, processor, torch.device("cpu"))
+    inputs = models.inputs(loaded, [row["prompt"]], [row["images"]])
+    decoder = decode.Decoder(loaded, max_tokens=3)
+    text = processor.apply_chat_template([row["prompt"]], tokenize=False, add_generation_prompt=True)
+
+    def drawn(temperature: float) -> Counter[tuple[int, ...]]:
+        counts = Counter[tuple[int, ...]]()
+        for _ in range(10):
+            asked = shared._repeated(decoder.ask(text, row["images"]), 2000)
+            counts.update(tuple(each.tokens) for each in decoder.go_on(asked, decode.sampled(temperature)))
+        return counts
+
+    counts, expected = drawn(1.0), {}
+    first = max(counts, key=counts.__getitem__)[0]
+    start = stock_probabilities(trainer.model, inputs, [])[first]
+    seconds = stock_probabilities(trainer.model, inputs, [first])
+    for second in (seconds > 0.005).nonzero().flatten().tolist():
+        thirds = stock_probabilities(trainer.model, inputs, [first, second])
+        for third in (20_000 * start * seconds[second] * thirds > 10).nonzero().flatten().tolist():
+            expected[first, second, third] = float(20_000 * start * seconds[second] * thirds[third])
+    assert sum(counts.values()) == 20_000
+    assert len(expected) >= 5
+
+    def pvalue(found: Counter[tuple[int, ...]]) -> float:
+        cells = [*expected]
+        observed = [found[cell] for cell in cells] + [20_000 - sum(found[cell] for cell in cells)]
+        return float(chisquare(observed, [*expected.values(), 20_000 - sum(expected.values())]).pvalue)
+
+    assert pvalue(counts) > 0.001
+    assert pvalue(drawn(1.1)) < 1e-6  # another temperature would be seen
+
+
+def test_training_by_either_path_learns_and_the_shared_one_says_so(pairs: Path, tmp_path: Path) -> None:
+    from r1track import files
+
+    for each in (True, False):
+        made = settings(shared_prefix=each, rollout_steps=2, prompts_per_step=2)
+        train.run(made, "grpo", "tiny", pairs, tmp_path / f"s{each}", tmp_path / f"a{each}")
+        assert files.read_json(tmp_path / f"a{each}" / "provenance.json")["shared_prefix"] is each
