@@ -95,7 +95,7 @@ def _data(settings: config.Settings) -> Iterator[Line]:
                 image.load()
             yield "ok", field, f"{path}: {len(sequences)} sequences"
         except (OSError, ValueError) as error:
-            yield "error", field, f"{error}; the data must be unpacked there (docs/configuration.md)"
+            yield "error", field, f"{error}; or let the field name another split"
 
 
 def _disk(settings: config.Settings, model: memory.Model) -> Iterator[Line]:

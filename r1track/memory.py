@@ -138,8 +138,9 @@ def question(settings: Settings, rows: int, answer: int) -> Batch:
 def _answering(model: Model, batch: Batch, held: Terms, adapted: bool) -> dict[str, Terms]:
     """generate(): all images, then all prompts, then the answers; an adapter works in float32."""
     text, vision, each, narrow = model.text, model.vision, model.each, model.each < 4
-    tower = (5 * each + 8 * narrow + 16 + 8 / vision.num_heads) * vision.hidden_size
-    inner, outer = (2 * each + 8, 4 * each + 4 * narrow) if adapted else (3 * each, 4 * each)
+    rotation, gates = 5 * each + 8 * narrow + 16, 3 * each * (1 + vision.intermediate_size / vision.hidden_size)
+    tower = (max(rotation, gates) + 8 / vision.num_heads) * vision.hidden_size
+    inner, outer = (2 * each + 8, 5 * each + 4 * narrow) if adapted else (3 * each, 5 * each)
     layer = inner * text.intermediate_size + outer * text.hidden_size
     kept, grown = (model.cache * batch.rows * tokens for tokens in (batch.prompt, batch.prompt + batch.answer))
     return {
@@ -164,7 +165,7 @@ def _learning(model: Model, batch: Batch, held: Terms, train: Train, logits: int
         "norms and merger": tokens * (4 + each) * text.hidden_size + patches * (4 + 2.5 * each) * vision.hidden_size,
     }
     # Over weights as they are PEFT copies the adapter's inputs to float32; over packed ones autocast spares it that.
-    inner, outer = (24, 28) if each == 4 else (12, 18) if packed else (14, 33)
+    inner, outer = (24, 28) if each == 4 else (10, 18) if packed else (14, 33)
     layer = tokens * (inner * text.intermediate_size + outer * text.hidden_size)
     layer += packed * each * text.intermediate_size * text.hidden_size  # one matrix, unpacked
     roots = model.adapter if train.optimizer == "adamw_torch" else 0  # of the second moments
