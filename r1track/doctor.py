@@ -37,63 +37,65 @@ class Diagnosis(NamedTuple):
     well: bool
 
 
+def _line(good: bool, subject: str, finding: str, remedy: str, otherwise: str = "error") -> Line:
+    return ("ok", subject, finding) if good else (otherwise, subject, f"{finding}; {remedy}")
+
+
 def _versions(extra: str) -> Iterator[Line]:
     """What is installed against what the package asks for; without the packages of `extra` only parts do not work."""
     python = Requirement("python" + metadata.metadata("r1track")["Requires-Python"])
     asked = [Requirement(text) for text in metadata.requires("r1track") or []]
     asked = [python, *(each for each in asked if each.marker is None or each.marker.evaluate({"extra": extra}))]
+    yield "ok", "versions", f"{len(asked)} looked at"
     for each in asked:
         installed = [found.version for found in metadata.distributions(name=each.name)]
-        found = platform.python_version() if each is python else (*installed, "missing")[0]
+        found, wanted = (
+            (*installed, "missing")[0] if each is not python else platform.python_version(),
+            str(each.specifier),
+        )
         if found == "missing" or not each.specifier.contains(found, prereleases=True):
-            wanted = f"{each.name}{each.specifier}"
-            finding = f"{found}, not {wanted}; `pip install '{wanted}'`, or make the environment anew"
-            yield "warning" if each.marker else "error", each.name, finding
-    yield "ok", "versions", f"{len(asked)} looked at"
+            remedy = f"`pip install '{each.name}{wanted}'`, or make the environment anew"
+            yield _line(False, each.name, f"{found}, not {wanted}", remedy, "warning" if each.marker else "error")
 
 
 def _card(settings: config.Settings) -> Iterator[Line]:
-    cuda, backend = torch.cuda.is_available(), settings.train.backend
+    cuda, dtype, backend = torch.cuda.is_available(), settings.model.dtype, settings.train.backend
     if cuda:
         free, total = torch.cuda.mem_get_info()
         card = f"{torch.cuda.get_device_name()}, {total / 1e9:.1f} GB, {free / 1e9:.1f} free, CUDA {torch.version.cuda}"
-        taken = free < 0.9 * total
-        yield "warning" if taken else "ok", "card", card + taken * "; end what else runs there"
-        if settings.model.dtype == "bfloat16" and torch.cuda.get_device_capability() < (8, 0):
-            yield "error", "model.dtype", "bfloat16 needs compute capability 8.0; take float16"
+        yield _line(free > 0.9 * total, "card", card, "end what else runs there", "warning")
+        able = dtype != "bfloat16" or torch.cuda.get_device_capability() >= (8, 0)
+        yield _line(able, "model.dtype", dtype, "it needs compute capability 8.0; take float16")
     else:
-        broken = f", though torch is built for CUDA {torch.version.cuda}; look at the driver" * bool(torch.version.cuda)
-        yield "warning" if broken else "ok", "card", f"none{broken}"
+        driver = f"torch is built for CUDA {torch.version.cuda}, so look at the driver"
+        yield _line(torch.version.cuda is None, "card", "none", driver, "warning")
     unsloth = cuda and importlib.util.find_spec("unsloth") is not None
-    if backend == "unsloth" and not unsloth:
-        yield "error", "train.backend", "Unsloth is not installed or has no card; take `auto`"
-    yield "ok", "backend", "unsloth" if unsloth and backend != "transformers" else "transformers"
+    taken = "unsloth" if unsloth and backend != "transformers" else "transformers"
+    missing = "Unsloth is not installed or has no card; take `auto`"
+    yield _line(unsloth or backend != "unsloth", "train.backend", f"{backend}, which is {taken} here", missing)
 
 
 def _base(settings: config.Settings, model: memory.Model) -> Line:
-    base, revision = settings.model.base, settings.model.revision
+    base, folder, revision = settings.model.base, Path(settings.model.base), settings.model.revision
     names = ("model.safetensors", "model.safetensors.index.json")
-    if base == "tiny" or any((Path(base) / name).is_file() for name in names):
-        return "ok", "model.base", base
-    if Path(base).is_dir():
-        return "error", "model.base", f"{base}: no {' or '.join(names)}; copy the weights there"
-    if any(isinstance(try_to_load_from_cache(base, name, revision=revision), str) for name in names):
-        return "ok", "model.base", f"{base}, in the hub's cache"
-    size = f"{2e-9 * model.parameters:.1f} GB"
-    return "warning", "model.base", f"{base}: {size} will be downloaded; `hf download {base}` does it beforehand"
+    there = base == "tiny" or any((folder / name).is_file() for name in names)
+    if folder.is_dir():
+        return _line(there, "model.base", base, f"no {' or '.join(names)} there; copy the weights")
+    there |= any(isinstance(try_to_load_from_cache(base, name, revision=revision), str) for name in names)
+    download = f"{2e-9 * model.parameters:.1f} GB are to be downloaded; `hf download {base}` does it beforehand"
+    return _line(there, "model.base", base, download, "warning")
 
 
 def _data(settings: config.Settings) -> Iterator[Line]:
     splits = {"data.train": settings.data.train} | {f"data.sets.{n}": path for n, path in settings.data.sets.items()}
     for field, path in splits.items():
-        if path.startswith("toy/"):
-            yield "ok", field, f"{path}, drawn by the stage `toy`"
-            continue
         try:
-            sequences = read_split(Path(path))
-            with Image.open(sequences[0].frames[0]) as image:
-                image.load()
-            yield "ok", field, f"{path}: {len(sequences)} sequences"
+            found = "drawn by the stage `toy`"
+            if not path.startswith("toy/"):
+                sequences = read_split(Path(path))
+                Image.open(sequences[0].frames[0]).load()
+                found = f"{len(sequences)} sequences"
+            yield "ok", field, f"{path}, {found}"
         except (OSError, ValueError) as error:
             yield "error", field, f"{error}; or let the field name another split"
 
@@ -107,8 +109,7 @@ def _disk(settings: config.Settings, model: memory.Model) -> Iterator[Line]:
         size = sum(written[other] for other in near if near[other].stat().st_dev == place.stat().st_dev)
         free = shutil.disk_usage(place).free
         finding = f"a run writes {size / 1e9:.1f} GB to its disk, {free / 1e9:.1f} are free"
-        short = size > free
-        yield "error" if short else "ok", f"{name}/", finding + short * "; make room, or link it to another disk"
+        yield _line(size < free, f"{name}/", finding, "make room, or link it to another disk")
 
 
 def examine(file: Path, budget: float | None = None) -> Diagnosis:

@@ -89,12 +89,12 @@ def shape_of(base: str, revision: str | None) -> Qwen2_5_VLConfig:
 
 @functools.cache
 def _frame(base: str, revision: str | None) -> tuple[Any, int, dict[str, tuple[int, int]]]:
-    """A base's shape, the number of its parameters, and outputs and inputs of its linear layers by name."""
+    """A base's shape, the number of its parameters, and its linear layers' outputs and inputs by name."""
     shape = shape_of(base, revision)
     with torch.device("meta"):
         model = Qwen2_5_VLForConditionalGeneration(shape)
-    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)]
-    sides = {name: (layer.out_features, layer.in_features) for name, layer in layers}
+    linear = {name: layer for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)}
+    sides = {name: (layer.out_features, layer.in_features) for name, layer in linear.items()}
     return shape, sum(parameter.numel() for parameter in model.parameters()), sides
 
 
@@ -151,14 +151,11 @@ def _answering(model: Model, batch: Batch, held: Terms, adapted: bool) -> dict[s
 
 
 def _learning(model: Model, batch: Batch, held: Terms, train: Train, logits: int) -> dict[str, Terms]:
-    """A micro-batch forward and backward with checkpointed layers, then the optimiser; logits: bytes, gradients too.
-
-    The inputs of a frozen vision tower are saved as well, since the trainer asks for gradients at its embedding.
-    """
+    """A micro-batch forward and backward with checkpointed layers, then the optimiser; logits: bytes, gradients too."""
     text, vision, each, packed = model.text, model.vision, model.each, train.quantize == "nf4"
     tokens, patches = batch.rows * (batch.prompt + batch.answer), batch.rows * batch.patches
     held = {**held, "gradients": model.adapter}
-    kept = {
+    kept = {  # of a frozen vision tower, too: the trainer asks for gradients at its embedding
         **held,
         "text layers' inputs": each * text.num_hidden_layers * text.hidden_size * tokens,
         "image layers' inputs": each * vision.depth * vision.hidden_size * patches,
@@ -219,10 +216,7 @@ def plan(settings: Settings) -> list[StagePlan]:
 
 
 def remedies(settings: Settings, stage: str, budget: float) -> dict[str, float]:
-    """Single changes after which a stage fits into `budget` bytes, as `field: value`, with the new peak.
-
-    Of each field it is the nearest value that is valid beside the other fields.
-    """
+    """Valid single changes after which a stage fits into `budget` bytes, as `field: value`, with the new peak."""
     found: dict[str, float] = {}
     for field, values in SAVING.items():
         *path, last = field.split(".")

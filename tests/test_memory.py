@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from r1track import config, memory, models, prompts, schema
+from r1track import config, document, memory, models, prompts, schema
 
 ROWS, IMAGES, WORDS, ANSWER = 2, 2, 160, 8
 SIDE = 84  # pixels of an image: 36 patches, 9 tokens
@@ -377,3 +377,8 @@ def test_training_hours_follow_from_the_operations_and_the_rollouts_tokens() -> 
     assert plan_of(twice, "train grpo").hours == pytest.approx(2 * plan.hours)
     without = config.resolve({"preset": "r1track-5k", "train": {"beta": 0.0}})  # no reference: one pass of five less
     assert plan_of(without, "train grpo").flops == pytest.approx(plan.flops * 4 / 5)
+
+
+def test_the_table_in_the_documents_is_the_codes() -> None:
+    page = (config.ROOT / "docs" / "memory.md").read_text()
+    assert document.memory_table() in page, "run `make docs`"
