@@ -1,6 +1,6 @@
 """Doctor: whether the machine, the data and a configuration go together, looked at before hours are spent.
 
-Nothing is written, downloaded or loaded. What is not `ok` says what to do.
+Nothing is written or downloaded, and no model is loaded. What is not `ok` says what to do.
 """
 
 import importlib.util
@@ -48,14 +48,12 @@ def _versions(extra: str) -> Iterator[Line]:
     asked = [python, *(each for each in asked if each.marker is None or each.marker.evaluate({"extra": extra}))]
     yield "ok", "versions", f"{len(asked)} looked at"
     for each in asked:
-        installed = [found.version for found in metadata.distributions(name=each.name)]
-        found, wanted = (
-            (*installed, "missing")[0] if each is not python else platform.python_version(),
-            str(each.specifier),
-        )
+        installed = (distribution.version for distribution in metadata.distributions(name=each.name))
+        found = platform.python_version() if each is python else next(installed, "missing")
         if found == "missing" or not each.specifier.contains(found, prereleases=True):
-            remedy = f"`pip install '{each.name}{wanted}'`, or make the environment anew"
-            yield _line(False, each.name, f"{found}, not {wanted}", remedy, "warning" if each.marker else "error")
+            remedy = f"`pip install '{each.name}{each.specifier}'`, or make the environment anew"
+            state = "warning" if each.marker else "error"
+            yield _line(False, each.name, f"{found}, not {each.specifier}", remedy, state)
 
 
 def _card(settings: config.Settings) -> Iterator[Line]:

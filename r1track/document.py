@@ -139,12 +139,12 @@ def memory_table() -> str:
     from r1track import memory  # here, since it brings torch
 
     rows = []
-    for size, quantize in ((size, quantize) for size in memory.SIZES for quantize in ("nf4", "none")):
-        model = {"base": f"Qwen/Qwen2.5-VL-{size}-Instruct"}
+    for base, quantize in ((base, quantize) for base in memory.PUBLISHED for quantize in ("nf4", "none")):
         train = {"arms": ["sft", "grpo"], "quantize": quantize}
-        plans = memory.plan(resolve({"preset": "r1track-5k", "model": model, "train": train}))
+        plans = memory.plan(resolve({"preset": "r1track-5k", "model": {"base": base}, "train": train}))
         cells = [f"{plan.peak[0] / 1e9:.1f} ({plan.peak[1]})" for plan in plans]
-        rows.append(f"| {size} | {'NF4' if quantize == 'nf4' else 'bf16'} | {' | '.join(cells)} | not measured |")
+        held = "NF4" if quantize == "nf4" else "bf16"
+        rows.append(f"| {memory.PUBLISHED[base]} | {held} | {' | '.join(cells)} | not measured |")
     head = ["base", "weights in training", *(plan.stage for plan in plans), "measured on a card"]
     return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *rows]) + "\n"
 

@@ -31,6 +31,7 @@ FIELDS = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size",
 )  # fmt: skip
 SIZES = {"3B": (2048, 36, 16, 2, 11008, 151936), "7B": (3584, 28, 28, 4, 18944, 152064)}
+PUBLISHED = {f"Qwen/Qwen2.5-VL-{size}-Instruct": size for size in SIZES}
 # What makes a stage smaller: fields, and values to try in place of the halves.
 SAVING: dict[str, list[Any]] = {
     "train.quantize": ["nf4"], "train.optimizer": ["adamw_8bit"], "task.size": [PATCH * n for n in range(40, 0, -1)],
@@ -75,9 +76,8 @@ def shape_of(base: str, revision: str | None) -> Qwen2_5_VLConfig:
 
     Raises FileNotFoundError for a shape that is not known here.
     """
-    for size in SIZES:
-        if base == f"Qwen/Qwen2.5-VL-{size}-Instruct":
-            return full_size(size)
+    if base in PUBLISHED:
+        return full_size(PUBLISHED[base])
     file = (models.TINY if base == "tiny" else Path(base)) / "config.json"
     if not file.is_file() and re.fullmatch(r"\w[\w.-]*/[\w.-]+", base):
         file = Path(try_to_load_from_cache(base, "config.json", revision=revision) or file)
@@ -210,7 +210,7 @@ def plan(settings: Settings) -> list[StagePlan]:
     }.items():
         held: Terms = {"CUDA context": CONTEXT, "weights": model.weights["none"]}
         held |= {"adapter": model.adapter} if stage == "merge" else {}
-        held["pixel values"] = model.pixels * batch.rows * batch.patches
+        held |= {"pixel values": model.pixels * batch.rows * batch.patches}
         plans.append(StagePlan(stage, _answering(model, batch, held, stage == "merge")))
     return plans
 
