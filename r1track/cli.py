@@ -14,6 +14,7 @@ from rich import get_console
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markdown import Markdown
+from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
@@ -210,3 +211,43 @@ def report(
 
     run(config.load(results / "config" / "report.json"), results, out)
     get_console().print(Markdown((out / "summary.md").read_text(encoding="utf-8")))
+
+
+@app.command()
+def doctor(
+    config_file: Annotated[Path, typer.Option("--config", help="Configuration to look at.")] = Path("config.yaml"),
+    budget: Annotated[float | None, typer.Option(min=0.1, help="GB of the card, if not of the one here.")] = None,
+) -> None:
+    """Look at the machine, the data and a configuration, and plan the memory, before hours are spent."""
+    from r1track.doctor import examine
+    from r1track.memory import ESTIMATES
+
+    found, console = examine(config_file, budget and budget * 1e9), get_console()
+    for state, subject, finding in found.lines:
+        colour = {"ok": "green", "warning": "yellow", "error": "bold red"}[state]
+        console.print(Text.assemble((f"{state:9}", colour), (subject, "bold"), "  ", finding), soft_wrap=True)
+    if found.plans:
+        console.print(_peaks(found.plans, found.budget, ESTIMATES))
+    for plan in found.plans:
+        if plan.flops:
+            console.print(f"{plan.stage}: {plan.flops:.1e} operations, about {plan.hours:.1f} hours on an RTX 3090")
+        if plan.stage in found.remedies:
+            ways = [f"{change} ({peak / 1e9:.2f} GB)" for change, peak in found.remedies[plan.stage].items()]
+            console.print(f"{plan.stage} fits after one of: {'; '.join(ways) or 'none alone, take a smaller base'}")
+    raise typer.Exit(0 if found.well else 1)
+
+
+def _peaks(plans: list[Any], budget: float, estimates: set[str]) -> Table:
+    """Of every stage the terms of its largest moment, in GB."""
+    table = Table("GB at the peak (~ estimated)")
+    for plan in plans:
+        table.add_column(plan.stage, justify="right")
+    peaks = [plan.moments[plan.peak[1]] for plan in plans]
+    for term in dict.fromkeys(term for terms in peaks for term in terms):
+        cells = (f"{terms[term] / 1e9:.2f}" if term in terms else "" for terms in peaks)
+        table.add_row(f"~ {term}" if term in estimates else term, *cells)
+    table.add_section()
+    table.add_row("together", *(f"{plan.peak[0] / 1e9:.2f}" for plan in plans), style="bold")
+    table.add_row("moment", *(plan.peak[1] for plan in plans))
+    table.add_row(f"into {budget / 1e9:.1f} GB", *("fits" if plan.peak[0] <= budget else "too large" for plan in plans))
+    return table

@@ -1,16 +1,17 @@
-"""What is written about the configuration, from the model itself: `config.yaml` and `docs/configuration.md`.
+"""What is written about the configuration, from the model itself: `config.yaml`, `docs/configuration.md`, a table.
 
-`python -m r1track.document` (or `make docs`) writes both anew; a test fails while they differ from the model.
+`python -m r1track.document` (or `make docs`) writes them anew; tests fail while they differ from the model.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
 
-from r1track.config import NEEDS, PRESETS, ROOT, Settings
+from r1track.config import NEEDS, PRESETS, ROOT, Settings, resolve
 from r1track.files import write_text
 
 HEAD = """\
@@ -133,6 +134,24 @@ def reference() -> str:
     return "".join(parts)
 
 
+def memory_table() -> str:
+    """The table in docs/memory.md: GB at the peak of every stage, planned for the full sizes."""
+    from r1track import memory  # here, since it brings torch
+
+    rows = []
+    for base, quantize in ((base, quantize) for base in memory.PUBLISHED for quantize in ("nf4", "none")):
+        train = {"arms": ["sft", "grpo"], "quantize": quantize}
+        plans = memory.plan(resolve({"preset": "r1track-5k", "model": {"base": base}, "train": train}))
+        cells = [f"{plan.peak[0] / 1e9:.1f} ({plan.peak[1]})" for plan in plans]
+        held = "NF4" if quantize == "nf4" else "bf16"
+        rows.append(f"| {memory.PUBLISHED[base]} | {held} | {' | '.join(cells)} | not measured |")
+    head = ["base", "weights in training", *(plan.stage for plan in plans), "measured on a card"]
+    return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *rows]) + "\n"
+
+
 if __name__ == "__main__":
+    page = (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
+    table = re.compile(r"(?<=\n\n)\| base \|.*?\n(?=\n)", re.DOTALL)
+    write_text(ROOT / "docs" / "memory.md", table.sub(lambda old: memory_table(), page))
     write_text(ROOT / "config.yaml", config_yaml())
     write_text(ROOT / "docs" / "configuration.md", reference())
