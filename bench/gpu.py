@@ -17,7 +17,6 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +96,9 @@ def child(keys: list[str], scratch: Path, limit: float) -> None:
     """Measure the cases in this process and write their records."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     cases = [Case.parse(key) for key in keys]
-    if find_spec("r1track.backend"):
-        from r1track import backend
+    from r1track import backend
 
-        backend.enter(cases[0].backend, scratch)  # before anything imports TRL
+    backend.enter(cases[0].backend, scratch)  # before anything imports TRL
     from measure import run
 
     for case in cases:

@@ -8,7 +8,6 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import wraps
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from cases import TRAINING, Case
 
-from r1track import files
+from r1track import files, memory
 from r1track.schema import Settings
 
 log = logging.getLogger(__name__)
@@ -185,13 +184,9 @@ def peaks() -> Figures:
 
 
 def planned(case: Case, settings: Settings) -> float | None:
-    """The peak in bytes that r1track.memory plans for the stage, or None where it plans none."""
-    if find_spec("r1track.memory") is None:
-        return None
-    from r1track import memory
-
+    """The peak in bytes that r1track.memory plans for the stage, or None where it plans none; the context left out."""
     stage = f"train {settings.train.arms[0]}" if case.kind in TRAINING else case.kind
-    return next((plan.peak.bytes for plan in memory.plan(settings) if plan.stage == stage), None)
+    return next((plan.peak[0] - memory.CONTEXT for plan in memory.plan(settings) if plan.stage == stage), None)
 
 
 def attempt(case: Case, settings: Settings, scratch: Path) -> Figures:

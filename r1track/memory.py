@@ -24,7 +24,7 @@ from r1track.schema import Settings, Train
 Terms = dict[str, float]
 ESTIMATES = {"CUDA context", "image layer", "text layer", "logits", "norms and merger", "square roots"}
 CONTEXT = 0.8e9  # CUDA's context, cuBLAS's workspace, gaps between blocks: assumed
-WORDS = 126  # of a tracking prompt with its chat template: 418 tokens with two crops of 336 px
+WORDS, LATER, THINK = 95, 31, 16  # of our question with its chat template, counted with Qwen's own tokens
 RATE = 0.4 * 71e12  # operations per second, 40 % of an RTX 3090's in bfloat16 (an RTX 4090: 165e12): assumed
 TOKEN_SECONDS = 0.05  # for a token of a rollout, since decoding waits for kernel launches: assumed
 FIELDS = (
@@ -115,7 +115,7 @@ class Model:
         language = [n for name, n in size.items() if ".language_model." in name]
         packed = sum(map(_four_bits, language)) - self.each * sum(language)
         self.weights = {"none": self.each * self.parameters, "nf4": self.each * self.parameters + packed}
-        wanted = rf".*language_model.*\.({'|'.join(train.lora.targets)})" + (r"|.*visual\..*" * train.lora.vision)
+        wanted = str(models.make_adapter(train.lora).target_modules)
         matrices = [train.lora.rank * n for name, both in sides.items() if re.fullmatch(wanted, name) for n in both]
         self.adapter = 4 * sum(matrices)  # float32, as the gradients
         self.optimiser = 8 * sum(matrices)  # two moments in float32
@@ -132,21 +132,22 @@ class Model:
 def question(settings: Settings, rows: int, answer: int) -> Batch:
     """`rows` tracking questions with answers of `answer` tokens."""
     images, merged = settings.task.templates + 1, (settings.task.size // PATCH) ** 2
-    return Batch(rows, images * (merged + 2) + WORDS, answer, images * merged * 4)
+    words = WORDS + LATER * (images - 2) + THINK * settings.task.think
+    return Batch(rows, images * (merged + 2) + words, answer, images * merged * 4)
 
 
-def _answering(model: Model, batch: Batch, held: Terms, adapted: bool) -> dict[str, Terms]:
-    """generate(): all images, then all prompts, then the answers; an adapter works in float32."""
+def _answering(model: Model, batch: Batch, held: Terms, adapted: bool, copies: int = 1) -> dict[str, Terms]:
+    """All images, then all prompts, then `copies` answers to each; an adapter works in float32."""
     text, vision, each, narrow = model.text, model.vision, model.each, model.each < 4
     rotation, gates = 5 * each + 8 * narrow + 16, 3 * each * (1 + vision.intermediate_size / vision.hidden_size)
     tower = (max(rotation, gates) + 8 / vision.num_heads) * vision.hidden_size
     inner, outer = (2 * each + 8, 5 * each + 4 * narrow) if adapted else (3 * each, 5 * each)
     layer = inner * text.intermediate_size + outer * text.hidden_size
-    kept, grown = (model.cache * batch.rows * tokens for tokens in (batch.prompt, batch.prompt + batch.answer))
+    kept, grown = (model.cache * batch.rows * n for n in (batch.prompt, copies * (batch.prompt + batch.answer)))
     return {
         "images": {**held, "image layer": batch.rows * batch.patches * tower},
         "prompts": {**held, "KV cache": kept, "text layer": batch.rows * batch.prompt * layer},
-        "answers": {**held, "KV cache": grown, "logits": 16 * batch.rows * text.vocab_size},
+        "answers": {**held, "KV cache": grown, "logits": 16 * batch.rows * copies * text.vocab_size},
     }
 
 
@@ -175,22 +176,30 @@ def _learning(model: Model, batch: Batch, held: Terms, train: Train, logits: int
 
 def _train(model: Model, settings: Settings, arm: str) -> StagePlan:
     train, sft = settings.train, arm == "sft"
-    batch = question(settings, train.sft.micro_batch if sft else train.micro_batch, train.max_tokens)
-    answers, tokens = train.sft.batch if sft else train.group * train.prompts_per_step, batch.prompt + batch.answer
-    rollout = batch if sft else batch._replace(rows=answers * train.rollout_steps)
+    each = question(settings, train.sft.micro_batch if sft else train.micro_batch, train.max_tokens)
+    answers = train.sft.batch if sft else train.group * train.prompts_per_step
+    shared = not sft and train.shared_prefix and train.backend != "unsloth"
+    g = min(train.group, train.micro_batch) if shared else 1  # answers that follow one prompt
+    batch = each._replace(rows=each.rows // g, answer=g * each.answer)
+    drawn = answers * train.rollout_steps
     held = {"CUDA context": CONTEXT, "weights": model.weights[train.quantize], "adapter": model.adapter}
-    held |= {"optimiser": model.optimiser, "pixel values": model.pixels * rollout.rows * rollout.patches}
+    held |= {"optimiser": model.optimiser, "pixel values": model.pixels * (each.rows if sft else drawn) * each.patches}
     # In float32: sft has the whole text's, its log-probabilities and gradients; grpo the answers' and gradients.
-    logits = (12 * tokens if sft else 8 * (batch.answer + 1)) * batch.rows * model.text.vocab_size
+    logits = (12 * (each.prompt + each.answer) if sft else 8 * (each.answer + 1)) * each.rows * model.text.vocab_size
     moments = _learning(model, batch, held, train, logits)
     # Forward, recomputed, backward; and of grpo the rollout, the reference, the old policy.
     passes = 3 if sft else 4 + (train.beta > 0) + (train.rollout_steps > 1)
-    forward = sum(a * b for a, b in zip(model.flops, (tokens, batch.patches, batch.answer), strict=True))
-    flops = passes * forward * answers * (train.sft.steps if sft else train.steps)
-    waiting = 0 if sft else train.steps / train.rollout_steps * train.max_tokens * TOKEN_SECONDS
+    worked = (each.prompt / g + each.answer, each.patches / g, each.answer)
+    flops = passes * sum(a * b for a, b in zip(model.flops, worked, strict=True))
+    flops *= answers * (train.sft.steps if sft else train.steps)
+    calls = math.ceil(drawn / train.rollout_batch) if shared else 1
+    waiting = 0 if sft else train.steps / train.rollout_steps * calls * train.max_tokens * TOKEN_SECONDS
     if not sft:  # while a rollout is drawn, the trainer still has the one before
-        drawn = _answering(model, rollout, {**held, "pixel values": 2 * held["pixel values"]}, True)
-        moments = {f"rollout: {name}": terms for name, terms in drawn.items()} | moments
+        prompts = max(1, min(drawn, train.rollout_batch) // train.group) if shared else drawn
+        pixels = held["pixel values"] + model.pixels * prompts * each.patches
+        rollout, copies = each._replace(rows=prompts), train.group if shared else 1
+        first = _answering(model, rollout, {**held, "pixel values": pixels}, True, copies)
+        moments = {f"rollout: {name}": terms for name, terms in first.items()} | moments
     return StagePlan(f"train {arm}", moments, flops, (flops / RATE + waiting) / 3600)
 
 

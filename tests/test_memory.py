@@ -56,7 +56,8 @@ def shallow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(base: Path | str, dtype: str = "float32", **train: Any) -> config.Settings:
-    return config.resolve({"preset": "demo", "model": {"base": str(base), "dtype": dtype}, "train": train})
+    values = {"shared_prefix": False, **train}
+    return config.resolve({"preset": "demo", "model": {"base": str(base), "dtype": dtype}, "train": values})
 
 
 def counted(base: Path, dtype: str = "float32", **train: Any) -> memory.Model:
@@ -217,7 +218,7 @@ def test_the_checkpointed_forward_pass_saves_the_inputs_of_every_text_and_image_
 
 @pytest.mark.parametrize("templates", [1, 2])
 def test_pixel_values_and_image_tokens_are_those_of_the_processor(templates: int) -> None:
-    tiny = config.resolve({"preset": "demo", "task": {"templates": templates}})
+    tiny = config.resolve({"preset": "demo", "task": {"templates": templates}, "train": {"shared_prefix": False}})
     processor = models.load_processor(models.TINY, tiny.model)
     boxes = {"second_box": [1, 2, 3, 4]} if templates == 2 else {}
     asked = processor.apply_chat_template(
@@ -228,7 +229,8 @@ def test_pixel_values_and_image_tokens_are_those_of_the_processor(templates: int
     batch = memory.question(tiny, 1, 0)
     assert memory.Model(tiny).pixels * batch.patches == real["pixel_values"].nbytes
     marks = processor.tokenizer.convert_tokens_to_ids(["<|vision_start|>", "<|image_pad|>", "<|vision_end|>"])
-    assert batch.prompt - memory.WORDS == sum((real["input_ids"] == mark).sum() for mark in marks)
+    words = memory.WORDS + memory.LATER * (templates - 1)
+    assert batch.prompt - words == sum((real["input_ids"] == mark).sum() for mark in marks)
     rollout = memory.plan(tiny)[0].moments
     rows = tiny.train.group * tiny.train.prompts_per_step
     assert rollout["loss"]["pixel values"] == rows * real["pixel_values"].nbytes
@@ -345,7 +347,7 @@ def test_every_suggested_change_is_valid_and_makes_the_stage_fit(stage: str, fie
         "preset": "r1track-5k",
         "model": {"base": "Qwen/Qwen2.5-VL-7B-Instruct"},
         "train": {"arms": ["sft", "grpo"], "quantize": "none", "group": 8, "prompts_per_step": 4, "micro_batch": 8,
-                  "rollout_steps": 2, "save_every": 24},
+                  "rollout_steps": 2, "save_every": 24, "shared_prefix": False},
     }  # fmt: skip
     chosen, budget = config.resolve(values), 24e9
     assert plan_of(chosen, stage).peak[0] > budget
@@ -377,6 +379,24 @@ def test_training_hours_follow_from_the_operations_and_the_rollouts_tokens() -> 
     assert plan_of(twice, "train grpo").hours == pytest.approx(2 * plan.hours)
     without = config.resolve({"preset": "r1track-5k", "train": {"beta": 0.0}})  # no reference: one pass of five less
     assert plan_of(without, "train grpo").flops == pytest.approx(plan.flops * 4 / 5)
+
+
+def test_with_a_shared_prefix_prompts_are_planned_once_per_group_and_answers_each() -> None:
+    stock, ours = (
+        plan_of(config.resolve({"preset": "best", "train": {"shared_prefix": each}}), "train grpo")
+        for each in (False, True)
+    )
+    chosen = config.resolve({"preset": "best"})
+    train, each = chosen.train, memory.question(chosen, 1, chosen.train.max_tokens)
+    tokens, shared_tokens = train.group * (each.prompt + each.answer), each.prompt + train.group * each.answer
+    for moment, name in (("loss", "text layers' inputs"), ("backward", "text layers' inputs")):
+        assert stock.moments[moment][name] / ours.moments[moment][name] == pytest.approx(tokens / shared_tokens)
+    for name in ("logits", "weights", "adapter"):
+        assert stock.moments["loss"][name] == ours.moments["loss"][name]
+    grown = "rollout: answers"
+    assert ours.moments[grown]["KV cache"] == stock.moments[grown]["KV cache"]  # the cache itself is repeated
+    assert stock.flops / ours.flops > 4
+    assert ours.peak[0] < stock.peak[0]
 
 
 def test_the_table_in_the_documents_is_the_codes() -> None:
