@@ -210,20 +210,32 @@ class Score(Section):
 class VqaSet(Section):
     """vqa.sets.<name>: one set of questions."""
 
-    source: str = Field("easy-vqa", description="`easy-vqa` (the PyPI package) or a hub data set id")
+    source: str = Field(
+        "easy-vqa", description="`easy-vqa` (the PyPI package), a hub data set id, or a folder (docs/verdict.md)"
+    )
+    subset: str | None = Field(None, description="subset of the set; null where it has only one")
     split: str = Field("test", description="split of the set")
     revision: str | None = Field(None, description="commit of the hub data set; null takes the newest")
     items: int = Field(500, ge=1, description="questions, drawn once with vqa.seed")
-    metric: Literal["exact"] = Field("exact", description="how an answer is scored")
-    prompt: str = Field(
-        "{question}\nAnswer the question using a single word or phrase.",
-        description="what is asked; {question} is filled in",
+    metric: Literal[
+        "exact", "gqa", "vqa", "textvqa", "relaxed", "yes_no", "choice", "contains", "formula", "anls", "box"
+    ] = Field("exact", description="how an answer is scored")
+    question: str = Field("question", description="column of the questions")
+    answer: str = Field("answer", description="column of the right answer or answers; x, y, w, h for `box`")
+    options: str | None = Field(None, description="column of the options, to be listed as A, B, C below the question")
+    group: str | None = Field(None, description="column whose values are drawn in their shares; null: the answers")
+    id: str | None = Field(None, description="column of ids; null takes the row's place in the split")
+    prompt: str | None = Field(
+        None, description="what is asked, with {question} in it; null asks for a single word or phrase"
+    )
+    published: float | None = Field(
+        None, ge=0, le=100, description="published score of the base in percent; see verdict.max_published_gap"
     )
     max_tokens: int = Field(16, ge=1, description="most tokens of an answer")
 
     @model_validator(mode="after")
     def _has_place(self) -> Self:
-        if "{question}" not in self.prompt:
+        if self.prompt is not None and "{question}" not in self.prompt:
             raise ValueError(
                 f"prompt {self.prompt!r} has no place for the question; write {{question}} where it belongs"
             )
@@ -235,6 +247,12 @@ class Vqa(Section):
 
     seed: int = Field(0, ge=0, description="seed of the choice of questions; the run's own seed does not change it")
     batch: int = Field(64, ge=1, description="questions answered side by side")
+    max_pixels: int | None = Field(None, gt=0, description="larger images are shrunk to this; null: model.max_pixels")
+    kl_prompts: int = Field(
+        64,
+        ge=0,
+        description="prompts on which a tuned model's KL to the base is measured, of tracking and of questions",
+    )
     sets: dict[str, VqaSet] = Field({"easy-vqa": VqaSet()}, description="question sets by name")
 
 
@@ -251,8 +269,18 @@ class Verdict(Section):
     max_unparsed_gap: float = Field(
         2.0, ge=0, description="points between the unparsed rates above which it is invalid"
     )
+    max_self_difference: float = Field(
+        0.5, ge=0, description="points by which the base may differ from itself in batches of another size"
+    )
+    max_published_gap: float = Field(
+        8.0, ge=0, description="points between the base and its published score above which it is invalid"
+    )
     draws: int = Field(10000, ge=100, description="bootstrap draws, clustered by image")
-    on_regression: Literal["fail", "warn"] = Field("fail", description="whether REGRESSED stops the DAG")
+    seed: int = Field(0, ge=0, description="seed of the bootstrap")
+    power: float = Field(0.8, gt=0.5, lt=1, description="chance to decide at the number of items that is asked for")
+    on_regression: Literal["fail", "warn"] = Field(
+        "fail", description="whether REGRESSED or INVALID of the last arm stops the DAG"
+    )
 
 
 class Report(Section):
