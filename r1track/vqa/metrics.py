@@ -53,7 +53,7 @@ _TAGGED = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.IGNORECASE | re.DOTALL)
 
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
 _LETTER = re.compile(r"^\s*\(?([A-Z])\)?[.:)]?\s*$")
-_LETTER_WITHIN = re.compile(r"(?i:answer(?: is|:))\s*\(?([A-Z])\b\)?(?=\s*(?:[.,:;)\n]|$))|^\s*\(?([A-Z])[.:)]\s*\S")
+_LETTER_WITHIN = re.compile(r"(?i:answer(?: is|:))\s*\(?([A-J])\)?(?:[.,:;]?\s*$|[,:;\n]|\.\s)|^\s*\(?([A-J])[.:)]\s+\S")
 _FIGURE = re.compile(r"-?\d[\d,]*(?:\.\d+)?%?")
 _CORNERS = re.compile(rf"\[\s*({_NUMBER})" + rf"\s*,\s*({_NUMBER})" * 3 + r"\s*\]")
 
