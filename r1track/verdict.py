@@ -19,7 +19,6 @@ That a loss is not significant never means that ability is retained.
 import hashlib
 import json
 import logging
-import statistics as plain
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -83,23 +82,25 @@ def summary(found: dict[str, Any]) -> str:
 def judge(base: Path, tuned: Path, rule: schema.Verdict) -> dict[str, Any]:
     """The verdict on two folders of answers, with everything that it rests on."""
     answers = [_read_folder(folder) for folder in (base, tuned)]
-    manifests = [
-        files.read_json(path) if (path := folder / "manifest.json").is_file() else {} for folder in (base, tuned)
-    ]
-    asked = manifests[0].get("settings", {})
-    faults = _unlike(*manifests) + _noisy(manifests[0].get("self"), rule)
+    manifests = [folder / "manifest.json" for folder in (base, tuned)]
+    ours, theirs = (files.read_json(path) if path.is_file() else {} for path in manifests)
+    asked, noise = ours.get("settings", {}), ours.get("self")
+    sections = [name for name, values in asked.items() if theirs.get("settings", asked).get(name) != values]
+    faults = [f"base and tuned were asked with different settings: {', '.join(sections)}"] if sections else []
+    if noise and abs(noise["difference"]) > rule.max_self_gap:
+        faults += [f"the base differs from itself by {noise['difference']:+.2f} points, above {rule.max_self_gap:g}"]
+    published = asked.get("vqa", {}).get("sets", {})
     sets: dict[str, dict[str, Any]] = {}
     draws: list[Array] = []
     for place, name in enumerate(sorted({*answers[0], *answers[1]})):
         pairs, unpaired = _paired(name, *(each.get(name, []) for each in answers))
         faults += unpaired
         if pairs:
-            found, drawn = _compare(pairs, rule, [rule.seed, place])
-            faults += _unfit(name, found, rule, asked.get("vqa", {}).get("sets", {}).get(name, {}).get("published"))
-            sets[name] = found
+            sets[name], drawn = _compare(pairs, rule, [rule.seed, place])
             draws.append(drawn)
-    measured = {"margin": rule.margin, "self": manifests[0].get("self"), "kl": manifests[1].get("kl", {})}
-    return {**decide(sets, draws, faults, rule), **measured, "sets": sets}
+            faults += _unfit(name, sets[name], rule, published.get(name, {}).get("published"))
+    found = {**decide(sets, draws, faults, rule), "margin": rule.margin, "self": noise, "kl": theirs.get("kl", {})}
+    return {**found, "sets": sets}
 
 
 def _read_folder(folder: Path) -> dict[str, list[Row]]:
@@ -151,19 +152,6 @@ def _row(raw: Row) -> Row:
     }
 
 
-def _unlike(base: dict[str, Any], tuned: dict[str, Any]) -> list[str]:
-    """A fault where the manifests say that the two models were asked under different settings."""
-    ours, theirs = base.get("settings", {}), tuned.get("settings", {})
-    sections = [name for name in ours if name in theirs and ours[name] != theirs[name]]
-    return [f"base and tuned were asked with different settings: {', '.join(sections)}"] if sections else []
-
-
-def _noisy(noise: dict[str, Any] | None, rule: schema.Verdict) -> list[str]:
-    if noise is None or abs(noise["difference"]) <= rule.max_self_difference:
-        return []
-    return [f"the base differs from itself by {noise['difference']:+.2f} points, above {rule.max_self_difference:g}"]
-
-
 def _paired(name: str, base: Sequence[Row], tuned: Sequence[Row]) -> tuple[Pairs, list[str]]:
     """The items that both models answered, and a fault where others are or where they are not the same questions."""
     theirs = {row["doc_id"]: row for row in tuned}
@@ -182,7 +170,15 @@ def _compare(pairs: Pairs, rule: schema.Verdict, seed: Sequence[int]) -> tuple[d
     """What one set says, and the bootstrap draws of its difference, both in points."""
     strict, lenient = (np.array([[row[key] for row in pair] for pair in pairs], float) for key in ("strict", "lenient"))
     found, draws = weigh(strict, [before["image"] for before, _ in pairs], rule, seed)
-    flips = [_flip(*pair) for pair, (before, after) in zip(pairs, strict, strict=True) if before != after]
+    flips = [
+        {
+            **{key: before[key] for key in ("doc_id", "question", "target")},
+            "base": before["answer"],
+            "tuned": after["answer"],
+        }
+        for before, after in pairs
+        if before["strict"] != after["strict"]
+    ]
     leaks = {name: _leaks([pair[side] for pair in pairs]) for side, name in enumerate(("base", "tuned"))}
     change = 100 * float((lenient[:, 1] - lenient[:, 0]).mean())
     return {**found, "lenient_difference": change, "leaks": leaks, "flips": flips[:FLIPS]}, draws
@@ -217,19 +213,15 @@ def weigh(
     return found, 100 * draws
 
 
-def _flip(before: Row, after: Row) -> dict[str, str]:
-    item = {key: before[key] for key in ("doc_id", "question", "target")}
-    return {**item, "base": before["answer"], "tuned": after["answer"]}
-
-
 def _leaks(rows: Sequence[Row]) -> dict[str, float]:
     """Shares of answers that are boxes where none is asked for, that hold tags, that are unparsed; median length."""
-    answers = [row["answer"] for row in rows]
-    boxes = sum(metrics.is_box(row["answer"]) and not metrics.is_box(row["target"]) for row in rows)
-    tags, unparsed = sum(map(metrics.has_tags, answers)), sum(row["unparsed"] for row in rows)
-    shares = {"box": boxes, "tags": tags, "unparsed": unparsed}
-    length = float(plain.median(map(len, answers)))
-    return {**{name: count / len(rows) for name, count in shares.items()}, "median_length": length}
+    found = {
+        "box": [metrics.is_box(row["answer"]) and not metrics.is_box(row["target"]) for row in rows],
+        "tags": [metrics.has_tags(row["answer"]) for row in rows],
+        "unparsed": [row["unparsed"] for row in rows],
+    }
+    length = float(np.median([len(row["answer"]) for row in rows]))
+    return {**{name: float(np.mean(each)) for name, each in found.items()}, "median_length": length}
 
 
 def _wider(draws: Array, low: float, high: float, rule: schema.Verdict) -> list[float]:
@@ -240,21 +232,18 @@ def _wider(draws: Array, low: float, high: float, rule: schema.Verdict) -> list[
 
 def _unfit(name: str, found: dict[str, Any], rule: schema.Verdict, published: float | None) -> list[str]:
     """Faults of one set: too small, off its published score, boxes in the answers, shares of unparsed answers apart."""
-    faults = []
-    if found["n"] < rule.min_items:
-        faults.append(f"{name}: {found['n']} items, fewer than {rule.min_items}")
-    if published is not None and abs(found["base"] - published) > rule.max_published_gap:
-        gap = f"more than {rule.max_published_gap:g} from the published {published:g}"
-        faults.append(f"{name}: the base has {found['base']:.1f} %, {gap}")
-    for model, leaks in found["leaks"].items():
-        if leaks["box"] > rule.max_box_share:
-            faults.append(
-                f"{name}: {leaks['box']:.1%} of the answers of {model} are boxes, above {rule.max_box_share:.1%}"
-            )
-    apart = 100 * (found["leaks"]["tuned"]["unparsed"] - found["leaks"]["base"]["unparsed"])
-    if abs(apart) > rule.max_unparsed_gap:
-        faults.append(f"{name}: unparsed answers changed by {apart:+.1f} points, above {rule.max_unparsed_gap:g}")
-    return faults
+    base, tuned = found["leaks"]["base"], found["leaks"]["tuned"]
+    off = 0.0 if published is None else abs(found["base"] - published)
+    apart, most = 100 * (tuned["unparsed"] - base["unparsed"]), f"above {rule.max_box_share:.1%}"
+    checks = {
+        f"{found['n']} items, fewer than {rule.min_items}": found["n"] < rule.min_items,
+        f"the base has {found['base']:.1f} %, published are {published} %": off > rule.max_published_gap,
+        f"{base['box']:.1%} of the answers of base are boxes, {most}": base["box"] > rule.max_box_share,
+        f"{tuned['box']:.1%} of the answers of tuned are boxes, {most}": tuned["box"] > rule.max_box_share,
+        f"unparsed answers changed by {apart:+.1f} points, above {rule.max_unparsed_gap:g}": abs(apart)
+        > rule.max_unparsed_gap,
+    }
+    return [f"{name}: {fault}" for fault, wrong in checks.items() if wrong]
 
 
 def decide(

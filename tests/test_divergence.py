@@ -21,9 +21,7 @@ def tiny():
 @pytest.fixture(scope="module")
 def probes():
     items = sets.load("easy", schema.VqaSet(items=6), 0, SETTINGS.model)
-    return [
-        divergence.Probe("questions", prompts.ask(item.question + prompts.SHORT), [item.picture()]) for item in items
-    ]
+    return [divergence.Probe("questions", prompts.ask(item.question), [item.picture()]) for item in items]
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ def ours(name, answer, targets):
     if name == "normalise":
         return metrics.normalise(answer)
     if name == "box" or name.startswith("choice"):  # their readers are tolerant
-        return metrics.BY_NAME[name.split()[0]](answer, targets).lenient
-    return metrics.BY_NAME[name](answer, targets).strict
+        return metrics.score(name.split()[0], answer, targets).lenient
+    return metrics.BY_NAME[name](answer, targets)
 
 
 def bare(text):
@@ -40,12 +40,12 @@ def bare_word_is_wanted(answer, targets, us, them):
 
 def letter_is_taken_from_anywhere(answer, targets, us, them):
     """They end by taking a letter from within a word (www.x.Com is C); to us that is no answer."""
-    return them == 1 and metrics.choice(answer, targets[:1]).lenient == 0
+    return them == 1 and metrics.score("choice", answer, targets[:1]).lenient == 0
 
 
 def text_of_an_option_is_not_read(answer, targets, us, them):
     """They know letters only; who names one option and no other has answered."""
-    return us == 1 and metrics.choice(answer, targets[:1]).unparsed == 1
+    return us == 1 and metrics.score("choice", answer, targets[:1]).unparsed == 1
 
 
 def case_and_every_mark_are_dropped(answer, targets, us, them):
@@ -68,9 +68,14 @@ def length_is_taken_before_spaces_collapse(answer, targets, us, them):
     return re.search(r"\s\s", answer) is not None and abs(us - them) < 0.1
 
 
-def numbers_are_read_narrowly(answer, targets, us, them):
-    """They allow no space before a comma and no bare point after a number; it is clear which box is meant."""
-    return us == 1 and re.search(r"\d\s+,|\d\.\D", answer) is not None
+def space_before_a_comma_is_refused(answer, targets, us, them):
+    """They allow none; it is clear which box is meant."""
+    return us == 1 and re.search(r"\d\s+,", answer) is not None
+
+
+def number_with_a_leading_zero_is_read(answer, targets, us, them):
+    """Boxes are JSON for us, where 07 is no number; no model was seen to write it."""
+    return them == 1 and re.search(r"\b0\d", answer) is not None
 
 
 KNOWN = {
@@ -83,7 +88,7 @@ KNOWN = {
         sentences_and_options_are_not_read,
     ],
     "anls": [length_is_taken_before_spaces_collapse],
-    "box": [numbers_are_read_narrowly],
+    "box": [space_before_a_comma_is_refused, number_with_a_leading_zero_is_read],
 }
 
 
@@ -119,4 +124,4 @@ def test_a_choice_by_its_bare_letter_is_scored_alike_by_all(name):
         (a.strip(), DATA[name]["targets"][place], s) for place, a, s in DATA[name]["rows"] if plain.fullmatch(a.strip())
     ]
     assert len(rows) > 100
-    assert all(metrics.choice(answer, targets).strict == score for answer, targets, score in rows)
+    assert all(metrics.choice(answer, targets) == score for answer, targets, score in rows)

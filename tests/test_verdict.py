@@ -205,7 +205,7 @@ def run(rule, base, tuned, out):
 
 
 def test_the_rules_hash_changes_with_the_rule_but_not_with_what_follows_from_it(base, tmp_path):
-    changes = ({}, {"on_regression": "warn"}, {"margin": 2.5}, {"max_self_difference": 0.6}, {"seed": 1})
+    changes = ({}, {"on_regression": "warn"}, {"margin": 2.5}, {"max_self_gap": 0.6}, {"seed": 1})
     hashes = [
         run(RULE.model_copy(update=change), base, [base], tmp_path / "verdict.json")["rule_sha256"]
         for change in changes

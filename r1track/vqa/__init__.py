@@ -23,6 +23,7 @@ from r1track import config, files, prompts, schema
 from r1track.vqa import metrics, sets
 
 log = logging.getLogger(__name__)
+Row = dict[str, Any]
 SELF_ITEMS = 300  # items per set that are asked again, all where there are fewer
 
 
@@ -75,61 +76,52 @@ def _begin(work: Path, identity: dict[str, Any]) -> dict[str, Any]:
     return {**identity, "sets": {}}
 
 
-def _prompt(spec: schema.VqaSet, item: sets.Item) -> str:
-    # Other braces may stand in a prompt, so it is no format string.
-    return (spec.prompt or "{question}" + prompts.SHORT).replace("{question}", item.question)
-
-
-def _ask_set(loaded: Any, name: str, vqa: schema.Vqa, items: Sequence[sets.Item], out: Path) -> dict[str, Any]:
+def _ask_set(loaded: Any, name: str, vqa: schema.Vqa, items: Sequence[sets.Item], out: Path) -> Row:
     """Ask one set, write its rows to `out`, ask a part of it again, and say what came of it."""
-    spec = vqa.sets[name]
-    rows = _ask(loaded, name, spec, items, vqa.batch)
+    rows = ask(loaded, name, items, vqa.sets[name].max_tokens, vqa.batch)
     files.write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    right = {key: 100 * sum(row[key] for row in rows) / len(rows) for key in metrics.Scores._fields}
-    log.info("%s: %d questions, %.1f %% right, %.1f %% leniently, %.1f %% unparsed", name, len(rows), *right.values())
-    if spec.metric == "yes_no":
-        right |= metrics.yes_no_figures([row["filtered_resps"] for row in rows], [row["target"] for row in rows])
+    found = {key: 100 * sum(row[key] for row in rows) / len(rows) for key in metrics.Scores._fields}
+    log.info("%s: %d questions, %.1f %% right, %.1f %% leniently, %.1f %% unparsed", name, len(rows), *found.values())
+    if vqa.sets[name].metric == "yes_no":
+        found |= metrics.yes_no_figures([row["filtered_resps"] for row in rows], [row["target"] for row in rows])
     again = _ask_again(loaded, name, vqa, items, rows)
-    return {"n": len(rows), **right, "sha256": files.hash_file(out), "self": again}
+    return {"n": len(rows), **found, "sha256": files.hash_file(out), "self": again}
 
 
-def _ask(loaded: Any, name: str, spec: schema.VqaSet, items: Sequence[sets.Item], batch: int) -> list[dict[str, Any]]:
+def ask(loaded: Any, name: str, items: Sequence[sets.Item], max_tokens: int, batch: int) -> list[Row]:
+    """The scored answers to the items, in their order, asked `batch` at a time under a progress bar of that name."""
     from r1track import models
 
     # Images of like size need little padding; the largest come first, so that too little memory shows at once.
     order = sorted(range(len(items)), key=lambda place: -items[place].pixels)
-    rows: dict[int, dict[str, Any]] = {}
+    rows: dict[int, Row] = {}
     for start in progress(range(0, len(items), batch), description=name):
         places = order[start : start + batch]
-        asked = [_prompt(spec, items[place]) for place in places]
+        questions = [prompts.ask(items[place].question) for place in places]
         pictures = [[items[place].picture()] for place in places]
-        answers = models.answer(
-            loaded, [prompts.ask(text) for text in asked], pictures, max_tokens=spec.max_tokens, batch=batch
-        )
-        rows.update((p, _row(items[p], text, said)) for p, text, said in zip(places, asked, answers, strict=True))
+        answers = models.answer(loaded, questions, pictures, max_tokens=max_tokens, batch=batch)
+        rows.update((place, _row(items[place], answer)) for place, answer in zip(places, answers, strict=True))
     return [rows[place] for place in range(len(items))]
 
 
-def _row(item: sets.Item, asked: str, answer: str) -> dict[str, Any]:
-    content = json.dumps([item.image_sha256, asked, item.targets]).encode()
+def _row(item: sets.Item, answer: str) -> Row:
+    content = json.dumps([item.image_sha256, item.question, item.targets]).encode()
     return {
         "doc_id": item.doc_id,
-        "input": asked,
+        "input": item.question,
         "target": item.target,
         "filtered_resps": answer,
         "doc_hash": hashlib.sha256(content).hexdigest(),
         "image": item.image_sha256,
-        **item.score(answer)._asdict(),
+        **metrics.score(item.metric, answer, item.targets)._asdict(),
     }
 
 
-def _ask_again(
-    loaded: Any, name: str, vqa: schema.Vqa, items: Sequence[sets.Item], first: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
+def _ask_again(loaded: Any, name: str, vqa: schema.Vqa, items: Sequence[sets.Item], first: Sequence[Row]) -> Row:
     random = np.random.default_rng([vqa.seed, 1])
     places = sorted(random.permutation(len(items))[:SELF_ITEMS].tolist())
-    other = vqa.batch // 2 or 2
-    second = _ask(loaded, f"{name}, asked again", vqa.sets[name], [items[place] for place in places], other)
+    again = [items[place] for place in places]
+    second = ask(loaded, f"{name}, asked again", again, vqa.sets[name].max_tokens, vqa.batch // 2 or 2)
     pairs = [(first[place], row) for place, row in zip(places, second, strict=True)]
     return {
         "items": len(pairs),
@@ -138,7 +130,7 @@ def _ask_again(
     }
 
 
-def _pooled(each: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+def _pooled(each: Sequence[Row]) -> Row | None:
     keys = ("items", "difference", "changed")
     total = {key: sum(one[key] for one in each) for key in keys}
     return {**total, "difference": total["difference"] / len(each)} if each else None
@@ -150,9 +142,9 @@ def _probes(settings: config.Settings, chosen: dict[str, list[sets.Item]], pairs
     from r1track.vqa.divergence import Probe
 
     many = settings.vqa.kl_prompts
-    every = [(settings.vqa.sets[name], item) for name, items in chosen.items() for item in items]
+    every = [item for items in chosen.values() for item in items]
     some = every[:: max(1, len(every) // max(1, many))][:many]
-    probes = [Probe("questions", prompts.ask(_prompt(spec, item)), [item.picture()]) for spec, item in some]
+    probes = [Probe("questions", prompts.ask(item.question), [item.picture()]) for item in some]
     if pairs and many:
         task = schema.Task(**files.read_json(pairs / "manifest.json")["settings"]["task"])
         held = settings.model_copy(update={"task": task, "merge": schema.Merge(check_pairs=many)})

@@ -1,19 +1,18 @@
 """Metrics: how one answer is scored, and how it is seen to be a leak of the tracking task.
 
-A metric is a function (answer, targets) -> Scores, targets being the right answers. `strict` scores the answer as it
-stands, as the public harnesses do; `lenient` also finds the target inside a longer answer. A model that falls in
-`strict` alone has changed its form; one that falls in both has lost ability. docs/verdict.md names the differences from
-lmms-eval 0.7.3.
+A metric scores an answer against the right answers (targets), from 0 to 1, as the public harnesses do; docs/verdict.md
+names the differences from lmms-eval 0.7.3. Beside it stands a reader, which finds such answers within a longer one: the
+strict score is that of the answer as it stands, the lenient one the best of its readings. A model that falls in the
+strict score alone has changed its form; one that falls in both has lost ability.
 """
 
 import math
 import re
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from r1track import prompts
 from r1track.boxes import iou
@@ -34,12 +33,7 @@ what're what's what've when's where'd where's where've who'd who'd've who'll who
 would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
 """
 # Each is known without any one of its apostrophes.
-RESTORED = {
-    word[:place] + word[place + 1 :]: word
-    for word in _TABLE.split()
-    for place, letter in enumerate(word)
-    if letter == "'"
-}
+RESTORED = {word[:k] + word[k + 1 :]: word for word in _TABLE.split() for k in range(len(word)) if word[k] == "'"}
 
 _NUMBER = r"-?\d+(?:\.\d*)?"
 _NEXT = rf"(?:\s*,\s*|\s+){_NUMBER}"
@@ -49,17 +43,16 @@ _BOX = re.compile(
 )
 _TAGS = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
 _TAGGED = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.IGNORECASE | re.DOTALL)
-
-
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
 _LETTER = re.compile(r"^\s*\(?([A-Z])\)?[.:)]?\s*$")
-_LETTER_WITHIN = re.compile(r"(?i:answer(?: is|:))\s*\(?([A-J])\)?(?:[.,:;]?\s*$|[,:;\n]|\.\s)|^\s*\(?([A-J])[.:)]\s+\S")
+_LETTER_WITHIN = re.compile(
+    r"(?i:answer(?: is|:))\s*\(?([A-J])\)?(?:[.,:;]?\s*$|[,:;\n]|\.\s)|^\s*\(?([A-J])[.:)]\s+\S"
+)
 _FIGURE = re.compile(r"-?\d[\d,]*(?:\.\d+)?%?")
-_CORNERS = re.compile(rf"\[\s*({_NUMBER})" + rf"\s*,\s*({_NUMBER})" * 3 + r"\s*\]")
 
 
 class Scores(NamedTuple):
-    """Scores of one answer, each from 0 to 1; `unparsed` is 1 where the lenient reading finds no answer in it."""
+    """Scores of one answer, each from 0 to 1; `unparsed` is 1 where the reader finds no answer in it."""
 
     strict: float
     lenient: float
@@ -97,8 +90,95 @@ def is_empty(answer: str) -> bool:
     return re.search(r"\w", answer) is None
 
 
-def _scores(strict: float, lenient: float, unparsed: bool) -> Scores:
-    return Scores(float(strict), float(max(strict, lenient)), float(unparsed))
+def exact(answer: str, targets: Sequence[str]) -> float:
+    """Equality after normalisation."""
+    return float(any(normalise(answer) == normalise(target) != "" for target in targets))
+
+
+def gqa(answer: str, targets: Sequence[str]) -> float:
+    """Equality of what is left without case and punctuation (GQA)."""
+    bare = [text.strip().lower().translate(str.maketrans("", "", string.punctuation)) for text in (answer, *targets)]
+    return float(bare[0] in bare[1:])
+
+
+def vqa(answer: str, targets: Sequence[str]) -> float:
+    """VQAv2's soft accuracy over ten people's answers: the mean of min(1, how many of the other nine agree / 3)."""
+    equal = [normalise(target) == normalise(answer) for target in targets]
+    return float(np.mean([min(1.0, (sum(equal) - one) / 3) for one in equal]))
+
+
+def textvqa(answer: str, targets: Sequence[str]) -> float:
+    """`vqa` on texts that TextVQA tokenises first."""
+    texts = [re.sub("[,?]", "", text.lower()).replace("'s", " 's").strip() for text in (answer, *targets)]
+    return vqa(texts[0], texts[1:])
+
+
+def relaxed(answer: str, targets: Sequence[str]) -> float:
+    """ChartQA's relaxed accuracy: numbers may be 5 % off, other answers must be equal but for case."""
+    said, wanted = _value(answer), _value(targets[0])
+    if said is not None and wanted:
+        return float(abs(said - wanted) / abs(wanted) <= 0.05)
+    return float(answer.strip().lower() == targets[0].lower())
+
+
+def _value(text: str) -> float | None:
+    try:
+        return float(text.strip().rstrip("%")) / (100 if text.strip().endswith("%") else 1)
+    except ValueError:
+        return None
+
+
+def yes_no(answer: str, targets: Sequence[str]) -> float:
+    """POPE: the answer is the one of yes and no that is right."""
+    return float(normalise(answer) == targets[0].lower())
+
+
+def yes_no_figures(answers: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
+    """POPE's figures, leniently read: accuracy, F1 of yes, and how often yes is said; shares from 0 to 1."""
+    said, wanted = [(*_either(answer), "")[0] for answer in answers], [target.lower() for target in targets]
+    right = [a for a, b in zip(said, wanted, strict=True) if a == b]
+    f1 = 2 * right.count("yes") / max(1, said.count("yes") + wanted.count("yes"))
+    return {"accuracy": len(right) / len(said), "f1": f1, "yes_rate": said.count("yes") / len(said)}
+
+
+def choice(answer: str, targets: Sequence[str]) -> float:
+    """Multiple choice by letter. targets: the right letter, then the texts of all options, where they are known."""
+    found = _LETTER.match(answer)
+    return float(found is not None and found[1] == targets[0])
+
+
+def contains(answer: str, targets: Sequence[str]) -> float:
+    """OCRBench: a target stands anywhere in the answer, whatever the case."""
+    texts = [text.translate(_FULL_WIDTH).lower().strip().replace("\n", " ") for text in (answer, *targets)]
+    return float(any(text in texts[0] for text in texts[1:]))
+
+
+def formula(answer: str, targets: Sequence[str]) -> float:
+    """OCRBench's handwritten formulas (HME100k): a target stands anywhere in the answer, spaces aside."""
+    texts = [text.replace("\n", "").replace(" ", "") for text in (answer, *targets)]
+    return float(any(text in texts[0] for text in texts[1:]))
+
+
+def anls(answer: str, targets: Sequence[str]) -> float:
+    """Likeness of letters: 1 - edits / length of the longer, 0 below .5; the best target's (Biten et al. 2019)."""
+    said, *wanted = (" ".join(text.lower().split()) for text in (answer, *targets))
+    best = max(1 - _edits(said, text) / max(len(said), len(text), 1) for text in wanted)
+    return best if best >= 0.5 else 0.0
+
+
+def _edits(a: str, b: str) -> int:
+    row = list(range(len(b) + 1))  # Levenshtein's distances of what was read of `a` to the beginnings of `b`
+    for i, x in enumerate(a, start=1):
+        before, row = row, [i]
+        for j, y in enumerate(b, start=1):
+            row.append(min(before[j] + 1, row[-1] + 1, before[j - 1] + (x != y)))
+    return row[-1]
+
+
+def box(answer: str, targets: Sequence[str]) -> float:
+    """RefCOCO: IoU of at least .5 with the target, "[x1, y1, x2, y2]" in pixels of the image as the model sees it."""
+    said, wanted = (prompts.parse_box(text, size=math.inf) for text in (answer, targets[0]))
+    return float(said is not None and wanted is not None and iou(said, wanted) >= 0.5)
 
 
 def _said(answer: str) -> str:
@@ -107,154 +187,56 @@ def _said(answer: str) -> str:
     return tagged[1] if tagged else answer
 
 
-def _within(answer: str, target: str) -> bool:
-    """Whether the target stands in the answer as a run of whole words.
-
-    It never does in a box, nor, when it is yes or no, in an answer that says both.
-    """
-    wanted, said = normalise(target), normalise(_said(answer))
-    both = wanted in ("yes", "no") and {"yes", "no"} <= set(said.split())
-    return bool(wanted) and f" {wanted} " in f" {said} " and not both and not is_box(answer)
+def _named(answer: str, targets: Sequence[str]) -> list[str]:
+    """The targets that stand in the answer as runs of whole words; none in a box, nor yes or no beside the other."""
+    said = f" {normalise(_said(answer))} "
+    both = {"yes", "no"} if {"yes", "no"} <= set(said.split()) else set()
+    found = [] if is_box(answer) else [target for target in targets if f" {normalise(target)} " in said]
+    return [target for target in found if normalise(target) not in both | {""}]
 
 
-def exact(answer: str, targets: Sequence[str]) -> Scores:
-    """Equality after normalisation."""
-    strict = any(normalise(answer) == normalise(target) != "" for target in targets)
-    return _scores(strict, any(_within(answer, target) for target in targets), is_empty(answer))
+def _texts(answer: str, targets: Sequence[str]) -> list[str]:
+    return [] if is_empty(answer) else [answer, *_named(answer, sorted(set(targets)))]
 
 
-def gqa(answer: str, targets: Sequence[str]) -> Scores:
-    """Equality of what is left without case and punctuation (GQA)."""
-    bare = [text.strip().lower().translate(str.maketrans("", "", string.punctuation)) for text in (answer, *targets)]
-    return _scores(bare[0] in bare[1:], any(_within(answer, target) for target in targets), is_empty(answer))
-
-
-def _agreement(said: str, answers: Sequence[str]) -> float:
-    """Mean over the answers of min(1, how many of the others are `said` / 3)."""
-    equal = [answer == said for answer in answers]
-    return float(np.mean([min(1.0, (sum(equal) - one) / 3) for one in equal]))
-
-
-def vqa(answer: str, targets: Sequence[str]) -> Scores:
-    """VQAv2's soft accuracy over the ten people's answers; lenient: the best of those that stand in the answer."""
-    people = [normalise(target) for target in targets]
-    within = [_agreement(normalise(target), people) for target in set(targets) if _within(answer, target)]
-    return _scores(_agreement(normalise(answer), people), max(within, default=0), is_empty(answer))
-
-
-def tokenised(text: str) -> str:
-    """A text as TextVQA prepares it for `normalise`."""
-    return text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
-
-
-def textvqa(answer: str, targets: Sequence[str]) -> Scores:
-    """`vqa` on tokenised texts."""
-    return vqa(tokenised(answer), [tokenised(target) for target in targets])
-
-
-def _value(text: str) -> float | None:
-    try:
-        return float(text.rstrip("%")) / 100 if text.endswith("%") else float(text)
-    except ValueError:
-        return None
-
-
-def _near(answer: str, target: str) -> bool:
-    said, wanted = _value(answer), _value(target)
-    if said is not None and wanted:
-        return abs(said - wanted) / abs(wanted) <= 0.05
-    return answer.lower() == target.lower()
-
-
-def relaxed(answer: str, targets: Sequence[str]) -> Scores:
-    """ChartQA's relaxed accuracy: numbers may be 5 % off, texts must be equal; lenient: its only number may."""
+def _figures(answer: str, targets: Sequence[str]) -> list[str]:
+    """Also the only number of an answer."""
     numbers = [] if is_box(answer) else _FIGURE.findall(_said(answer))
-    only = numbers[0].replace(",", "") if len(numbers) == 1 else ""
-    strict = any(_near(answer.strip(), target) for target in targets)
-    lenient = any(_near(only, target) or _within(answer, target) for target in targets)
-    return _scores(strict, lenient, is_empty(answer))
+    return _texts(answer, targets) + [number.replace(",", "") for number in numbers if len(numbers) == 1]
 
 
-def yes_or_no(answer: str) -> str | None:
-    """Which of yes and no is among the words of an answer; None for neither and for both (POPE)."""
+def _either(answer: str, targets: Sequence[str] = ()) -> list[str]:
+    """Yes or no, when one is among the words of the answer and the other is not."""
     found = {"yes", "no"} & set(re.findall(r"[a-z]+", _said(answer).lower()))
-    return found.pop() if len(found) == 1 else None
+    return list(found) if len(found) == 1 else []
 
 
-def yes_no(answer: str, targets: Sequence[str]) -> Scores:
-    """POPE: the answer is yes or no; lenient: it says one of them and not the other."""
-    said, wanted = yes_or_no(answer), targets[0].lower()
-    return _scores(normalise(answer) == wanted, said == wanted, said is None)
+def _letters(answer: str, targets: Sequence[str]) -> list[str]:
+    """The letter in "B", "the answer is B" and "B. a cat", or that of the only option that the answer names."""
+    said, options = _said(answer), targets[1:]
+    found = _LETTER.match(said) or _LETTER_WITHIN.search(said)
+    named = _named(answer, options)
+    if found is None and len(named) == 1:
+        return [string.ascii_uppercase[options.index(named[0])]]
+    return [next(filter(None, found.groups()))] if found else []
 
 
-def yes_no_figures(answers: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
-    """POPE's figures of a set, leniently read: accuracy, F1 of yes, and how often yes is said; shares from 0 to 1."""
-    said, wanted = [yes_or_no(answer) for answer in answers], [target.lower() for target in targets]
-    hits = sum(a == b == "yes" for a, b in zip(said, wanted, strict=True))
-    claims, right = said.count("yes"), sum(a == b for a, b in zip(said, wanted, strict=True))
-    f1 = 2 * hits / max(1, claims + wanted.count("yes"))
-    return {"accuracy": right / len(said), "f1": f1, "yes_rate": claims / len(said)}
+def _corners(answer: str, targets: Sequence[str]) -> list[str]:
+    """The first box in square brackets."""
+    return [text for text in re.findall(r"\[[^\[\]]*\]", answer) if prompts.parse_box(text, size=math.inf) is not None][
+        :1
+    ]
 
 
-def choice(answer: str, targets: Sequence[str]) -> Scores:
-    """Multiple choice by letter. targets: the right letter, then the texts of all options, where they are known.
-
-    Lenient: also "the answer is B", "B. a cat", or the text of exactly one option.
-    """
-    strict, said = _LETTER.match(answer), _said(answer)
-    within = _LETTER.match(said) or _LETTER_WITHIN.search(said)
-    letter = next(filter(None, within.groups())) if within else None
-    named = [place for place, text in enumerate(targets[1:]) if _within(answer, text)]
-    if letter is None and len(named) == 1:
-        letter = string.ascii_uppercase[named[0]]
-    return _scores(strict is not None and strict[1] == targets[0], letter == targets[0], letter is None)
+_STRICT = (exact, gqa, vqa, textvqa, relaxed, yes_no, choice, contains, formula, anls, box)
+BY_NAME = {metric.__name__: metric for metric in _STRICT}
+READERS = {"relaxed": _figures, "yes_no": _either, "choice": _letters, "box": _corners}
 
 
-def contains(answer: str, targets: Sequence[str]) -> Scores:
-    """OCRBench: a target stands anywhere in the answer, whatever the case."""
-    texts = [text.translate(_FULL_WIDTH).lower().strip().replace("\n", " ") for text in (answer, *targets)]
-    return _scores(any(text in texts[0] for text in texts[1:]), 0, is_empty(answer))
-
-
-def formula(answer: str, targets: Sequence[str]) -> Scores:
-    """OCRBench's handwritten formulas (HME100k): a target stands anywhere in the answer, spaces aside."""
-    texts = [text.strip().replace("\n", " ").replace(" ", "") for text in (answer, *targets)]
-    return _scores(any(text in texts[0] for text in texts[1:]), 0, is_empty(answer))
-
-
-def _edits(a: str, b: str) -> int:
-    """Levenshtein's distance."""
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, start=1):
-        before, row = row, [i]
-        for j, y in enumerate(b, start=1):
-            row.append(min(before[j] + 1, row[-1] + 1, before[j - 1] + (x != y)))
-    return row[-1]
-
-
-def anls(answer: str, targets: Sequence[str]) -> Scores:
-    """Likeness of letters: 1 - edits / length of the longer, 0 below .5; the best target's (Biten et al. 2019)."""
-    said, *wanted = (" ".join(text.lower().split()) for text in (answer, *targets))
-    best = max(1 - _edits(said, text) / max(len(said), len(text), 1) for text in wanted)
-    return _scores(best if best >= 0.5 else 0, any(_within(answer, target) for target in targets), is_empty(answer))
-
-
-def box(answer: str, targets: Sequence[str]) -> Scores:
-    """RefCOCO: IoU of at least .5 with the target's corners, "[x1, y1, x2, y2]" in pixels of the image as it is seen.
-
-    Lenient: the first four numbers in square brackets anywhere in the answer.
-    """
-    wanted = prompts.parse_box(targets[0], size=math.inf)
-    loose = _CORNERS.search(answer)
-    found = prompts.parse_box(answer, size=math.inf), [float(v) for v in loose.groups()] if loose else None
-    strict, lenient = (_overlaps(one, wanted) for one in found)
-    return _scores(strict, lenient, found[0] is None and loose is None)
-
-
-def _overlaps(a: ArrayLike | None, b: ArrayLike | None) -> bool:
-    return a is not None and b is not None and bool(iou(np.asarray(a), np.asarray(b)) >= 0.5)
-
-
-Metric = Callable[[str, Sequence[str]], Scores]
-_ALL: list[Metric] = [exact, gqa, vqa, textvqa, relaxed, yes_no, choice, contains, formula, anls, box]
-BY_NAME = {metric.__name__: metric for metric in _ALL}
+def score(metric: str, answer: str, targets: Sequence[str]) -> Scores:
+    """The scores of an answer by the metric of that name."""
+    readings = READERS.get(metric, _texts)(answer, targets)
+    strict = BY_NAME[metric](answer, targets)
+    return Scores(
+        strict, max([strict, *(BY_NAME[metric](reading, targets) for reading in readings)]), float(not readings)
+    )

@@ -28,10 +28,10 @@ class Item:
 
     where: str  # the set, as its field in the configuration
     doc_id: str
-    question: str
+    question: str  # with its options, in its prompt
     targets: list[str]  # what a metric takes
     metric: str
-    read: Callable[[], dict[str, Any]]  # the image as `datasets` stores it
+    read: Callable[[], bytes]
     pixels: int = 0
 
     @property
@@ -39,22 +39,15 @@ class Item:
         """The right answer that most people gave, or the only one."""
         return Counter(self.targets or [""]).most_common(1)[0][0]
 
-    def score(self, answer: str) -> metrics.Scores:
-        return metrics.BY_NAME[self.metric](answer, self.targets)
-
-    def content(self) -> bytes:
-        stored = self.read()
-        return bytes(stored["bytes"] or Path(stored["path"]).read_bytes())
-
     @cached_property
     def image_sha256(self) -> str:
         """SHA-256 of the image file's bytes: questions about one image share it."""
-        return hashlib.sha256(self.content()).hexdigest()
+        return hashlib.sha256(self.read()).hexdigest()
 
     def picture(self) -> Image.Image:
         """The image, RGB. Raises ValueError when there is none or its bytes are no image."""
         try:
-            return Image.open(io.BytesIO(self.content())).convert("RGB")
+            return Image.open(io.BytesIO(self.read())).convert("RGB")
         except (OSError, TypeError) as error:
             raise ValueError(
                 f"{self.where}: image of question {self.doc_id} ({self.question!r}) cannot be read: {error}; fetch the "
@@ -99,7 +92,9 @@ def load(name: str, spec: schema.VqaSet, seed: int, model: schema.Model) -> list
     twice = [each for each, count in Counter(item.doc_id for item in every).items() if count > 1]
     if twice:
         raise ValueError(f"{where}.id = {spec.id!r}: {len(twice)} ids stand there twice, first {twice[0]!r}; set null")
-    good = [i for i, item in enumerate(every) if item.targets and item.score(item.target).lenient]
+    good = [
+        i for i, each in enumerate(every) if each.targets and metrics.BY_NAME[each.metric](each.target, each.targets)
+    ]
     if len(good) < len(every):
         log.warning("%s: left out %d of %d questions: no answer to score", where, len(every) - len(good), len(every))
     if spec.items > len(good):
@@ -131,9 +126,7 @@ def _easy_vqa(spec: schema.VqaSet, where: str) -> Any:
     try:
         import easy_vqa
     except ImportError as error:
-        raise ValueError(
-            f"{where}.source = 'easy-vqa': the package is not installed; pip install easy-vqa==1.0"
-        ) from error
+        raise ValueError(f"{where}.source = 'easy-vqa': not installed; pip install easy-vqa==1.0") from error
     if spec.split not in ("train", "test"):
         raise ValueError(f"{where}.split = {spec.split!r}: easy-vqa has `train` and `test`")
     questions, answers, images = getattr(easy_vqa, f"get_{spec.split}_questions")()
@@ -145,18 +138,23 @@ def _easy_vqa(spec: schema.VqaSet, where: str) -> Any:
 def _item(where: str, place: int, row: dict[str, Any], spec: schema.VqaSet, stored: Any) -> Item:
     asked, found = row[spec.question], row[spec.answer]
     question = str((asked[0] if isinstance(asked, list) and asked else asked) or "")
-    if spec.metric == "box":
-        targets = [str(xywh_to_xyxy(found).tolist())]
-    else:
-        each = found if isinstance(found, list) else [found]
-        targets = [str(one["answer"] if isinstance(one, dict) else one) for one in each if one not in (None, "")]
+    if spec.metric == "box" and found:
+        found = str(xywh_to_xyxy(found).tolist())
+    each = found if isinstance(found, list) else [found]
+    targets = [str(one["answer"] if isinstance(one, dict) else one) for one in each if one not in (None, "")]
     if spec.options:
         question += "".join(f"\n{ascii_uppercase[i]}. {text}" for i, text in enumerate(row[spec.options]))
         targets = [ascii_uppercase[int(t)] if t.isdigit() else t for t in targets] + row[spec.options]
+    # Other braces may stand in a prompt, so it is no format string.
+    question = (spec.prompt or "{question}" + prompts.SHORT).replace("{question}", question)
     # OCRBench scores its handwritten formulas otherwise than its other texts.
     metric = "formula" if row.get("dataset") == "HME100k" else spec.metric
-    doc_id = str(row[spec.id] if spec.id else place)
-    return Item(where, doc_id, question, targets, metric, lambda: stored[place]["image"])
+
+    def read() -> bytes:
+        image = stored[place]["image"]
+        return bytes(image["bytes"] or Path(image["path"]).read_bytes())
+
+    return Item(where, str(row[spec.id] if spec.id else place), question, targets, metric, read)
 
 
 def _seen(item: Item, model: schema.Model) -> Item:
