@@ -30,7 +30,7 @@ CASES = [
     ("one set of 500, soft scores", 1, 500, 0.16, 1, True),
     ("six sets of 500", 6, 500, 0.08, 1, False),
     ("six sets of 500, the loss in two of them", 6, 500, 0.2, 1, False),
-    ("six sets of 500, soft scores, two questions on an image", 6, 500, 0.2, 2, True),
+    ("six sets of 500, soft scores", 6, 500, 0.2, 1, True),
 ]
 
 

@@ -70,7 +70,7 @@ def gate(path: Path, on_regression: str) -> None:
         raise ValueError(f"{path}: {name}: {summary(found)}; {remedy}")
 
 
-def summary(found: dict[str, Any]) -> str:
+def summary(found: Row) -> str:
     """A verdict in one line."""
     figures = ""
     if found["difference"] is not None:
@@ -79,7 +79,7 @@ def summary(found: dict[str, Any]) -> str:
     return f"{found['verdict']}:{figures} {'; '.join(found['reasons'])}"
 
 
-def judge(base: Path, tuned: Path, rule: schema.Verdict) -> dict[str, Any]:
+def judge(base: Path, tuned: Path, rule: schema.Verdict) -> Row:
     """The verdict on two folders of answers, with everything that it rests on."""
     answers = [_read_folder(folder) for folder in (base, tuned)]
     manifests = [folder / "manifest.json" for folder in (base, tuned)]
@@ -90,7 +90,7 @@ def judge(base: Path, tuned: Path, rule: schema.Verdict) -> dict[str, Any]:
     if noise and abs(noise["difference"]) > rule.max_self_gap:
         faults += [f"the base differs from itself by {noise['difference']:+.2f} points, above {rule.max_self_gap:g}"]
     published = asked.get("vqa", {}).get("sets", {})
-    sets: dict[str, dict[str, Any]] = {}
+    sets: dict[str, Row] = {}
     draws: list[Array] = []
     for place, name in enumerate(sorted({*answers[0], *answers[1]})):
         pairs, unpaired = _paired(name, *(each.get(name, []) for each in answers))
@@ -166,27 +166,21 @@ def _paired(name: str, base: Sequence[Row], tuned: Sequence[Row]) -> tuple[Pairs
     return pairs, faults
 
 
-def _compare(pairs: Pairs, rule: schema.Verdict, seed: Sequence[int]) -> tuple[dict[str, Any], Array]:
+def _compare(pairs: Pairs, rule: schema.Verdict, seed: Sequence[int]) -> tuple[Row, Array]:
     """What one set says, and the bootstrap draws of its difference, both in points."""
     strict, lenient = (np.array([[row[key] for row in pair] for pair in pairs], float) for key in ("strict", "lenient"))
     found, draws = weigh(strict, [before["image"] for before, _ in pairs], rule, seed)
     flips = [
-        {
-            **{key: before[key] for key in ("doc_id", "question", "target")},
-            "base": before["answer"],
-            "tuned": after["answer"],
-        }
-        for before, after in pairs
-        if before["strict"] != after["strict"]
+        {**{key: a[key] for key in ("doc_id", "question", "target")}, "base": a["answer"], "tuned": b["answer"]}
+        for a, b in pairs
+        if a["strict"] != b["strict"]
     ]
     leaks = {name: _leaks([pair[side] for pair in pairs]) for side, name in enumerate(("base", "tuned"))}
     change = 100 * float((lenient[:, 1] - lenient[:, 0]).mean())
     return {**found, "lenient_difference": change, "leaks": leaks, "flips": flips[:FLIPS]}, draws
 
 
-def weigh(
-    scores: Array, images: Sequence[str], rule: schema.Verdict, seed: Sequence[int]
-) -> tuple[dict[str, Any], Array]:
+def weigh(scores: Array, images: Sequence[str], rule: schema.Verdict, seed: Sequence[int]) -> tuple[Row, Array]:
     """The figures of one set, and the bootstrap draws of its difference, both in points.
 
     scores: (n, 2) from 0 to 1, of base and tuned; images: the n names of what items share.
@@ -230,25 +224,23 @@ def _wider(draws: Array, low: float, high: float, rule: schema.Verdict) -> list[
     return [min(low, float(ends[0])), max(high, float(ends[1]))]
 
 
-def _unfit(name: str, found: dict[str, Any], rule: schema.Verdict, published: float | None) -> list[str]:
+def _unfit(name: str, found: Row, rule: schema.Verdict, published: float | None) -> list[str]:
     """Faults of one set: too small, off its published score, boxes in the answers, shares of unparsed answers apart."""
     base, tuned = found["leaks"]["base"], found["leaks"]["tuned"]
     off = 0.0 if published is None else abs(found["base"] - published)
-    apart, most = 100 * (tuned["unparsed"] - base["unparsed"]), f"above {rule.max_box_share:.1%}"
+    apart = 100 * (tuned["unparsed"] - base["unparsed"])
+    most, limit = f"above {rule.max_box_share:.1%}", rule.max_unparsed_gap
     checks = {
         f"{found['n']} items, fewer than {rule.min_items}": found["n"] < rule.min_items,
         f"the base has {found['base']:.1f} %, published are {published} %": off > rule.max_published_gap,
         f"{base['box']:.1%} of the answers of base are boxes, {most}": base["box"] > rule.max_box_share,
         f"{tuned['box']:.1%} of the answers of tuned are boxes, {most}": tuned["box"] > rule.max_box_share,
-        f"unparsed answers changed by {apart:+.1f} points, above {rule.max_unparsed_gap:g}": abs(apart)
-        > rule.max_unparsed_gap,
+        f"unparsed answers changed by {apart:+.1f} points, above {limit:g}": abs(apart) > limit,
     }
     return [f"{name}: {fault}" for fault, wrong in checks.items() if wrong]
 
 
-def decide(
-    sets: dict[str, dict[str, Any]], draws: Sequence[Array], faults: list[str], rule: schema.Verdict
-) -> dict[str, Any]:
+def decide(sets: dict[str, Row], draws: Sequence[Array], faults: list[str], rule: schema.Verdict) -> Row:
     """Verdict, reasons, difference, interval and needed items; the sets are told whether they are flagged."""
     if not sets:
         return {"verdict": "INVALID", "reasons": faults, "difference": None, "interval": None, "needed_items": None}

@@ -239,7 +239,7 @@ def test_every_arm_has_its_verdict_on_the_page_and_the_sentence_is_about_the_las
     for arm, found in summary["verdicts"].items():
         assert found["line"] in page.text["general"]
         assert f"{arm}: {found['line']}" in (out / "summary.md").read_text()
-        assert f"KL(base || {arm}) on 64 prompts of tracking: 0.2500" in page.text["general"]
+        assert f"KL(base || {arm}) on 64 prompts of tracking: 0.2500 nats" in page.text["general"]
     assert "whether its general ability is retained is not decided" in summary["judgement"]
 
 

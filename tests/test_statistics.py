@@ -66,6 +66,17 @@ def test_tango_bound_of_partial_scores_lies_below_the_bootstraps():
         assert bound < np.quantile(draws, 0.05)
 
 
+@pytest.mark.parametrize("flips", [0.02, 0.03, 0.08])
+def test_tango_bound_at_two_and_a_half_percent_errs_no_more_often_by_exact_count(flips):
+    n, margin = 500, 0.02
+    gained, lost = (flips - margin) / 2, (flips + margin) / 2
+    b, c = np.meshgrid(np.arange(45), np.arange(70), indexing="ij")
+    likely = stats.multinomial.pmf(np.stack([b, c, n - b - c], -1), n, [gained, lost, 1 - flips])
+    assert likely.sum() == pytest.approx(1, abs=1e-6)
+    ruled_out = [likely[i, j] for i, j in np.argwhere(likely > 1e-9) if tango_lower(i, j, n, 0.025) > -margin]
+    assert 0.005 < sum(ruled_out) <= 0.025
+
+
 def test_bounds_of_a_mean_of_one_are_its_own_and_of_equals_shrink_with_the_root_of_their_number():
     assert mean_bounds([-1.0], [-3.0], [2.5]) == pytest.approx((-3, 2.5))
     assert mean_bounds([-1.0] * 4, [-3.0] * 4, [2.5] * 4) == pytest.approx((-2, 0.75))

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from r1track import config, files, models, prompts, schema, vqa
+from r1track import config, files, models, prompts, schema, verdict, vqa
 from r1track.vqa import metrics, sets
 
 TINY = config.resolve({"preset": "demo"}).model
@@ -328,13 +328,7 @@ def test_rows_have_the_fields_of_lmms_evals_samples(settings, asked, tmp_path):
     assert {key: type(row[key]) for key in ("doc_id", "input", "target", "filtered_resps", "doc_hash")} == {
         "doc_id": str, "input": str, "target": str, "filtered_resps": str, "doc_hash": str,
     }  # fmt: skip
-    assert {key for key in row if key not in verdict_fields()} == {"strict", "lenient", "unparsed", "image"}
-
-
-def verdict_fields():
-    from r1track.verdict import NO_SCORE
-
-    return NO_SCORE - {"image"}
+    assert {key for key in row if key not in verdict.NO_SCORE} == {"strict", "lenient", "unparsed", "image"}
 
 
 def test_questions_go_out_in_batches_with_their_own_image_and_the_prompt_filled_in(settings, asked, tmp_path):
@@ -436,6 +430,13 @@ def test_another_model_is_asked_with_the_bases_processor(settings, asked, tmp_pa
     assert {call["loaded"].model for call in asked} == {f"loaded {tmp_path / 'tuned'}"}
 
 
-def test_the_real_sets_can_be_asked_with_what_the_preset_says():
-    values = yaml.safe_load((config.PRESETS / "r1track-5k.yaml").read_text())["vqa"]["sets"]
-    assert {spec["source"].count("/") for spec in values.values()} == {1}
+def test_a_model_that_answers_boxes_to_every_question_is_invalid_with_the_leak_named(
+    settings, asked, tmp_path, monkeypatch
+):
+    vqa.run(settings, "tiny", tmp_path / "base")
+    boxes = [f"[{k}, {k}, {k + 20}, 60]" for k in range(100)]
+    monkeypatch.setattr(models, "answer", lambda loaded, questions, *_, **__: boxes[: len(questions)])
+    vqa.run(settings, "tiny", tmp_path / "tuned")
+    found = verdict.judge(tmp_path / "base", tmp_path / "tuned", schema.Verdict(max_self_gap=100))
+    assert found["verdict"] == "INVALID"
+    assert found["reasons"] == ["easy: 100.0% of the answers of tuned are boxes, above 1.0%"]

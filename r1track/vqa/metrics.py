@@ -1,9 +1,8 @@
 """Metrics: how one answer is scored, and how it is seen to be a leak of the tracking task.
 
-A metric scores an answer against the right answers (targets), from 0 to 1, as the public harnesses do; docs/verdict.md
-names the differences from lmms-eval 0.7.3. Beside it stands a reader, which finds such answers within a longer one: the
-strict score is that of the answer as it stands, the lenient one the best of its readings. A model that falls in the
-strict score alone has changed its form; one that falls in both has lost ability.
+A metric scores an answer against the right answers (targets) from 0 to 1, as the public harnesses do; docs/verdict.md
+names the differences. Its reader finds such answers within a longer one: the lenient score is the best of its readings.
+A model that falls in the strict score alone has changed its form; one that falls in both has lost ability.
 """
 
 import math
@@ -11,8 +10,6 @@ import re
 import string
 from collections.abc import Sequence
 from typing import NamedTuple
-
-import numpy as np
 
 from r1track import prompts
 from r1track.boxes import iou
@@ -45,9 +42,8 @@ _TAGS = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
 _TAGGED = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.IGNORECASE | re.DOTALL)
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
 _LETTER = re.compile(r"^\s*\(?([A-Z])\)?[.:)]?\s*$")
-_LETTER_WITHIN = re.compile(
-    r"(?i:answer(?: is|:))\s*\(?([A-J])\)?(?:[.,:;]?\s*$|[,:;\n]|\.\s)|^\s*\(?([A-J])[.:)]\s+\S"
-)
+_LETTER_FIRST = re.compile(r"^\s*\(?([A-J])[.:)]\s+\S")
+_LETTER_SAID = re.compile(r"(?i:answer(?: is|:))\s*\(?([A-J])\)?(?:[.,:;]?\s*$|[,:;\n]|\.\s)")
 _FIGURE = re.compile(r"-?\d[\d,]*(?:\.\d+)?%?")
 
 
@@ -104,7 +100,7 @@ def gqa(answer: str, targets: Sequence[str]) -> float:
 def vqa(answer: str, targets: Sequence[str]) -> float:
     """VQAv2's soft accuracy over ten people's answers: the mean of min(1, how many of the other nine agree / 3)."""
     equal = [normalise(target) == normalise(answer) for target in targets]
-    return float(np.mean([min(1.0, (sum(equal) - one) / 3) for one in equal]))
+    return sum(min(1.0, (sum(equal) - one) / 3) for one in equal) / len(equal)
 
 
 def textvqa(answer: str, targets: Sequence[str]) -> float:
@@ -115,10 +111,9 @@ def textvqa(answer: str, targets: Sequence[str]) -> float:
 
 def relaxed(answer: str, targets: Sequence[str]) -> float:
     """ChartQA's relaxed accuracy: numbers may be 5 % off, other answers must be equal but for case."""
-    said, wanted = _value(answer), _value(targets[0])
-    if said is not None and wanted:
-        return float(abs(said - wanted) / abs(wanted) <= 0.05)
-    return float(answer.strip().lower() == targets[0].lower())
+    said, text = _value(answer), answer.strip().lower()
+    pairs = [(_value(target), target.lower()) for target in targets]
+    return float(any(abs(said - v) <= 0.05 * abs(v) if v and said is not None else text == t for v, t in pairs))
 
 
 def _value(text: str) -> float | None:
@@ -214,29 +209,26 @@ def _either(answer: str, targets: Sequence[str] = ()) -> list[str]:
 def _letters(answer: str, targets: Sequence[str]) -> list[str]:
     """The letter in "B", "the answer is B" and "B. a cat", or that of the only option that the answer names."""
     said, options = _said(answer), targets[1:]
-    found = _LETTER.match(said) or _LETTER_WITHIN.search(said)
+    found = _LETTER.match(said) or _LETTER_FIRST.match(said) or _LETTER_SAID.search(said)
     named = _named(answer, options)
     if found is None and len(named) == 1:
         return [string.ascii_uppercase[options.index(named[0])]]
-    return [next(filter(None, found.groups()))] if found else []
+    return [found[1]] if found else []
 
 
 def _corners(answer: str, targets: Sequence[str]) -> list[str]:
     """The first box in square brackets."""
-    return [text for text in re.findall(r"\[[^\[\]]*\]", answer) if prompts.parse_box(text, size=math.inf) is not None][
-        :1
-    ]
+    lists = re.findall(r"\[[^\[\]]*\]", answer)
+    return [text for text in lists if prompts.parse_box(text, size=math.inf) is not None][:1]
 
 
-_STRICT = (exact, gqa, vqa, textvqa, relaxed, yes_no, choice, contains, formula, anls, box)
-BY_NAME = {metric.__name__: metric for metric in _STRICT}
+_ALL = (exact, gqa, vqa, textvqa, relaxed, yes_no, choice, contains, formula, anls, box)
+BY_NAME = {metric.__name__: metric for metric in _ALL}
 READERS = {"relaxed": _figures, "yes_no": _either, "choice": _letters, "box": _corners}
 
 
 def score(metric: str, answer: str, targets: Sequence[str]) -> Scores:
     """The scores of an answer by the metric of that name."""
-    readings = READERS.get(metric, _texts)(answer, targets)
-    strict = BY_NAME[metric](answer, targets)
-    return Scores(
-        strict, max([strict, *(BY_NAME[metric](reading, targets) for reading in readings)]), float(not readings)
-    )
+    strict, readings = BY_NAME[metric], READERS.get(metric, _texts)(answer, targets)
+    lenient = max(strict(reading, targets) for reading in [answer, *readings])
+    return Scores(strict(answer, targets), lenient, float(not readings))
