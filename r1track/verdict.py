@@ -4,8 +4,8 @@
 
 The folders hold <set>.jsonl as the vqa stage writes them, or the samples that lmms-eval logs. Items are paired by
 doc_id and judged by their strict scores. D is the unweighted mean over the sets of the differences tuned - base, in
-points. [L, U] is the wider of two intervals: the percentiles alpha and 1 - alpha of a paired bootstrap that draws whole
-images, and Tango's score bounds at alpha / 2. M is verdict.margin. docs/verdict.md says why, and how often it is wrong.
+points. [L, U] is the wider of two intervals: the percentiles alpha and 1 - alpha of a paired bootstrap of whole images,
+and Tango's score bounds at alpha / 2. M is verdict.margin. docs/verdict.md says why, and how often this is wrong.
 
 INVALID       items or settings differ, a set is too small, the base differs from itself or from its published score, a
               model answers with boxes, or the shares of unparsed answers are apart

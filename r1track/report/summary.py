@@ -138,8 +138,8 @@ def _verdicts(results: Path) -> dict[str, Found]:
     found = {}
     for model, verdict in read(results / "vqa" / "verdict.json", "verdict")["models"].items():
         sets = {name: {key: each[key] for key in ("n", "base", "tuned")} for name, each in verdict["sets"].items()}
-        line = verdict_line(verdict)
-        found[model] = {"model": model, "line": line, **{key: verdict[key] for key in keys}, "sets": sets}
+        kept = {key: verdict[key] for key in keys}
+        found[model] = {"model": model, "line": verdict_line(verdict), **kept, "sets": sets}
     return found
 
 

@@ -33,9 +33,9 @@ def run(settings: config.Settings, model: str, out: Path, pairs: Path | None = N
     A row has lmms-eval's fields doc_id, input, target, filtered_resps (the answer) and doc_hash, the image's hash as
     `image`, and strict, lenient and unparsed (0 to 1). The manifest has the settings, for every set its items with the
     hashes of their images, its scores in percent, and under `self` how the second asking differed: items, difference
-    (points, second minus first), changed (answers that read otherwise). Its own `self` sums these over the sets; there
-    the difference is their unweighted mean. `kl` is what `divergence.measure` found; pairs: held-out tracking prompts
-    for it. Sets that a broken run has finished beside `out` are kept. Raises ValueError for a set that cannot be used.
+    (points, second minus first), changed (answers that read otherwise). Its own `self` has their sums, and the mean of
+    the differences; `kl` is what `divergence.measure` found, on held-out pairs, too, where there are any. Sets that a
+    broken run has finished are kept. Raises ValueError for a set that cannot be used.
     """
     from r1track import models
     from r1track.vqa import divergence

@@ -92,9 +92,8 @@ def load(name: str, spec: schema.VqaSet, seed: int, model: schema.Model) -> list
     twice = [each for each, count in Counter(item.doc_id for item in every).items() if count > 1]
     if twice:
         raise ValueError(f"{where}.id = {spec.id!r}: {len(twice)} ids stand there twice, first {twice[0]!r}; set null")
-    good = [
-        i for i, each in enumerate(every) if each.targets and metrics.BY_NAME[each.metric](each.target, each.targets)
-    ]
+    worth = [metrics.BY_NAME[item.metric](item.target, item.targets) if item.targets else 0 for item in every]
+    good = [place for place, score in enumerate(worth) if score]
     if len(good) < len(every):
         log.warning("%s: left out %d of %d questions: no answer to score", where, len(every) - len(good), len(every))
     if spec.items > len(good):
