@@ -99,8 +99,7 @@ def judge(base: Path, tuned: Path, rule: schema.Verdict) -> Row:
             sets[name], drawn = _compare(pairs, rule, [rule.seed, place])
             draws.append(drawn)
             faults += _unfit(name, sets[name], rule, published.get(name, {}).get("published"))
-    found = {**decide(sets, draws, faults, rule), "margin": rule.margin, "self": noise, "kl": theirs.get("kl", {})}
-    return {**found, "sets": sets}
+    return {**decide(sets, draws, faults, rule), "margin": rule.margin, "self": noise, "sets": sets}
 
 
 def _read_folder(folder: Path) -> dict[str, list[Row]]:
