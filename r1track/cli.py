@@ -165,11 +165,16 @@ def score(
 
 
 @app.command()
-def vqa(config_file: Config, model: AnyModel, out: OutDir) -> None:
+def vqa(
+    config_file: Config,
+    model: AnyModel,
+    out: OutDir,
+    pairs: Annotated[Path | None, typer.Option(help="Folder of pairs, for the KL to the base on tracking.")] = None,
+) -> None:
     """Put general questions to a model."""
     from r1track.vqa import run
 
-    run(config.load(config_file), model, out)
+    run(config.load(config_file), model, out, pairs)
 
 
 @app.command()

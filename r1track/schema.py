@@ -243,6 +243,7 @@ class Vqa(Section):
     seed: int = Field(0, ge=0, description="seed of the choice of questions; the run's own seed does not change it")
     batch: int = Field(64, ge=1, description="questions answered side by side")
     max_pixels: int | None = Field(None, gt=0, description="larger images are shrunk to this; null: model.max_pixels")
+    kl_prompts: int = Field(64, ge=0, description="prompts of each kind on which the KL to the base is measured")
     sets: dict[str, VqaSet] = Field({"easy-vqa": VqaSet()}, description="question sets by name")
 
 

@@ -99,7 +99,8 @@ def judge(base: Path, tuned: Path, rule: schema.Verdict) -> Row:
             sets[name], drawn = _compare(pairs, rule, [rule.seed, place])
             draws.append(drawn)
             faults += _unfit(name, sets[name], rule, published.get(name, {}).get("published"))
-    return {**decide(sets, draws, faults, rule), "margin": rule.margin, "self": noise, "sets": sets}
+    found = {**decide(sets, draws, faults, rule), "margin": rule.margin, "self": noise, "kl": theirs.get("kl", {})}
+    return {**found, "sets": sets}
 
 
 def _read_folder(folder: Path) -> dict[str, list[Row]]:

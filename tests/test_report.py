@@ -56,6 +56,8 @@ def write_answers(folder, wrong):
     folder.mkdir(parents=True)
     (folder / "easy-vqa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     files.write_json(folder / "provenance.json", record("vqa"))
+    kl = {"tracking": {"prompts": 64, "tokens": 900, "nats": 0.25}}
+    files.write_json(folder / "manifest.json", {"kl": kl if folder.name != "base" else {}})
 
 
 def record(stage, **notes):
@@ -237,6 +239,7 @@ def test_every_arm_has_its_verdict_on_the_page_and_the_sentence_is_about_the_las
     for arm, found in summary["verdicts"].items():
         assert found["line"] in page.text["general"]
         assert f"{arm}: {found['line']}" in (out / "summary.md").read_text()
+        assert f"KL(base || {arm}) on 64 prompts of tracking: 0.2500 nats" in page.text["general"]
     assert "whether its general ability is retained is not decided" in summary["judgement"]
 
 

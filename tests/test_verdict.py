@@ -314,8 +314,9 @@ def test_a_base_far_from_its_published_score_is_invalid(tmp_path):
 
 
 def test_what_the_stage_measured_beside_the_answers_is_kept(base, tmp_path):
-    found = verdict.judge(base, write(tmp_path / "tuned", range(0, 600, 5)), RULE)
-    assert found["self"]["items"] == 300
+    kl = {"tracking": {"prompts": 64, "tokens": 900, "nats": 0.25}}
+    found = verdict.judge(base, write(tmp_path / "tuned", range(0, 600, 5), kl=kl), RULE)
+    assert (found["kl"], found["self"]["items"]) == (kl, 300)
 
 
 def sample(place, score, **metric):

@@ -317,6 +317,7 @@ def test_the_stage_writes_scored_rows_and_a_manifest(settings, asked, tmp_path):
     assert found["strict"] == pytest.approx(100 * sum(row["target"] == "yes" for row in rows) / 350)
     assert found["sha256"] == files.hash_file(tmp_path / "out" / "easy.jsonl")
     assert manifest["settings"] == config.stage_values(settings, "vqa")
+    assert manifest["kl"] == {}
     assert files.read_json(tmp_path / "out" / "provenance.json")["stage"] == "vqa"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -422,7 +423,7 @@ def test_another_model_is_asked_with_the_bases_processor(settings, asked, tmp_pa
     monkeypatch.setattr(models, "load_processor", lambda folder, limits: folders.append((folder, limits.max_pixels)))
     (tmp_path / "tuned").mkdir()
     (tmp_path / "tuned" / "config.json").write_text("{}")
-    change = {"max_pixels": 8000}
+    change = {"kl_prompts": 0, "max_pixels": 8000}
     other = settings.model_copy(update={"vqa": settings.vqa.model_copy(update=change)})
     vqa.run(other, str(tmp_path / "tuned"), tmp_path / "out")
     assert folders == [(models.TINY, 8000)]

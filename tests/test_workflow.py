@@ -246,3 +246,7 @@ def test_two_arms_are_both_merged_tracked_asked_and_judged(finished: Path) -> No
     assert (found["train"], found["merge"], found["track"], found["vqa"], found["verdict"]) == (2, 2, 6, 3, 1)
     folder = "results/arms/vqa"
     assert f"--base {folder}/base --tuned {folder}/sft --tuned {folder}/grpo --out {folder}/verdict.json" in output
+    asked = re.findall(r"r1track --log \S+ vqa .*--out results/arms/vqa/(\w+)(.*)", output)
+    assert {name: rest.split() for name, rest in asked} == {
+        "base": [], "sft": ["--pairs", "results/arms/pairs"], "grpo": ["--pairs", "results/arms/pairs"],
+    }  # fmt: skip

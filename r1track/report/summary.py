@@ -134,7 +134,7 @@ def _training(results: Path, arm: str) -> Found:
 
 def _verdicts(results: Path) -> dict[str, Found]:
     """The verdict on every arm, in the order of training."""
-    keys = ("verdict", "difference", "interval", "margin", "reasons", "needed_items")
+    keys = ("verdict", "difference", "interval", "margin", "reasons", "needed_items", "kl")
     found = {}
     for model, verdict in read(results / "vqa" / "verdict.json", "verdict")["models"].items():
         sets = {name: {key: each[key] for key in ("n", "base", "tuned")} for name, each in verdict["sets"].items()}

@@ -1,6 +1,6 @@
 """VQA: general questions to one model, answered greedily and scored, one file per question set.
 
-    r1track vqa --config FILE --model DIR_OR_ID --out DIR
+    r1track vqa --config FILE --model DIR_OR_ID --out DIR [--pairs DIR]
 
 Base and tuned models get the same items, prompts, processor files (the base's), batch size and limits, so that a
 difference between two of these folders is the tuning's. How much the answers move without any tuning is measured as
@@ -27,16 +27,18 @@ Row = dict[str, Any]
 SELF_ITEMS = 300  # items per set that are asked again, all where there are fewer
 
 
-def run(settings: config.Settings, model: str, out: Path) -> None:
+def run(settings: config.Settings, model: str, out: Path, pairs: Path | None = None) -> None:
     """Write <set>.jsonl for every set of vqa.sets, manifest.json and provenance.json to `out`, which appears whole.
 
     A row has lmms-eval's fields doc_id, input, target, filtered_resps (the answer) and doc_hash, the image's hash as
     `image`, and strict, lenient and unparsed (0 to 1). The manifest has the settings, for every set its items with the
     hashes of their images, its scores in percent, and under `self` how the second asking differed: items, difference
     (points, second minus first), changed (answers that read otherwise). Its own `self` has their sums, and the mean of
-    the differences. Sets that a broken run has finished are kept. Raises ValueError for a set that cannot be used.
+    the differences; `kl` is what `divergence.measure` found, on held-out pairs, too, where there are any. Sets that a
+    broken run has finished are kept. Raises ValueError for a set that cannot be used.
     """
     from r1track import models
+    from r1track.vqa import divergence
 
     record = files.Provenance("vqa", [model])
     vqa, base = settings.vqa, models.folder_of(settings.model.base, settings.model.revision)
@@ -46,6 +48,8 @@ def run(settings: config.Settings, model: str, out: Path) -> None:
     work, folder = out.with_name(f".{out.name}.unfinished"), models.folder_of(model, settings.model.revision)
     identity = {"model": model, "weights": files.hash_path(folder), "commit": files.git_commit()}
     manifest = _begin(work, {**identity, "settings": config.stage_values(settings, "vqa")})
+    probes = [] if folder == base else _probes(settings, chosen, pairs)
+    told = divergence.ask_base(settings.model.base, limits, probes, vqa.batch) if probes else []
     loaded = replace(models.load(model, limits), processor=models.load_processor(base, limits))
     for name, items in chosen.items():
         hashes = {item.doc_id: item.image_sha256 for item in items}
@@ -53,6 +57,7 @@ def run(settings: config.Settings, model: str, out: Path) -> None:
             manifest["sets"][name] = {**_ask_set(loaded, name, vqa, items, work / f"{name}.jsonl"), "items": hashes}
             files.write_json(work / "manifest.json", manifest)
     manifest["self"] = _pooled([found["self"] for found in manifest["sets"].values()])
+    manifest["kl"] = divergence.measure(loaded, told)
     files.write_json(work / "manifest.json", manifest)
     record.write(work / "provenance.json", seed=vqa.seed, base=settings.model.base)
     shutil.rmtree(out, ignore_errors=True)
@@ -129,3 +134,19 @@ def _pooled(each: Sequence[Row]) -> Row | None:
     keys = ("items", "difference", "changed")
     total = {key: sum(one[key] for one in each) for key in keys}
     return {**total, "difference": total["difference"] / len(each)} if each else None
+
+
+def _probes(settings: config.Settings, chosen: dict[str, list[sets.Item]], pairs: Path | None) -> list[Any]:
+    """Prompts on which the KL to the base is measured: `tracking` from held-out pairs, `questions` from all sets."""
+    from r1track.merge import held_out
+    from r1track.vqa.divergence import Probe
+
+    many = settings.vqa.kl_prompts
+    every = [item for items in chosen.values() for item in items]
+    some = every[:: max(1, len(every) // max(1, many))][:many]
+    probes = [Probe("questions", prompts.ask(item.question), [item.picture()]) for item in some]
+    if pairs and many:
+        task = schema.Task(**files.read_json(pairs / "manifest.json")["settings"]["task"])
+        held = settings.model_copy(update={"task": task, "merge": schema.Merge(check_pairs=many)})
+        probes += [Probe("tracking", *each) for each in zip(*held_out(held, pairs), strict=True)]
+    return probes

@@ -2,6 +2,7 @@ rule vqa:
     input:
         config=f"{PLAN.results}/config/vqa.json",
         weights=lambda w: PLAN.weights(w.model),
+        pairs=lambda w: [] if w.model == "base" else f"{PLAN.results}/pairs",
         sources=dag.sources("vqa"),
     output:
         directory(f"{PLAN.results}/vqa/{{model}}"),
@@ -18,10 +19,12 @@ rule vqa:
         gpu=1,
     params:
         model=lambda w: PLAN.model(w.model),
+        # How far an arm moved from the base is measured on held-out pairs, too.
+        pairs=lambda w, input: f"--pairs {input.pairs}" if input.pairs else "",
     message:
         "Putting general questions to {wildcards.model}"
     shell:
-        "r1track --log {log} vqa --config {input.config} --model {params.model:q} --out {output}"
+        "r1track --log {log} vqa --config {input.config} --model {params.model:q} --out {output} {params.pairs}"
 
 
 rule verdict:
