@@ -4,7 +4,7 @@
 
 A simulated base answers 70 % of the items rightly. A share of the items changes its score, up or down as often as the
 true difference asks for; of several questions on one image half take the fate of its first. docs/verdict.md holds the
-table that this prints; it takes about a quarter of an hour on one core.
+table that this prints; it takes about half an hour on one core.
 """
 
 import argparse

@@ -440,3 +440,10 @@ def test_a_model_that_answers_boxes_to_every_question_is_invalid_with_the_leak_n
     found = verdict.judge(tmp_path / "base", tmp_path / "tuned", schema.Verdict(max_self_gap=100))
     assert found["verdict"] == "INVALID"
     assert found["reasons"] == ["easy: 100.0% of the answers of tuned are boxes, above 1.0%"]
+
+
+def test_the_runner_finds_the_same_answers_in_batches_and_one_at_a_time():
+    items, loaded = load(schema.VqaSet(items=24)), models.load("tiny", TINY)
+    together, alone = (vqa.ask(loaded, "asked", items, 8, batch) for batch in (16, 1))
+    assert together == alone
+    assert len({row["filtered_resps"] for row in alone}) > 3
