@@ -170,18 +170,23 @@ def score(
 
 
 @app.command()
-def vqa(config_file: Config, model: AnyModel, out: OutDir) -> None:
+def vqa(
+    config_file: Config,
+    model: AnyModel,
+    out: OutDir,
+    pairs: Annotated[Path | None, typer.Option(help="Folder of pairs, for the KL to the base on tracking.")] = None,
+) -> None:
     """Put general questions to a model."""
     from r1track.vqa import run
 
-    run(config.load(config_file), model, out)
+    run(config.load(config_file), model, out, pairs)
 
 
 @app.command()
 def verdict(
     config_file: Config,
-    base: Annotated[Path, typer.Option(help="Answers of the base, as written by `vqa`.")],
-    tuned: Annotated[Path, typer.Option(help="Answers of the tuned model.")],
+    base: Annotated[Path, typer.Option(help="Answers of the base, as written by `vqa` or by lmms-eval.")],
+    tuned: Annotated[list[Path], typer.Option(help="Answers of a tuned model; may be given for several.")],
     out: OutFile,
 ) -> None:
     """Say by the rule fixed beforehand whether general ability was kept."""

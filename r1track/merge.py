@@ -14,29 +14,20 @@ import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from PIL import Image
 
-from r1track import config, files, models, prompts
-from r1track.pairs import load as open_pairs
-from r1track.pairs import questions
+from r1track import config, files, models
+from r1track.pairs import held_out
 
 log = logging.getLogger(__name__)
 FAITHFUL = 0.9  # share of the update below which a merge says that it lost some of it
 NOT_WEIGHTS = ("*.json", "*.txt", "*.jinja")
 
 
-def held_out(settings: config.Settings, pairs: Path) -> tuple[list[prompts.Messages], list[list[Image.Image]]]:
-    """Questions and images of the first held-out pairs, merge.check_pairs of them at most."""
-    rows = open_pairs(pairs / "val")
-    rows = rows.select(range(min(settings.merge.check_pairs, len(rows))))
-    return questions(rows, settings.task.think), [prompts.places(images) for images in rows["images"]]
-
-
 def _answers(
     settings: config.Settings, pairs: Path, model: str, adapter: Path | None = None, quantize: Any = "none"
 ) -> list[str]:
     loaded = models.load(model, settings.model, adapter=adapter, quantize=quantize)
-    asked, images = held_out(settings, pairs)
+    asked, images = held_out(pairs, settings.merge.check_pairs, settings.task.think)
     tokens = 512 if settings.task.think else 32
     found = models.answer(loaded, asked, images, max_tokens=tokens, batch=32, show="answers")
     del loaded  # two large models at once do not fit

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import PIL.Image
 import pyarrow.parquet
 from datasets import Dataset, Features, Image, List, Value, load_dataset
 
@@ -43,3 +44,10 @@ def questions(pairs: Dataset, think: bool) -> list[prompts.Messages]:
     """The tracking question of every pair; its images go in the order of `prompts.places`."""
     boxes = zip(pairs["template_box"], pairs["second_box"], strict=True)
     return [prompts.build(box, second_box=second, think=think) for box, second in boxes]
+
+
+def held_out(folder: Path, count: int, think: bool) -> tuple[list[prompts.Messages], list[list[PIL.Image.Image]]]:
+    """Questions and images of the first `count` held-out pairs of `folder` (`.../pairs`), at most."""
+    rows = load(folder / "val")
+    rows = rows.select(range(min(count, len(rows))))
+    return questions(rows, think), [prompts.places(images) for images in rows["images"]]

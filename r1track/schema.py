@@ -215,23 +215,30 @@ class Score(Section):
     draws: int = Field(10000, ge=100, description="bootstrap draws over sequences for the intervals")
 
 
+Metric = Literal["exact", "gqa", "vqa", "textvqa", "relaxed", "yes_no", "choice", "contains", "formula", "anls", "box"]
+
+
 class VqaSet(Section):
     """vqa.sets.<name>: one set of questions."""
 
-    source: str = Field("easy-vqa", description="`easy-vqa` (the PyPI package) or a hub data set id")
+    source: str = Field("easy-vqa", description="`easy-vqa` (the PyPI package), a hub data set id, or a folder")
+    subset: str | None = Field(None, description="subset of the set; null where it has only one")
     split: str = Field("test", description="split of the set")
     revision: str | None = Field(None, description="commit of the hub data set; null takes the newest")
     items: int = Field(500, ge=1, description="questions, drawn once with vqa.seed")
-    metric: Literal["exact"] = Field("exact", description="how an answer is scored")
-    prompt: str = Field(
-        "{question}\nAnswer the question using a single word or phrase.",
-        description="what is asked; {question} is filled in",
-    )
+    metric: Metric = Field("exact", description="how an answer is scored")
+    question: str = Field("question", description="column of the questions")
+    answer: str = Field("answer", description="column of the right answer or answers; x, y, w, h for `box`")
+    options: str | None = Field(None, description="column of the options, to be listed as A, B, C below the question")
+    group: str | None = Field(None, description="column whose values are drawn in their shares; null: the answers")
+    id: str | None = Field(None, description="column of ids; null takes the row's place in the split")
+    prompt: str | None = Field(None, description="what is asked, with {question} in it; null: for a word or phrase")
+    published: float | None = Field(None, ge=0, le=100, description="published score of the base, in percent")
     max_tokens: int = Field(16, ge=1, description="most tokens of an answer")
 
     @model_validator(mode="after")
     def _has_place(self) -> Self:
-        if "{question}" not in self.prompt:
+        if self.prompt is not None and "{question}" not in self.prompt:
             raise ValueError(
                 f"prompt {self.prompt!r} has no place for the question; write {{question}} where it belongs"
             )
@@ -243,6 +250,8 @@ class Vqa(Section):
 
     seed: int = Field(0, ge=0, description="seed of the choice of questions; the run's own seed does not change it")
     batch: int = Field(64, ge=1, description="questions answered side by side")
+    max_pixels: int | None = Field(None, gt=0, description="larger images are shrunk to this; null: model.max_pixels")
+    kl_prompts: int = Field(64, ge=0, description="prompts of each kind on which the KL to the base is measured")
     sets: dict[str, VqaSet] = Field({"easy-vqa": VqaSet()}, description="question sets by name")
 
 
@@ -251,16 +260,18 @@ class Verdict(Section):
 
     margin: float = Field(2.0, gt=0, description="largest mean loss, in points, that still counts as kept")
     set_drop: float = Field(3.0, gt=0, description="loss on one set, in points, that flags it when significant")
-    alpha: float = Field(0.05, gt=0, lt=0.5, description="one-sided error rate of every bound and test")
-    min_items: int = Field(300, ge=1, description="sets with fewer items make the check invalid")
-    max_box_share: float = Field(
-        0.01, ge=0, le=1, description="share of answers that are boxes above which it is invalid"
+    alpha: float = Field(
+        0.05, gt=0, lt=0.5, description="one-sided error rate of bounds and tests, halved for score bounds"
     )
-    max_unparsed_gap: float = Field(
-        2.0, ge=0, description="points between the unparsed rates above which it is invalid"
-    )
+    min_items: int = Field(300, ge=1, description="fewest items of a set; it is invalid beyond this or a limit below")
+    max_box_share: float = Field(0.01, ge=0, le=1, description="largest share of answers that are boxes")
+    max_unparsed_gap: float = Field(2.0, ge=0, description="most points that the unparsed rates may be apart")
+    max_self_gap: float = Field(0.5, ge=0, description="most points by which the base may differ from itself")
+    max_published_gap: float = Field(8.0, ge=0, description="most points between the base and its published score")
     draws: int = Field(10000, ge=100, description="bootstrap draws, clustered by image")
-    on_regression: Literal["fail", "warn"] = Field("fail", description="whether REGRESSED stops the DAG")
+    seed: int = Field(0, ge=0, description="seed of the bootstrap")
+    power: float = Field(0.8, gt=0.5, lt=1, description="chance to decide at the number of items that is asked for")
+    on_regression: Literal["fail", "warn"] = Field("fail", description="whether a loss in the last arm stops the DAG")
 
 
 class Report(Section):

@@ -18,7 +18,7 @@ FLAGS = {
     "merge": {"config", "model", "adapter", "out", "pairs"},
     "track": {"config", "model", "root", "out"},
     "score": {"tracks", "root", "out", "draws"},
-    "vqa": {"config", "model", "out"},
+    "vqa": {"config", "model", "out", "pairs"},
     "verdict": {"config", "base", "tuned", "out"},
     "gate": {"verdict", "on-regression"},
     "report": {"results", "out"},

@@ -72,7 +72,7 @@ def test_no_scored_sequence_was_trained_on(demo: Path) -> None:
 
 
 def test_general_ability_is_retained_on_a_thousand_questions_that_the_base_can_answer(demo: Path) -> None:
-    found = files.read_json(demo / "results" / "demo" / "vqa" / "verdict.json")
+    found = files.read_json(demo / "results" / "demo" / "vqa" / "verdict.json")["models"]["grpo"]
     assert found["verdict"] == "RETAINED"
     asked = found["sets"]["easy-vqa"]
     assert asked["n"] >= 1000
@@ -101,8 +101,8 @@ def test_a_broken_model_is_called_regressed(tmp_path: Path) -> None:
     save_file(weights, broken / "model.safetensors", {"format": "pt"})
     for model, out in (("tiny", "base"), (str(broken), "tuned")):
         vqa.run(settings, model, tmp_path / out)
-    verdict.run(settings, tmp_path / "base", tmp_path / "tuned", tmp_path / "verdict.json")
-    found = files.read_json(tmp_path / "verdict.json")
+    verdict.run(settings, tmp_path / "base", [tmp_path / "tuned"], tmp_path / "verdict.json")
+    found = files.read_json(tmp_path / "verdict.json")["models"]["tuned"]
     assert found["verdict"] == "REGRESSED", found["reasons"]
     with pytest.raises(ValueError, match="REGRESSED"):
         verdict.gate(tmp_path / "verdict.json", "fail")

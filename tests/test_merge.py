@@ -10,6 +10,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from r1track import config, files, merge, models, sample, train
+from r1track.pairs import held_out
 from r1track.toy import world
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -60,7 +61,7 @@ def test_adapter_on_and_merged_give_the_same_greedy_answers(merged: Path, adapte
     found = files.read_json(merged / "merge.json")
     assert found["agreement"] == 1
     assert 0 < found["agreement_as_trained"] <= 1
-    asked, images = merge.held_out(settings(), pairs)
+    asked, images = held_out(pairs, 24, think=False)
     loaded = models.load("tiny", settings().model, adapter=adapter), models.load(str(merged), settings().model)
     on, off = (models.answer(each, asked, images, max_tokens=16, batch=24) for each in loaded)
     assert on == off

@@ -49,12 +49,15 @@ def write_answers(folder, wrong):
     """Thirty questions, the first `wrong` of them answered with something that HTML would take for markup."""
     rows = []
     for k in range(30):
-        row = {"doc_id": str(k), "image": str(k), "image_sha256": "0", "question": f"Which {NASTY}?", "target": "red"}
-        right = k >= wrong
-        rows.append({**row, "answer": "red" if right else NASTY, "strict": int(right), "lenient": int(right)})
+        right = int(k >= wrong)
+        row = {"doc_id": str(k), "input": f"Which {NASTY}?", "target": "red", "doc_hash": str(k), "image": str(k)}
+        answer = {"filtered_resps": "red" if right else NASTY, "strict": right, "lenient": right, "unparsed": 0}
+        rows.append({**row, **answer})
     folder.mkdir(parents=True)
     (folder / "easy-vqa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     files.write_json(folder / "provenance.json", record("vqa"))
+    kl = {"tracking": {"prompts": 64, "tokens": 900, "nats": 0.25}}
+    files.write_json(folder / "manifest.json", {"kl": kl if folder.name != "base" else {}})
 
 
 def record(stage, **notes):
@@ -99,7 +102,7 @@ def whole(tmp_path_factory):
     )
     for model, wrong in (("base", 0), ("grpo", 2)):
         write_answers(results / "vqa" / model, wrong)
-    verdict.run(SETTINGS, results / "vqa/base", results / "vqa/grpo", results / "vqa/verdict.json")
+    verdict.run(SETTINGS, results / "vqa/base", [results / "vqa/grpo"], results / "vqa/verdict.json")
     return results, root
 
 
@@ -208,17 +211,36 @@ def test_the_sentence_follows_the_verdict(run, wrong, word):
     results, _, make = run
     shutil.rmtree(results / "vqa/grpo")
     write_answers(results / "vqa/grpo", wrong)
-    verdict.run(SETTINGS, results / "vqa/base", results / "vqa/grpo", results / "vqa/verdict.json")
+    verdict.run(SETTINGS, results / "vqa/base", [results / "vqa/grpo"], results / "vqa/verdict.json")
     assert word in json.loads((make() / "summary.json").read_text())["judgement"]
 
 
 def test_an_invalid_verdict_without_figures_is_shown(run):
     results, _, make = run
     (results / "vqa/grpo/easy-vqa.jsonl").rename(results / "vqa/grpo/other.jsonl")
-    verdict.run(SETTINGS, results / "vqa/base", results / "vqa/grpo", results / "vqa/verdict.json")
+    verdict.run(SETTINGS, results / "vqa/base", [results / "vqa/grpo"], results / "vqa/verdict.json")
     page = Page((make() / "index.html").read_text())
     assert "the check of its general ability is invalid" in page.text["summary"]
     assert "no set could be compared" in page.text["general"]
+
+
+def test_every_arm_has_its_verdict_on_the_page_and_the_sentence_is_about_the_last(run):
+    results, root, make = run
+    for folder in ("adapters", "models"):
+        shutil.copytree(results / folder / "grpo", results / folder / "sft")
+    stand_in(results, root, "sft", "static")
+    write_answers(results / "vqa/sft", 25)
+    arms = [results / "vqa/sft", results / "vqa/grpo"]
+    verdict.run(SETTINGS, results / "vqa/base", arms, results / "vqa/verdict.json")
+    out = make()
+    summary, page = json.loads((out / "summary.json").read_text()), Page((out / "index.html").read_text())
+    assert [found["verdict"] for found in summary["verdicts"].values()] == ["REGRESSED", "INCONCLUSIVE"]
+    assert summary["verdict"] == summary["verdicts"]["grpo"]
+    for arm, found in summary["verdicts"].items():
+        assert found["line"] in page.text["general"]
+        assert f"{arm}: {found['line']}" in (out / "summary.md").read_text()
+        assert f"KL(base || {arm}) on 64 prompts of tracking: 0.2500 nats" in page.text["general"]
+    assert "whether its general ability is retained is not decided" in summary["judgement"]
 
 
 def test_missing_frames_are_said_on_the_page(run):

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from r1track.vqa.statistics import clustered_bootstrap, holm, mcnemar, needed_items, tango_lower
+from r1track.vqa.statistics import (
+    bootstrap_p,
+    clustered_bootstrap,
+    holm,
+    mcnemar,
+    mean_bounds,
+    needed_items,
+    tango_lower,
+)
 
 Z = stats.norm.ppf(0.95)
 TANGO = [(20, 20, 500, -0.02138), (15, 30, 500, -0.05307), (0, 5, 500, -0.02040), (100, 120, 3000, -0.01487)]
@@ -47,6 +55,37 @@ def test_tango_bound_is_where_the_score_statistic_of_the_fitted_trinomial_reache
 
 def test_tango_bound_falls_when_fewer_errors_are_allowed():
     assert tango_lower(15, 30, 500, alpha=0.01) < tango_lower(15, 30, 500) < -15 / 500
+
+
+def test_tango_bound_of_partial_scores_lies_below_the_bootstraps():
+    random = np.random.default_rng(2)
+    for steps in ([0.3], [0.3, 0.6, 0.9], [0.05, 1.0]):
+        change = random.choice([-1, 0, 1], p=[0.07, 0.88, 0.05], size=800) * random.choice(steps, size=800)
+        bound = tango_lower(change.clip(0).sum(), -change.clip(None, 0).sum(), 800)
+        draws = clustered_bootstrap(change, [str(i) for i in range(800)], 10_000, 0)
+        assert bound < np.quantile(draws, 0.05)
+
+
+@pytest.mark.parametrize("flips", [0.02, 0.03, 0.08])
+def test_tango_bound_at_two_and_a_half_percent_errs_no_more_often_by_exact_count(flips):
+    n, margin = 500, 0.02
+    gained, lost = (flips - margin) / 2, (flips + margin) / 2
+    b, c = np.meshgrid(np.arange(45), np.arange(70), indexing="ij")
+    likely = stats.multinomial.pmf(np.stack([b, c, n - b - c], -1), n, [gained, lost, 1 - flips])
+    assert likely.sum() == pytest.approx(1, abs=1e-6)
+    ruled_out = [likely[i, j] for i, j in np.argwhere(likely > 1e-9) if tango_lower(i, j, n, 0.025) > -margin]
+    assert 0.005 < sum(ruled_out) <= 0.025
+
+
+def test_bounds_of_a_mean_of_one_are_its_own_and_of_equals_shrink_with_the_root_of_their_number():
+    assert mean_bounds([-1.0], [-3.0], [2.5]) == pytest.approx((-3, 2.5))
+    assert mean_bounds([-1.0] * 4, [-3.0] * 4, [2.5] * 4) == pytest.approx((-2, 0.75))
+
+
+def test_bounds_of_a_mean_are_walds_where_the_parts_are_walds():
+    d, errors = np.array([-1.0, 0.5, 2.0]), np.array([0.4, 0.3, 0.9])
+    whole = Z * np.sqrt((errors**2).sum()) / 3
+    assert mean_bounds(d, d - Z * errors, d + Z * errors) == pytest.approx((d.mean() - whole, d.mean() + whole))
 
 
 @pytest.mark.parametrize(("b", "c", "n"), [(-1, 0, 10), (6, 5, 10), (0, 0, 0)])
@@ -96,13 +135,31 @@ def test_bootstrap_weighs_clusters_by_their_items():
     assert set(draws.tolist()) == {0.0, 0.75, 1.0}
 
 
-def test_bootstrap_repeats_with_its_seed_whatever_its_chunks(monkeypatch):
+def test_bootstrap_repeats_with_its_seed():
     values, names = np.arange(50.0), [str(i // 2) for i in range(50)]
     whole = clustered_bootstrap(values, names, 1001, 7)
-    monkeypatch.setattr("r1track.vqa.statistics.CHUNK", 100)
     assert len(whole) == 1001
     assert np.array_equal(whole, clustered_bootstrap(values, names, 1001, 7))
     assert not np.array_equal(whole, clustered_bootstrap(values, names, 1001, [7, 1]))
+
+
+def test_bootstrap_of_kinds_of_clusters_is_that_of_drawing_the_clusters_one_by_one():
+    random = np.random.default_rng(3)
+    values, names = random.choice([-1.0, -0.3, 0.0, 0.6], size=300), random.integers(120, size=300).astype(str)
+    mine = clustered_bootstrap(values, names.tolist(), 20_000, 0)
+    clusters = [values[names == name] for name in np.unique(names)]
+    drawn = [[clusters[k] for k in random.integers(len(clusters), size=len(clusters))] for _ in range(4000)]
+    theirs = [np.concatenate(each).mean() for each in drawn]
+    levels = [0.025, 0.05, 0.5, 0.95, 0.975]
+    assert np.quantile(mine, levels) == pytest.approx(np.quantile(theirs, levels), abs=0.006)
+
+
+def test_bootstraps_p_is_near_that_of_the_t_test_and_1_without_any_change():
+    values = np.random.default_rng(1).choice([-1.0, 0.0, 0.4], p=[0.06, 0.84, 0.1], size=900)
+    draws = clustered_bootstrap(values, [str(i) for i in range(900)], 20_000, 0)
+    assert bootstrap_p(draws) == pytest.approx(stats.ttest_1samp(values, 0).pvalue, abs=0.01)
+    assert bootstrap_p(np.zeros(1000)) == 1
+    assert bootstrap_p(np.ones(999)) == 0.002
 
 
 def test_bootstrap_refuses_names_that_do_not_fit():

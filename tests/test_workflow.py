@@ -68,8 +68,11 @@ def planned(folder: Path, change: dict[str, Any], name: str = "none") -> Counter
     done = snakemake(folder, "--dry-run", "--nolock", "--configfile", str(file))
     output = done.stdout + done.stderr
     assert done.returncode == 0, output
-    if "Nothing to be done" in output:
-        return Counter()
+    return Counter() if "Nothing to be done" in output else jobs(output)
+
+
+def jobs(output: str) -> Counter[str]:
+    """The jobs by rule that Snakemake lists."""
     table = output.split("Job stats:")[-1].split("total")[0]
     return Counter({rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)})
 
@@ -234,7 +237,16 @@ def test_an_arm_starts_from_the_base_or_from_the_merged_arm_before_it() -> None:
     assert chained.model(chained.start("grpo")) == "results/demo/models/sft"
 
 
-def test_two_arms_are_both_merged_and_tracked_and_the_last_is_asked_beside_the_base(finished: Path) -> None:
-    change = {"run": "arms", "train": {"arms": ["sft", "grpo"], "start": "sft"}}
-    found = planned(finished, change, "arms")
-    assert (found["train"], found["merge"], found["track"], found["vqa"]) == (2, 2, 6, 2)
+def test_two_arms_are_both_merged_tracked_asked_and_judged(finished: Path) -> None:
+    (finished / "arms.yaml").write_text("run: arms\ntrain: {arms: [sft, grpo], start: sft}\n")
+    done = snakemake(finished, "--dry-run", "--nolock", "--printshellcmds", "--configfile", "arms.yaml")
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    found = jobs(output)
+    assert (found["train"], found["merge"], found["track"], found["vqa"], found["verdict"]) == (2, 2, 6, 3, 1)
+    folder = "results/arms/vqa"
+    assert f"--base {folder}/base --tuned {folder}/sft --tuned {folder}/grpo --out {folder}/verdict.json" in output
+    asked = re.findall(r"r1track --log \S+ vqa .*--out results/arms/vqa/(\w+)(.*)", output)
+    assert {name: rest.split() for name, rest in asked} == {
+        "base": [], "sft": ["--pairs", "results/arms/pairs"], "grpo": ["--pairs", "results/arms/pairs"],
+    }  # fmt: skip

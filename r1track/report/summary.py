@@ -132,13 +132,15 @@ def _training(results: Path, arm: str) -> Found:
     }
 
 
-def _verdict(results: Path) -> Found:
-    verdict = read(results / "vqa" / "verdict.json", "verdict")
-    inputs = read(results / "vqa" / "verdict.provenance.json", "verdict")["inputs"]
-    keys = ("verdict", "difference", "interval", "margin", "reasons", "needed_items")
-    sets = {name: {key: found[key] for key in ("n", "base", "tuned")} for name, found in verdict["sets"].items()}
-    model = Path(list(inputs)[-1]).name
-    return {"model": model, "line": verdict_line(verdict), **{key: verdict[key] for key in keys}, "sets": sets}
+def _verdicts(results: Path) -> dict[str, Found]:
+    """The verdict on every arm, in the order of training."""
+    keys = ("verdict", "difference", "interval", "margin", "reasons", "needed_items", "kl")
+    found = {}
+    for model, verdict in read(results / "vqa" / "verdict.json", "verdict")["models"].items():
+        sets = {name: {key: each[key] for key in ("n", "base", "tuned")} for name, each in verdict["sets"].items()}
+        kept = {key: verdict[key] for key in keys}
+        found[model] = {"model": model, "line": verdict_line(verdict), **kept, "sets": sets}
+    return found
 
 
 def _cost(records: list[Found]) -> Found:
@@ -176,11 +178,12 @@ def summarise(results: Path) -> Found:
 
     Raises FileNotFoundError or ValueError naming the file when the results are not whole.
     """
-    scores, verdict = read_scores(results), _verdict(results)
+    scores, verdicts = read_scores(results), _verdicts(results)
+    verdict = list(verdicts.values())[-1]
     tuned = [name for name in next(iter(scores.values())) if name not in (BASE, *PEERS)]
     if verdict["model"] not in tuned:
         raise ValueError(
-            f"{results / 'vqa/verdict.provenance.json'}: the verdict is about {verdict['model']!r}, but scores are "
+            f"{results / 'vqa/verdict.json'}: the last verdict is about {verdict['model']!r}, but scores are "
             f"there for {tuned}; run the stages `score` and `verdict` again"
         )
     draws = read(results / "config" / "score.json", "settings")["score"]["draws"]
@@ -192,6 +195,7 @@ def summarise(results: Path) -> Found:
         "draws": draws,
         "sets": sets,
         "verdict": verdict,
+        "verdicts": verdicts,
         "training": {arm: _training(results, arm) for arm in tuned},
         "cost": _cost(read_records(results)),
     }

@@ -1,15 +1,18 @@
 """VQA: general questions to one model, answered greedily and scored, one file per question set.
 
-    r1track vqa --config FILE --model DIR_OR_ID --out DIR
+    r1track vqa --config FILE --model DIR_OR_ID --out DIR [--pairs DIR]
 
-Base and tuned models get the same items, prompt, processor settings, batch size and limits, so that a difference
-between two of these folders is the tuning's. How much the answers move without any tuning is measured as well: some
-items are asked again in batches of another size, where rounding falls otherwise.
+Base and tuned models get the same items, prompts, processor files (the base's), batch size and limits, so that a
+difference between two of these folders is the tuning's. How much the answers move without any tuning is measured as
+well: some items are asked again in batches of another size, where rounding falls otherwise.
 """
 
+import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,99 +23,129 @@ from r1track import config, files, prompts, schema
 from r1track.vqa import metrics, sets
 
 log = logging.getLogger(__name__)
+Row = dict[str, Any]
 SELF_ITEMS = 300  # items per set that are asked again, all where there are fewer
 
 
-def run(settings: config.Settings, model: str, out: Path) -> None:
-    """Write <set>.jsonl for every set of vqa.sets, then manifest.json and provenance.json, into `out`.
+def run(settings: config.Settings, model: str, out: Path, pairs: Path | None = None) -> None:
+    """Write <set>.jsonl for every set of vqa.sets, manifest.json and provenance.json to `out`, which appears whole.
 
-    A row has doc_id, image, image_sha256, question, target, answer (raw text), strict and lenient (0 to 1). The
-    manifest has the settings, and for every set its items with the hashes of their images, its scores in percent, and
-    under `self` how the second asking differed: items, difference (points, second minus first), changed (answers that
-    read otherwise). Its own `self` sums these over the sets; there the difference is their unweighted mean. Files of
-    other sets that an earlier run left in `out` are removed. Raises ValueError for a set that cannot be used.
+    A row has lmms-eval's fields doc_id, input, target, filtered_resps (the answer) and doc_hash, the image's hash as
+    `image`, and strict, lenient and unparsed (0 to 1). The manifest has the settings, for every set its items with the
+    hashes of their images, its scores in percent, and under `self` how the second asking differed: items, difference
+    (points, second minus first), changed (answers that read otherwise). Its own `self` has their sums, and the mean of
+    the differences; `kl` is what `divergence.measure` found, on held-out pairs, too, where there are any. Sets that a
+    broken run has finished are kept. Raises ValueError for a set that cannot be used.
     """
     from r1track import models
+    from r1track.vqa import divergence
 
     record = files.Provenance("vqa", [model])
-    chosen = {name: sets.load(name, spec, settings.vqa.seed) for name, spec in settings.vqa.sets.items()}
-    for old in out.glob("*.jsonl"):
-        old.unlink()
-    loaded = models.load(model, settings.model)
-    found = {}
+    vqa, base = settings.vqa, models.folder_of(settings.model.base, settings.model.revision)
+    limits = settings.model.model_copy(update={"max_pixels": vqa.max_pixels or settings.model.max_pixels})
+    chosen = {name: sets.load(name, spec, vqa.seed, limits) for name, spec in vqa.sets.items()}
+    # Not `out` itself: Snakemake deletes the output of a job that broke.
+    work, folder = out.with_name(f".{out.name}.unfinished"), models.folder_of(model, settings.model.revision)
+    identity = {"model": model, "weights": files.hash_path(folder), "commit": files.git_commit()}
+    manifest = _begin(work, {**identity, "settings": config.stage_values(settings, "vqa")})
+    probes = [] if folder == base else _probes(settings, chosen, pairs)
+    told = divergence.ask_base(settings.model.base, limits, probes, vqa.batch) if probes else []
+    loaded = replace(models.load(model, limits), processor=models.load_processor(base, limits))
     for name, items in chosen.items():
-        rows = _ask(loaded, name, settings.vqa.sets[name], items, settings.vqa.batch)
-        _write_rows(out / f"{name}.jsonl", rows)
-        right = {key: 100 * sum(row[key] for row in rows) / len(rows) for key in metrics.Scores._fields}
-        log.info("%s: %d questions, %.1f %% right, %.1f %% leniently", name, len(rows), *right.values())
-        found[name] = {
-            "n": len(rows),
-            **right,
-            "sha256": files.hash_file(out / f"{name}.jsonl"),
-            "self": _ask_again(loaded, name, settings.vqa, items, rows),
-            "items": {row["doc_id"]: row["image_sha256"] for row in rows},
-        }
-    manifest = {
-        "model": model,
-        "settings": config.stage_values(settings, "vqa"),
-        "self": _pooled([each["self"] for each in found.values()]),
-        "sets": found,
-    }
-    files.write_json(out / "manifest.json", manifest)
-    record.write(out / "provenance.json", seed=settings.vqa.seed, base=settings.model.base)
+        hashes = {item.doc_id: item.image_sha256 for item in items}
+        if manifest["sets"].get(name, {}).get("items") != hashes:
+            manifest["sets"][name] = {**_ask_set(loaded, name, vqa, items, work / f"{name}.jsonl"), "items": hashes}
+            files.write_json(work / "manifest.json", manifest)
+    manifest["self"] = _pooled([found["self"] for found in manifest["sets"].values()])
+    manifest["kl"] = divergence.measure(loaded, told)
+    files.write_json(work / "manifest.json", manifest)
+    record.write(work / "provenance.json", seed=vqa.seed, base=settings.model.base)
+    shutil.rmtree(out, ignore_errors=True)
+    work.replace(out)
 
 
-def _ask(loaded: Any, name: str, spec: schema.VqaSet, items: Sequence[sets.Item], batch: int) -> list[dict[str, Any]]:
+def _begin(work: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """The manifest that a broken run of the same identity left in `work`, or a new one, in an empty folder."""
+    path = work / "manifest.json"
+    begun = files.read_json(path) if path.is_file() else {}
+    if begun and all(begun[key] == identity[key] for key in identity):
+        log.info("%s: going on after %s", work, ", ".join(begun["sets"]))
+        return dict(begun)
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    return {**identity, "sets": {}}
+
+
+def _ask_set(loaded: Any, name: str, vqa: schema.Vqa, items: Sequence[sets.Item], out: Path) -> Row:
+    """Ask one set, write its rows to `out`, ask a part of it again, and say what came of it."""
+    rows = ask(loaded, name, items, vqa.sets[name].max_tokens, vqa.batch)
+    files.write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    found = {key: 100 * sum(row[key] for row in rows) / len(rows) for key in metrics.Scores._fields}
+    log.info("%s: %d questions, %.1f %% right, %.1f %% leniently, %.1f %% unparsed", name, len(rows), *found.values())
+    if vqa.sets[name].metric == "yes_no":
+        found |= metrics.yes_no_figures([row["filtered_resps"] for row in rows], [row["target"] for row in rows])
+    again = _ask_again(loaded, name, vqa, items, rows)
+    return {"n": len(rows), **found, "sha256": files.hash_file(out), "self": again}
+
+
+def ask(loaded: Any, name: str, items: Sequence[sets.Item], max_tokens: int, batch: int) -> list[Row]:
+    """The scored answers to the items, in their order, asked `batch` at a time under a progress bar of that name."""
     from r1track import models
 
-    metric = metrics.BY_NAME[spec.metric]
-    rows = []
+    # Images of like size need little padding; the largest come first, so that too little memory shows at once.
+    order = sorted(range(len(items)), key=lambda place: -items[place].pixels)
+    rows: dict[int, Row] = {}
     for start in progress(range(0, len(items), batch), description=name):
-        part = items[start : start + batch]
-        # Other braces may stand in a prompt, so it is no format string.
-        questions = [prompts.ask(spec.prompt.replace("{question}", item.question)) for item in part]
-        pictures = [[item.picture()] for item in part]
-        answers = models.answer(loaded, questions, pictures, max_tokens=spec.max_tokens, batch=batch)
-        rows += [_row(item, answer, metric(answer, item.target)) for item, answer in zip(part, answers, strict=True)]
-    return rows
+        places = order[start : start + batch]
+        questions = [prompts.ask(items[place].question) for place in places]
+        pictures = [[items[place].picture()] for place in places]
+        answers = models.answer(loaded, questions, pictures, max_tokens=max_tokens, batch=batch)
+        rows.update((place, _row(items[place], answer)) for place, answer in zip(places, answers, strict=True))
+    return [rows[place] for place in range(len(items))]
 
 
-def _row(item: sets.Item, answer: str, scores: metrics.Scores) -> dict[str, Any]:
+def _row(item: sets.Item, answer: str) -> Row:
+    content = json.dumps([item.image_sha256, item.question, item.targets]).encode()
     return {
         "doc_id": item.doc_id,
-        "image": item.image_id,
-        "image_sha256": item.image_sha256,
-        "question": item.question,
+        "input": item.question,
         "target": item.target,
-        "answer": answer,
-        **scores._asdict(),
+        "filtered_resps": answer,
+        "doc_hash": hashlib.sha256(content).hexdigest(),
+        "image": item.image_sha256,
+        **metrics.score(item.metric, answer, item.targets)._asdict(),
     }
 
 
-def _ask_again(
-    loaded: Any, name: str, vqa: schema.Vqa, items: Sequence[sets.Item], first: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
+def _ask_again(loaded: Any, name: str, vqa: schema.Vqa, items: Sequence[sets.Item], first: Sequence[Row]) -> Row:
     random = np.random.default_rng([vqa.seed, 1])
     places = sorted(random.permutation(len(items))[:SELF_ITEMS].tolist())
-    other = vqa.batch // 2 or 2
-    second = _ask(loaded, f"{name}, asked again", vqa.sets[name], [items[place] for place in places], other)
+    again = [items[place] for place in places]
+    second = ask(loaded, f"{name}, asked again", again, vqa.sets[name].max_tokens, vqa.batch // 2 or 2)
     pairs = [(first[place], row) for place, row in zip(places, second, strict=True)]
     return {
         "items": len(pairs),
         "difference": 100 * sum(after["strict"] - before["strict"] for before, after in pairs) / len(pairs),
-        "changed": sum(before["answer"] != after["answer"] for before, after in pairs),
+        "changed": sum(before["filtered_resps"] != after["filtered_resps"] for before, after in pairs),
     }
 
 
-def _pooled(each: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    if not each:
-        return None
-    return {
-        "items": sum(one["items"] for one in each),
-        "difference": sum(one["difference"] for one in each) / len(each),
-        "changed": sum(one["changed"] for one in each),
-    }
+def _pooled(each: Sequence[Row]) -> Row | None:
+    keys = ("items", "difference", "changed")
+    total = {key: sum(one[key] for one in each) for key in keys}
+    return {**total, "difference": total["difference"] / len(each)} if each else None
 
 
-def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    files.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+def _probes(settings: config.Settings, chosen: dict[str, list[sets.Item]], pairs: Path | None) -> list[Any]:
+    """Prompts on which the KL to the base is measured: `tracking` from held-out pairs, `questions` from all sets."""
+    from r1track.pairs import held_out
+    from r1track.vqa.divergence import Probe
+
+    many = settings.vqa.kl_prompts
+    every = [item for items in chosen.values() for item in items]
+    some = every[:: max(1, len(every) // max(1, many))][:many]
+    probes = [Probe("questions", prompts.ask(item.question), [item.picture()]) for item in some]
+    if pairs and many:
+        think = files.read_json(pairs / "manifest.json")["settings"]["task"]["think"]
+        probes += [Probe("tracking", *each) for each in zip(*held_out(pairs, many, think), strict=True)]
+    return probes

@@ -2,50 +2,56 @@
 
 import hashlib
 import io
+import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from string import ascii_uppercase
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from r1track import schema
+from r1track import faults, prompts, schema
+from r1track.boxes import xywh_to_xyxy
 from r1track.vqa import metrics
 
 log = logging.getLogger(__name__)
-COLUMNS = ("image", "question", "answer")
 
 
 @dataclass(frozen=True)
 class Item:
     """One question about one image; the image's bytes are read when they are needed."""
 
+    where: str  # the set, as its field in the configuration
     doc_id: str
-    image_name: str | None
-    question: str
-    target: str
+    question: str  # with its options, in its prompt
+    targets: list[str]  # what a metric takes
+    metric: str
     read: Callable[[], bytes]
+    pixels: int = 0
+
+    @property
+    def target(self) -> str:
+        """The right answer that most people gave, or the only one."""
+        return Counter(self.targets or [""]).most_common(1)[0][0]
 
     @cached_property
     def image_sha256(self) -> str:
-        """SHA-256 of the image file's bytes."""
+        """SHA-256 of the image file's bytes: questions about one image share it."""
         return hashlib.sha256(self.read()).hexdigest()
 
-    @property
-    def image_id(self) -> str:
-        """The image's name in its set, or the start of its hash: questions about one image share it."""
-        return self.image_name or self.image_sha256[:16]
-
     def picture(self) -> Image.Image:
-        """The image, RGB. Raises ValueError when its bytes are no image."""
+        """The image, RGB. Raises ValueError when there is none or its bytes are no image."""
         try:
             return Image.open(io.BytesIO(self.read())).convert("RGB")
-        except OSError as error:
+        except (OSError, TypeError) as error:
             raise ValueError(
-                f"image {self.image_id} of question {self.doc_id} ({self.question!r}) cannot be read: {error}; "
-                "fetch the set anew, or take another revision"
+                f"{self.where}: image of question {self.doc_id} ({self.question!r}) cannot be read: {error}; fetch the "
+                "set anew, or take another revision"
             ) from error
 
 
@@ -64,76 +70,100 @@ def choose(answers: Sequence[str], items: int, seed: int) -> list[int]:
     return sorted(order[steps].tolist())
 
 
-def load(name: str, spec: schema.VqaSet, seed: int) -> list[Item]:
-    """The chosen items of the set vqa.sets.<name>, the same for every model.
+def load(name: str, spec: schema.VqaSet, seed: int, model: schema.Model) -> list[Item]:
+    """The chosen items of the set vqa.sets.<name>, the same for every model; model: the limits of an image's pixels.
 
-    Questions whose answer is empty once normalised cannot be scored: they are counted, logged and never chosen. Raises
-    ValueError when the set cannot be had, lacks a column, or has fewer questions than are asked for.
+    A question whose own right answer the metric would not accept cannot be scored: such are counted, logged and never
+    chosen. Raises ValueError when the set cannot be had, lacks a column, has one id twice, has fewer questions than are
+    asked for, or when the image of a chosen question is broken.
     """
+    import datasets
+
     where = f"vqa.sets.{name}"
-    found = _easy_vqa(spec, where) if spec.source == "easy-vqa" else _hub(spec, where)
-    every = [item for item in found if not metrics.is_empty(item.target)]
-    if len(every) < len(found):
-        log.warning(
-            "%s: left out %d of %d questions, whose answer is empty", where, len(found) - len(every), len(found)
-        )
-    if spec.items > len(every):
+    rows = _rows(spec, where)
+    columns = [c for c in dict.fromkeys((spec.question, spec.answer, spec.options, spec.group, spec.id)) if c]
+    columns += [column for column in ("dataset",) if column in rows.features]
+    missing = [column for column in ("image", *columns) if column not in rows.features]
+    if missing or not isinstance(rows.features["image"], datasets.Image):
+        lack = f"no column {', '.join(missing)}" if missing else "no pictures in the column image"
+        raise ValueError(f"{where}: {spec.source} has {lack}; its columns: {sorted(rows.features)}")
+    stored = rows.select_columns("image").cast_column("image", datasets.Image(decode=False))
+    every = [_item(where, place, row, spec, stored) for place, row in enumerate(rows.select_columns(columns))]
+    twice = [each for each, count in Counter(item.doc_id for item in every).items() if count > 1]
+    if twice:
+        raise ValueError(f"{where}.id = {spec.id!r}: {len(twice)} ids stand there twice, first {twice[0]!r}; set null")
+    worth = [metrics.BY_NAME[item.metric](item.target, item.targets) if item.targets else 0 for item in every]
+    good = [place for place, score in enumerate(worth) if score]
+    if len(good) < len(every):
+        log.warning("%s: left out %d of %d questions: no answer to score", where, len(every) - len(good), len(every))
+    if spec.items > len(good):
         raise ValueError(
-            f"{where}.items = {spec.items}: split {spec.split!r} of {spec.source} has {len(every)} questions that "
-            "can be scored; ask for at most as many"
+            f"{where}.items = {spec.items}: split {spec.split!r} of {spec.source} has {len(good)} questions that can "
+            "be scored; ask for at most as many"
         )
-    return [every[place] for place in choose([item.target for item in every], spec.items, seed)]
+    groups = rows[spec.group] if spec.group else [item.target for item in every]
+    return [_seen(every[good[i]], model) for i in choose([str(groups[i]) for i in good], spec.items, seed)]
 
 
-def _easy_vqa(spec: schema.VqaSet, where: str) -> list[Item]:
+def _rows(spec: schema.VqaSet, where: str) -> Any:
+    import datasets
+
+    if spec.source == "easy-vqa":
+        return _easy_vqa(spec, where)
     try:
-        import easy_vqa
-    except ImportError as error:
+        return datasets.load_dataset(spec.source, spec.subset, split=spec.split, revision=spec.revision)
+    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
         raise ValueError(
-            f"{where}.source = 'easy-vqa': the package is not installed; pip install easy-vqa==1.0"
+            f"{where}: cannot load split {spec.split!r} of {spec.source!r}: {error}; check source, subset, split, "
+            "revision and the network, or take source easy-vqa"
         ) from error
-    if spec.split == "test":
-        rows, paths = zip(*easy_vqa.get_test_questions(), strict=True), easy_vqa.get_test_image_paths()
-    elif spec.split == "train":
-        rows, paths = zip(*easy_vqa.get_train_questions(), strict=True), easy_vqa.get_train_image_paths()
-    else:
-        raise ValueError(f"{where}.split = {spec.split!r}: easy-vqa has `train` and `test`")
-    return [
-        Item(str(place), str(image), question, answer, Path(paths[image]).read_bytes)
-        for place, (question, answer, image) in enumerate(rows)
-    ]
 
 
-def _hub(spec: schema.VqaSet, where: str) -> list[Item]:
+def _easy_vqa(spec: schema.VqaSet, where: str) -> Any:
     import datasets
 
     try:
-        rows = datasets.load_dataset(spec.source, split=spec.split, revision=spec.revision)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{where}: cannot load split {spec.split!r} of {spec.source!r}: {error}; check source, split, revision and "
-            "the network, or take source easy-vqa"
-        ) from error
-    missing = [column for column in COLUMNS if column not in rows.features]
-    if missing:
-        raise ValueError(
-            f"{where}: {spec.source} has no column {', '.join(missing)}; its columns: {sorted(rows.features)}"
-        )
-    wrong = [column for column in COLUMNS[1:] if getattr(rows.features[column], "dtype", None) != "string"]
-    if wrong or not isinstance(rows.features["image"], datasets.Image):
-        kinds = {column: str(rows.features[column]) for column in COLUMNS}
-        raise ValueError(f"{where}: {spec.source}: need an image and two columns of text, found {kinds}")
-    raw = rows.cast_column("image", datasets.Image(decode=False))
+        import easy_vqa
+    except ImportError as error:
+        raise ValueError(f"{where}.source = 'easy-vqa': not installed; pip install easy-vqa==1.0") from error
+    if spec.split not in ("train", "test"):
+        raise ValueError(f"{where}.split = {spec.split!r}: easy-vqa has `train` and `test`")
+    questions, answers, images = getattr(easy_vqa, f"get_{spec.split}_questions")()
+    paths = getattr(easy_vqa, f"get_{spec.split}_image_paths")()
+    rows = {"image": [str(paths[image]) for image in images], "question": questions, "answer": answers}
+    return datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image(decode=False))
 
-    def reader(place: int) -> Callable[[], bytes]:
-        def read() -> bytes:
-            stored = raw[place]["image"]
-            return stored["bytes"] or Path(stored["path"]).read_bytes()
 
-        return read
+def _item(where: str, place: int, row: dict[str, Any], spec: schema.VqaSet, stored: Any) -> Item:
+    asked, found = row[spec.question], row[spec.answer]
+    question = str((asked[0] if isinstance(asked, list) and asked else asked) or "")
+    if spec.metric == "box" and found:
+        found = str(xywh_to_xyxy(found).tolist())
+    each = found if isinstance(found, list) else [found]
+    targets = [str(one["answer"] if isinstance(one, dict) else one) for one in each if one not in (None, "")]
+    if spec.options:
+        question += "".join(f"\n{ascii_uppercase[i]}. {text}" for i, text in enumerate(row[spec.options]))
+        targets = [ascii_uppercase[int(t)] if t.isdigit() else t for t in targets] + row[spec.options]
+    # Other braces may stand in a prompt, so it is no format string.
+    question = (spec.prompt or "{question}" + prompts.SHORT).replace("{question}", question)
+    # OCRBench scores its handwritten formulas otherwise than its other texts.
+    metric = "formula" if row.get("dataset") == "HME100k" else spec.metric
 
-    texts = rows.select_columns(["question", "answer"])
-    return [
-        Item(str(place), None, row["question"] or "", row["answer"] or "", reader(place))
-        for place, row in enumerate(texts)
-    ]
+    def read() -> bytes:
+        image = stored[place]["image"]
+        return bytes(image["bytes"] or Path(image["path"]).read_bytes())
+
+    return Item(where, str(row[spec.id] if spec.id else place), question, targets, metric, read)
+
+
+def _seen(item: Item, model: schema.Model) -> Item:
+    """The item with its image's size, and the corners of a box in pixels of the image as the model sees it."""
+    width, height = item.picture().size
+    targets = item.targets
+    if item.metric == "box":
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+        rows, columns = smart_resize(height, width, faults.PATCH, model.min_pixels, model.max_pixels)
+        scale = np.array([columns / width, rows / height] * 2)
+        targets = [prompts.numbers(json.loads(target) * scale) for target in targets]
+    return replace(item, targets=targets, pixels=width * height)

@@ -1,6 +1,7 @@
 """Statistics of paired answers: the same items, asked to two models.
 
-Throughout, b counts the items gained (wrong before, right after), c those lost, n all of them; d = (b - c) / n.
+Throughout, b counts the items gained (wrong before, right after), c those lost, n all of them; d = (b - c) / n. Where
+scores lie between 0 and 1, b and c are the sums of the gains and of the losses.
 """
 
 import math
@@ -13,12 +14,10 @@ from scipy.special import bdtr, ndtri
 
 from r1track.boxes import Array
 
-CHUNK = 1_000_000  # random indices held at once
 
-
-def _check(b: int, c: int, n: int) -> None:
-    if min(b, c) < 0 or n < 1 or b + c > n:
-        raise ValueError(f"gained {b} and lost {c} of {n} items cannot be; need 0 <= b, c and b + c <= n, n >= 1")
+def _check(b: float, c: float, n: float) -> None:
+    if min(b, c) < 0 or n <= 0 or b + c > n + 1e-9:
+        raise ValueError(f"gained {b} and lost {c} of {n} items cannot be; need 0 <= b, c and b + c <= n, n > 0")
 
 
 def mcnemar(b: int, c: int) -> float:
@@ -27,13 +26,15 @@ def mcnemar(b: int, c: int) -> float:
     return min(1.0, 2 * float(bdtr(min(b, c), b + c, 0.5)))
 
 
-def tango_lower(b: int, c: int, n: int, alpha: float = 0.05) -> float:
+def tango_lower(b: float, c: float, n: float, alpha: float = 0.05) -> float:
     """One-sided lower bound of d at level 1 - alpha: where Tango's score statistic reaches z (Tango 1998).
 
-    Raises ValueError when b and c are not counts among n.
+    The upper bound of (b, c) is minus the lower bound of (c, b). With partial scores the bound is on the safe side: of
+    all changes with the same sums of gains and losses, those by whole points have the largest variance. Raises
+    ValueError when b and c cannot be among n.
     """
     _check(b, c, n)
-    if c == n:
+    if c >= n - 1e-9:
         return -1.0
     z = float(ndtri(1 - alpha))
 
@@ -67,14 +68,23 @@ def clustered_bootstrap(
     if len(values) != len(clusters) or not len(values):
         raise ValueError(f"{len(values)} differences for {len(clusters)} cluster names; need as many, at least one")
     _, member = np.unique(np.asarray(clusters), return_inverse=True)
-    sums, sizes = np.bincount(member, weights=values), np.bincount(member)
-    random = np.random.default_rng(seed)
-    rows = max(1, CHUNK // len(sums))
-    means = []
-    for start in range(0, draws, rows):
-        drawn = random.integers(len(sums), size=(min(rows, draws - start), len(sums)))
-        means.append(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
-    return np.concatenate(means)
+    # Clusters of the same sum and size are alike: how many of each kind are drawn is all that a resample says.
+    each = np.stack([np.bincount(member, weights=values).round(9), np.bincount(member)])
+    (sums, sizes), many = np.unique(each, axis=1, return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(many.sum(), many / many.sum(), size=draws)
+    return (drawn @ sums) / (drawn @ sizes)
+
+
+def bootstrap_p(draws: Array) -> float:
+    """Two-sided p of no difference: twice the smaller share of the bootstrap's draws on either side of 0."""
+    return min(1.0, 2 * (1 + min(int((draws <= 0).sum()), int((draws >= 0).sum()))) / (1 + len(draws)))
+
+
+def mean_bounds(differences: ArrayLike, low: ArrayLike, high: ArrayLike) -> tuple[float, float]:
+    """Bounds of the unweighted mean of independent differences from the bounds of each (MOVER, Zou and Donner 2008)."""
+    d = np.asarray(differences, dtype=np.float64)
+    down, up = (float(np.linalg.norm(d - np.asarray(ends))) / len(d) for ends in (low, high))
+    return float(d.mean()) - down, float(d.mean()) + up
 
 
 def needed_items(variance: float, difference: float, *, power: float = 0.8, alpha: float = 0.05) -> int:
