@@ -21,18 +21,27 @@ TEXT_TOKENS = 99  # with two crops of 336 px, 144 tokens each, our question has 
 BOX = (126, 126, 210, 210)
 
 
+# Small shapes of the same make. Text: hidden, layers, heads, key-value heads, intermediate, vocabulary, mrope_section;
+# vision: depth, hidden, intermediate, heads, blocks of full attention. `tiny` is for rehearsals, `middle` for CPUs.
+SMALL: dict[str, tuple[Any, ...]] = {
+    "tiny": (64, 2, 4, 2, 128, 1024, [2, 3, 3], 2, 64, 128, 4, [1]),
+    "middle": (512, 8, 8, 2, 1408, 8192, [8, 12, 12], 8, 320, 864, 8, [1, 3, 5, 7]),
+}
+
+
 def full_size(shape: str) -> Qwen2_5_VLConfig:
-    """The architecture of a shape; `tiny` is for rehearsals."""
-    if shape != "tiny":
+    """The architecture of a shape: of `3B`, `7B`, or of one of the small ones."""
+    if shape not in SMALL:
         return memory.full_size(shape)
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]}
+    hidden, layers, heads, pairs, wide, words, mrope, depth, seen, seen_wide, seen_heads, whole = SMALL[shape]
     text = {
-        "vocab_size": 1024, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "rope_parameters": rope,
+        "vocab_size": words, "hidden_size": hidden, "intermediate_size": wide, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": pairs,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": mrope},
     }  # fmt: skip
     vision = {
-        "depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 4, "out_hidden_size": 64,
-        "fullatt_block_indexes": [1], "tokens_per_second": 2,
+        "depth": depth, "hidden_size": seen, "intermediate_size": seen_wide, "num_heads": seen_heads,
+        "out_hidden_size": hidden, "fullatt_block_indexes": whole, "tokens_per_second": 2,
     }  # fmt: skip
     return Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True)
 

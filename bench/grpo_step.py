@@ -1,0 +1,105 @@
+"""Seconds per group and peak memory of a GRPO step: a group's prompt computed once, against the stock TRL trainer.
+
+    PYTHONPATH=. python bench/grpo_step.py            # G = 4, 8, 16, without and with thinking
+    PYTHONPATH=. python bench/grpo_step.py --quick    # G = 8 without thinking, within a minute
+
+Prints `ratio G=8 think=false X`: stock over shared seconds per group. Both sides get the same random weights, pairs,
+seed and rewards (drawn: random weights answer nothing), each in a process of its own, so that its peak memory is its own.
+
+The shape is smaller than the real one, but its prompt outweighs the rest as it does there: 8 text layers of width 512,
+8 image layers of width 320, and the full 387 tokens of a question with two crops of 336 px. Answers have 20 tokens, as
+a box has, or 160 with thinking (512 at most in training; on a CPU that would take an hour).
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+HERE = Path(__file__).resolve().parent
+ANSWER = {False: 20, True: 160}
+console = Console(soft_wrap=True, highlight=False)
+
+
+def settings_of(base: Path, group: int, think: bool, shared: bool, steps: int) -> Any:
+    from r1track.schema import Settings
+
+    train = {
+        "backend": "transformers", "quantize": "none", "shared_prefix": shared, "group": group, "micro_batch": group,
+        "prompts_per_step": 1, "steps": steps, "max_tokens": ANSWER[think], "save_every": 1000, "keep_every": 1000,
+    }  # fmt: skip
+    values = {
+        "model": {"base": str(base), "dtype": "float32"}, "task": {"think": think}, "train": train,
+        "sample": {"pairs": 8, "val_pairs": 1, "max_gap": 8},
+    }  # fmt: skip
+    return Settings.model_validate(values)
+
+
+def child(place: Path, group: int, think: bool, shared: bool, steps: int) -> dict[str, float]:
+    """Train for some steps in this process; the first is left out of the time, where there are more."""
+    from measure import enliven, peaks, timed
+
+    enliven()
+    from r1track import train, watch
+
+    settings = settings_of(place / "base", group, think, shared, steps)
+    trainer = train.make_trainer(settings, "grpo", place / "base", place / "pairs", place / f"scratch-{shared}")
+    trainer.add_callback(train.make_watch(settings, "grpo", place / f"scratch-{shared}"))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    drawing = timed(trainer, "_generate")
+    trainer.train()
+    rows = watch.history(trainer.state.log_history)
+    peak = next(iter(peaks().values()))
+    kept = slice(1 if steps > 1 else 0, None)
+    return {
+        "seconds": statistics.median(row["seconds"] for row in rows[kept]),
+        "rollout": statistics.median(drawing[kept]), "peak": peak, "grown": peak - before,
+    }  # fmt: skip
+
+
+def measured(place: Path, group: int, think: bool, shared: bool, steps: int) -> dict[str, float]:
+    """The figures of one side, from a process of its own."""
+    how = json.dumps([str(place), group, think, shared, steps])
+    found = subprocess.run(
+        [sys.executable, str(Path(__file__).resolve()), "--child", how], capture_output=True, text=True
+    )
+    if found.returncode:
+        raise SystemExit(found.stderr[-2000:])
+    return json.loads(found.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one case, one step")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.child:
+        place, *how = json.loads(chosen.child)
+        print(json.dumps(child(Path(place), *how)))  # noqa: T201
+        return
+    cases = [(8, False)] if chosen.quick else [(4, False), (8, False), (16, False), (4, True), (8, True), (16, True)]
+    with tempfile.TemporaryDirectory() as folder:
+        import shapes
+
+        shapes.write_place("middle", settings_of(Path(folder) / "base", 8, False, True, 1), Path(folder))
+        for group, think in cases:
+            stock, ours = (
+                measured(Path(folder), group, think, each, 1 if chosen.quick else 3) for each in (False, True)
+            )
+            for name, side in (("stock", stock), ("shared", ours)):
+                console.print(
+                    f"  {name}: {side['seconds']:.2f} s per group, {side['rollout']:.2f} of them the rollout; "
+                    f"peak {side['peak'] / 1e9:.2f} GB, {side['grown'] / 1e9:.2f} above the loaded model"
+                )
+            console.print(f"ratio G={group} think={str(think).lower()} {stock['seconds'] / ours['seconds']:.2f}")
+
+
+if __name__ == "__main__":
+    main()
