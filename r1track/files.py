@@ -131,12 +131,16 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def hardware() -> dict[str, Any]:
     """Processor, cores that this process may use, and the CUDA card where there is one."""
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found: dict[str, Any] = {"cpu": _cpu_model(), "cores": cores, "gpu": None}
+    found: dict[str, Any] = {"cpu": _cpu_model(), "cores": cores(), "gpu": None}
     if torch.cuda.is_available():
         card = torch.cuda.get_device_properties(0)
         found["gpu"] = {"name": card.name, "memory_gib": round(card.total_memory / 2**30, 1)}

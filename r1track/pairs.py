@@ -19,6 +19,7 @@ FEATURES = Features(
         "crops": List(List(Value("float64"))),
         "visibility": Value("float64"),
         "size": Value("int32"),
+        "problem": Value("string"),  # another data set's own question, asked as it stands; null in pairs that we cut
     }
 )
 
