@@ -136,8 +136,8 @@ def read_sequence(folder: Path, layout: str) -> Sequence:
     pattern, named, words = LAYOUTS[layout]
     frames, truth = _frames(folder, pattern), folder / named.format(name=folder.name)
     boxes = _boxes(truth, layout, len(frames))
-    if layout == "nfs":  # in some of its sequences one of the two is longer by one
-        frames, boxes = frames[: max(len(boxes), len(frames) - 1)], boxes[: max(len(frames), len(boxes) - 1)]
+    if layout == "nfs" and abs(len(boxes) - len(frames)) == 1:  # as in some of its sequences
+        frames, boxes = frames[: len(boxes)], boxes[: len(frames)]
     n = len(frames)
     if len(boxes) not in (1, n):
         raise ValueError(f"{truth}: {len(boxes)} rows for {n} frames; write one per frame or the first alone")
@@ -178,7 +178,7 @@ def _boxes(path: Path, layout: str, frames: int) -> Array:
     boxes = np.array(rows, dtype=np.float64).reshape(-1, 4)
     boxes[:, :2] -= layout == "otb"  # which counts pixels from 1
     # NfS has the boxes of 240 frames a second beside the frames of 30, too.
-    return boxes[:: max(1, round(len(boxes) / frames))] if layout == "nfs" else boxes
+    return boxes[::8] if layout == "nfs" and abs(len(boxes) / frames - 8) < 1 else boxes
 
 
 def _frames(folder: Path, pattern: str) -> tuple[Path, ...]:
