@@ -1,16 +1,17 @@
-"""How fast `sample` cuts pairs out of 1920x1080 frames, beside a plain sampler that cuts the same crops in the same run.
+"""How fast `sample` cuts pairs out of 1920x1080 frames, and a plain sampler beside it that cuts the same crops.
 
-    python bench/sample.py [--sequences 300] [--processes 2] [--rounds 3]
+    python bench/sample.py [--pairs 900] [--processes 2] [--rounds 3]
 
 The plain sampler is one process and OpenCV: it decodes both frames of a pair in full, cuts the pair's crops out of them
-with one bilinear warp each (no antialiasing) and writes them as JPEG. Frames are drawn, with noise, so that their JPEG
-files are about as large as those of real video; targets are 120 to 600 pixels large, crops 336. The two samplers take
-turns, and the best of each counts.
+with one bilinear warp each (no antialiasing), and writes them as JPEG of the same quality. The two take turns, and the
+best round of each counts. Frames are drawn, with noise, so that their files are as large as those of compressed video;
+targets are 150 to 750 pixels large, evenly in the logarithm (a choice, not measured on a data set); crops are 336.
 """
 
 import argparse
 import os
-import resource
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,100 +19,131 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import psutil
+import yaml
 
-from r1track import config, cuts, pairs, sample
-from r1track.crops import Crop
+from r1track import config, cuts, files
 from r1track.toy import world
 
 WIDTH, HEIGHT, FRAMES, LENGTH = 1920, 1080, 40, 80
-SIDES = (150, 750)  # of targets: sqrt(w * h) in pixels, drawn evenly in its logarithm
+SIDES = (150, 750)  # of targets: sqrt(w * h)
 SEVERAL = 8  # pairs per sequence, besides one
 
 
-def write_data(root: Path, sequences: int) -> float:
-    """A split of many sequences that share few frame files by links; returns the frames' mean size in bytes."""
+def write_data(root: Path, sequences: int) -> None:
+    """A split of many sequences that share few frame files by links, and one of the first few of them."""
     rng = np.random.default_rng(0)
-    shared = root.parent / "frames"
-    shared.mkdir(parents=True)
+    (root / "frames").mkdir(parents=True)
     for k in range(FRAMES):
-        frame = cv2.resize(world.make_ground(rng), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC).astype(np.int16)
-        frame += rng.normal(0, 3, frame.shape).astype(np.int16)
-        cv2.imwrite(str(shared / f"{k}.jpg"), np.clip(frame, 0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 85])
-    names = [f"Bench_{number:06d}" for number in range(sequences)]
-    for name in names:
-        (root / name).mkdir(parents=True)
+        frame = cv2.resize(world.make_ground(rng), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
+        noisy = np.clip(frame + rng.normal(0, 3, frame.shape), 0, 255).astype(np.uint8)
+        cv2.imwrite(str(root / "frames" / f"{k}.jpg"), noisy, [cv2.IMWRITE_JPEG_QUALITY, 85])
+    for number in range(sequences):
+        folder = root / "many" / f"Bench_{number:06d}"
+        folder.mkdir(parents=True)
         for t in range(LENGTH):
-            os.link(shared / f"{rng.integers(FRAMES)}.jpg", root / name / f"{t + 1:08d}.jpg")
-        side, aspect = np.exp(rng.uniform(*np.log(SIDES))), np.exp(rng.uniform(-0.5, 0.5))
-        w, h = side * aspect**0.5, side / aspect**0.5
+            os.link(root / "frames" / f"{rng.integers(FRAMES)}.jpg", folder / f"{t + 1:08d}.jpg")
+        side, stretch = np.exp(rng.uniform(*np.log(SIDES))), np.exp(rng.uniform(-0.25, 0.25))
+        w, h = side * stretch, side / stretch
         corners = rng.uniform([0, 0], [WIDTH - w, HEIGHT - h], (LENGTH, 2))
-        np.savetxt(root / name / "groundtruth.txt", np.hstack([corners, np.tile([w, h], (LENGTH, 1))]), "%.2f", ",")
-    (root / "list.txt").write_text("\n".join(names))
-    return sum(path.stat().st_size for path in shared.iterdir()) / FRAMES
+        np.savetxt(folder / "groundtruth.txt", np.hstack([corners, np.tile([w, h], (LENGTH, 1))]), "%.2f", ",")
+    names = [path.name for path in sorted((root / "many").iterdir())]
+    (root / "few").mkdir()
+    (root / "few" / "list.txt").write_text("".join(f"../many/{name}\n" for name in names[: 1 + sequences // SEVERAL]))
+    (root / "many" / "list.txt").write_text("\n".join(names))
 
 
-def plain(root: Path, cut: Path, out: Path) -> int:
-    """The same crops as those of the shards at `cut`, one pair after another; returns how many pairs."""
+def plain(root: Path, cut: Path, out: Path) -> None:
+    """The same crops as those of the shards at `cut`, one pair after another."""
+    from r1track import pairs
+
     out.mkdir(exist_ok=True)
-    rows = pairs.load(cut / "train").remove_columns("images")
-    for k, row in enumerate(rows):
+    for k, row in enumerate(pairs.load(cut / "train").remove_columns("images")):
         for i, (t, (x, y, side)) in enumerate(zip(row["frames"], row["crops"], strict=True)):
-            frame = cv2.imread(str(root / row["sequence"] / f"{t:08d}.jpg"))
-            step = Crop(x, y, side, row["size"]).side / row["size"]
+            frame = cv2.imread(str(root / "many" / row["sequence"] / f"{t:08d}.jpg"))
+            step = side / row["size"]
             matrix = np.array([[step, 0, x + step / 2 - 0.5], [0, step, y + step / 2 - 0.5]])
             flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
             shown = cv2.warpAffine(frame, matrix, (row["size"], row["size"]), flags=flags)
             cv2.imwrite(str(out / f"{k}-{i}.jpg"), shown, cuts.JPEG)
-    return len(rows)
 
 
-def clock(work: Callable[[], object]) -> float:
-    """Wall seconds of the work."""
-    began = time.perf_counter()
+def clock(work: Callable[[], object]) -> tuple[float, float]:
+    """Wall seconds of the work, and the processor's seconds that it took in this process and in those that ended."""
+    before, began = os.times(), time.perf_counter()
     work()
-    return time.perf_counter() - began
+    wall, after = time.perf_counter() - began, os.times()
+    return wall, sum(after[:4]) - sum(before[:4])
 
 
 def entropy_share(root: Path) -> float:
-    """The share of a full decode that is left when only the entropy coding is undone (a grey image of 1/8)."""
-    data = [np.fromfile(path, np.uint8) for path in sorted((root.parent / "frames").iterdir())]
-    modes = (cv2.IMREAD_COLOR, cv2.IMREAD_REDUCED_GRAYSCALE_8)
-    full, least = (
-        min(clock(lambda mode=mode: [cv2.imdecode(d, mode) for d in data]) for _ in range(5)) for mode in modes
+    """The share of a full decode that is left when little but the entropy coding is undone: a grey image of 1/8."""
+    data = [np.fromfile(path, np.uint8) for path in sorted((root / "frames").iterdir())]
+
+    def seconds(mode: int) -> float:
+        return min(clock(lambda: [cv2.imdecode(image, mode) for image in data])[0] for _ in range(5))
+
+    return seconds(cv2.IMREAD_REDUCED_GRAYSCALE_8) / seconds(cv2.IMREAD_COLOR)
+
+
+def peak_memory(settings: config.Settings, root: Path, out: Path, processes: int) -> float:
+    """Most MiB that the command and its processes held together, pages that they share counted for each."""
+    file = out.with_suffix(".yaml")
+    file.write_text(
+        yaml.safe_dump({"preset": settings.preset, "sample": settings.sample.model_dump(exclude_none=True)})
     )
-    return least / full
+    command = [sys.executable, "-m", "r1track", "sample", "--config", file, "--root", root, "--out", out]
+    running, peak = psutil.Popen([*command, "--processes", str(processes)], stdout=subprocess.DEVNULL), 0
+    while running.poll() is None:
+        try:
+            peak = max(peak, sum(p.memory_info().rss for p in (running, *running.children(recursive=True))))
+        except psutil.NoSuchProcess:
+            continue
+        time.sleep(0.02)
+    return peak / 2**20
 
 
 def main() -> None:
     """Print the figures."""
+    from r1track import sample  # not above: the processes that it starts import this file's modules, too
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sequences", type=int, default=300)
+    parser.add_argument("--pairs", type=int, default=900)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     cv2.setNumThreads(1)
+    files.hardware()  # imports torch, once
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        root = folder / "train"
-        size = write_data(root, args.sequences)
-        print(
-            f"{args.sequences} sequences of {WIDTH}x{HEIGHT} frames, {size / 1024:.0f} KiB each; {args.processes} processes"
-        )
-        print(f"entropy decoding: {entropy_share(root):.2f} of a full decode")
-        for each in (1, SEVERAL):
-            wanted = round(0.9 * args.sequences) * each
-            settings = config.resolve(
-                {"preset": "r1track-5k", "sample": {"pairs": wanted, "val_pairs": 1, "exclude": {}, "shard_rows": 100}}
-            )
+        root = Path(name)
+        write_data(root, round(args.pairs / 0.9))
+        say(f"entropy decoding takes {entropy_share(root):.2f} of a full decode; {args.processes} processes")
+        for each, split in ((1, "many"), (SEVERAL, "few")):
+            chosen = {"pairs": args.pairs, "val_pairs": 1, "shard_rows": max(1, args.pairs // (4 * args.processes))}
+            settings = config.resolve({"preset": "r1track-5k", "sample": {**chosen, "per_template": 4}})
             ours, theirs = [], []
             for _ in range(args.rounds):
-                ours.append(clock(lambda s=settings: sample.run(s, root, folder / "pairs", processes=args.processes)))
-                theirs.append(clock(lambda: plain(root, folder / "pairs", folder / "plain")))
-            fast, slow = wanted / min(ours), wanted / min(theirs)
-            print(f"{each} per sequence: {fast:.1f} pairs/s, plain {slow:.1f}: {fast / slow:.2f} times;", end=" ")
-            print(f"100 000 pairs in {100_000 / fast / 60:.0f} min")
-        peaks = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-        print(f"peak memory: {peaks[0]:.0f} MiB here, {peaks[1]:.0f} MiB in the largest of the other processes")
+                work = lambda s=settings, r=root / split: sample.run(s, r, root / "pairs", args.processes)  # noqa: E731
+                ours.append(clock(work))
+                theirs.append(clock(lambda: plain(root, root / "pairs", root / "plain")))
+            (fast, fast_cpu), (slow, slow_cpu) = (map(min, zip(*times, strict=True)) for times in (ours, theirs))
+            say(
+                f"{each} per sequence: {args.pairs / fast:.0f} pairs a second, plain {args.pairs / slow:.0f}: "
+                f"{slow / fast:.2f} times ({1e3 * fast_cpu / args.pairs:.1f} and {1e3 * slow_cpu / args.pairs:.1f} ms "
+                f"of processor time a pair); 100 000 in {100_000 / args.pairs * fast / 60:.0f} minutes"
+            )
+        peaks = []
+        for many in (args.pairs // 3, args.pairs * 3):
+            settings = config.resolve({"preset": "r1track-5k", "sample": {"pairs": many, "shard_rows": 500}})
+            peaks.append(
+                f"{peak_memory(settings, root / 'few', root / 'out', args.processes):.0f} MiB for {many} pairs"
+            )
+        say("peak memory: " + ", ".join(peaks))
+
+
+def say(line: str) -> None:
+    """Print a line, at once."""
+    print(line, flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

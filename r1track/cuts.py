@@ -84,19 +84,17 @@ def draw(sequence: Sequence, settings: Settings, rng: np.random.Generator, most:
             yield Pair((first, second), (template, search))
 
 
-def decode(path: Path, crops: Iterable[Crop]) -> tuple[cv2.typing.MatLike, int]:
+def decode(path: Path, crops: Iterable[Crop]) -> tuple[cv2.typing.MatLike | None, int]:
     """A frame, BGR, as small as a JPEG can be decoded and the crops allow, and how many times smaller that is.
 
-    Raises ValueError with the file's name for a frame that is cut short or no image.
+    None stands for a frame that is cut short or no image.
     """
     data, spare = path.read_bytes(), min(1 / crop.scale for crop in crops) / SPARE
     jpeg = data.startswith(b"\xff\xd8")
     reduced = max(k for k in DECODE if k == 1 or (jpeg and k <= spare))
-    if data and (not jpeg or b"\xff\xd9" in data[-1024:]):  # without its end, OpenCV would show grey
-        frame = cv2.imdecode(np.frombuffer(data, np.uint8), DECODE[reduced] | cv2.IMREAD_IGNORE_ORIENTATION)
-        if frame is not None:
-            return frame, reduced
-    raise ValueError(f"frame cannot be decoded: {path}")
+    whole = data and (not jpeg or b"\xff\xd9" in data[-1024:])  # without its end, OpenCV would show grey
+    pixels, flags = np.frombuffer(data, np.uint8), DECODE[reduced] | cv2.IMREAD_IGNORE_ORIENTATION
+    return cv2.imdecode(pixels, flags) if whole else None, reduced
 
 
 def cut(sequence: Sequence, pairs: list[Pair], least: float) -> Iterator[Row | str]:
@@ -107,15 +105,14 @@ def cut(sequence: Sequence, pairs: list[Pair], least: float) -> Iterator[Row | s
     shown: dict[tuple[int, Crop], bytes] = {}
     faults: dict[int, str] = {}
     for t in sorted(crops):
-        try:
-            frame, reduced = decode(sequence.frames[t], crops[t])
-        except ValueError as error:
-            faults[t] = str(error)
-            continue
-        box, (height, width) = boxes.xywh_to_xyxy(sequence.boxes[t]), frame.shape[:2]
-        if boxes.area(boxes.clip(box, width * reduced, height * reduced)) < least * boxes.area(box):
+        (frame, reduced), box = decode(sequence.frames[t], crops[t]), boxes.xywh_to_xyxy(sequence.boxes[t])
+        if frame is None:
+            faults[t] = f"frame cannot be decoded: {sequence.frames[t]}"
+        elif boxes.area(boxes.clip(box, *np.multiply(frame.shape[1::-1], reduced))) < least * boxes.area(box):
             faults[t] = "target outside the image"
-        shown |= {(t, crop): cv2.imencode(".jpg", crop.warp(frame, reduced), JPEG)[1].tobytes() for crop in crops[t]}
+        else:
+            for crop in crops[t]:
+                shown[t, crop] = cv2.imencode(".jpg", crop.warp(frame, reduced), JPEG)[1].tobytes()
     for pair in pairs:
         fault = next((faults[t] for t in pair.frames if t in faults), None)
         yield fault or _row(sequence, pair, [shown[key] for key in zip(*pair, strict=True)])

@@ -8,11 +8,11 @@ command goes on from the finished shards after a kill. `sample.hub` takes a data
 import hashlib
 import json
 import logging
-import multiprocessing
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -67,28 +67,21 @@ def _plan(settings: config.Settings, root: Path) -> tuple[dict[str, Any], dict[s
     return {**told, "splits": {"train": {"sequences": train}, "val": {"sequences": held}}}, shards
 
 
-def _write(jobs: list[cuts.Job], processes: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each shard's name and what is to be said of it, as soon as it is written."""
-    if processes == 1 or len(jobs) < 2:
-        yield from map(cuts.write, jobs)
-    else:
-        context = multiprocessing.get_context("spawn")
-        with context.Pool(min(processes, len(jobs)), cv2.setNumThreads, (1,)) as pool:
-            yield from pool.imap_unordered(cuts.write, jobs)
-
-
-def _watch(shards: Iterator[tuple[str, dict[str, Any]]], total: int, sample: Sample) -> dict[str, dict[str, Any]]:
-    """What was written, by shard; ValueError when too many draws were rejected."""
+def _write(jobs: list[cuts.Job], processes: int, sample: Sample) -> dict[str, dict[str, Any]]:
+    """Write the shards; returns what is to be said of each, by name. Raises ValueError for too many rejected draws."""
     found, rejected, wanted = {}, Counter[str](), sample.pairs + sample.val_pairs
-    for name, shard in progress(shards, "sample", total):
-        found[name] = shard
-        rejected.update(shard["rejected"])
-        if rejected.total() > sample.max_rejected * wanted:
-            raise ValueError(
-                f"{rejected.total()} draws rejected for {wanted} pairs, more than sample.max_rejected = "
-                f"{sample.max_rejected} for each: {dict(rejected.most_common(5))}; mend the data, or loosen "
-                "sample.min_visibility, sample.inside or sample.shift"
-            )
+    count = min(processes, len(jobs))
+    with get_context("spawn").Pool(count, cv2.setNumThreads, (1,)) if count > 1 else nullcontext() as pool:
+        written = pool.imap_unordered(cuts.write, jobs) if pool else map(cuts.write, jobs)
+        for name, shard in progress(written, "sample", len(jobs)):
+            found[name] = shard
+            rejected.update(shard["rejected"])
+            if rejected.total() > sample.max_rejected * wanted:
+                raise ValueError(
+                    f"{rejected.total()} draws rejected for {wanted} pairs, more than sample.max_rejected = "
+                    f"{sample.max_rejected} for each: {dict(rejected.most_common(5))}; mend the data, or loosen "
+                    "sample.min_visibility, sample.inside or sample.shift"
+                )
     return dict(sorted(found.items()))
 
 
@@ -110,7 +103,7 @@ def run(settings: config.Settings, root: Path | None, out: Path, processes: int 
     for stale in {*out.parent.glob(f".{out.name}.{'?' * 16}.part")} - {work}:  # of other settings or data
         shutil.rmtree(stale)
     jobs = [(work / name, make, FEATURES.arrow_schema) for name, make in shards.items()]
-    written = _watch(_write(jobs, processes or files.cores()), len(jobs), settings.sample)
+    written = _write(jobs, processes or files.cores(), settings.sample)
     for name, told in manifest["splits"].items():
         chosen = {Path(key).name: shard for key, shard in written.items() if key.startswith(name)}
         rejected = sum((Counter(shard["rejected"]) for shard in chosen.values()), Counter[str]())
