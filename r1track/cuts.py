@@ -1,16 +1,16 @@
 """Cuts: a shard of pairs, from the annotation to the Parquet file: the work of one process of `sample`.
 
 Frames and crops are drawn first, for which no pixel is read; then each frame is decoded once, no larger than its crops
-need. A part of a sequence draws from its own random stream, from (seed, name, part): no other part changes its pairs.
+need. A sequence draws from its own random stream, from (seed, name): no other changes its pairs.
 """
 
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -28,16 +28,10 @@ FACTORS, JITTER = (2.0, 8.0), 0.2  # of policy `paper`: side over sqrt(w * h), d
 SPARE = 1.1  # decoded frames keep this many pixels, along a side, for a pixel of the crop
 DECODE = {k: getattr(cv2, f"IMREAD_REDUCED_COLOR_{k}") for k in (2, 4, 8)} | {1: cv2.IMREAD_COLOR}
 JPEG = (cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
-Part = tuple[Path, int, int]  # of a sequence: its folder, the part's number, the pairs wanted of it
 Row = dict[str, Any]
 Job = tuple[Path, Callable[[], Iterable[Row | str]], pa.Schema]  # a file, what gives rows or reasons for none, columns
-
-
-class Pair(NamedTuple):
-    """Frames, counted from 0, and a crop of each: template, search region, and perhaps a later template."""
-
-    frames: tuple[int, ...]
-    crops: tuple[Crop, ...]
+# Frames, counted from 0, and a crop of each: template, search region, and perhaps a later template.
+Pair = tuple[tuple[int, Crop], ...]
 
 
 def draw(sequence: Sequence, settings: Settings, rng: np.random.Generator, most: int) -> Iterator[Pair | str]:
@@ -76,12 +70,10 @@ def draw(sequence: Sequence, settings: Settings, rng: np.random.Generator, most:
         between = range(min(first, second) + 1, max(first, second)) if task.templates == 2 else ()
         later = int(rng.choice(between)) if between else first
         third = look(later, task.template_factor) if between else "none"
-        if not isinstance(template, Crop) or not isinstance(search, Crop):
-            yield str(search)
-        elif isinstance(third, Crop):
-            yield Pair((first, second, later), (template, search, third))
+        if isinstance(template, Crop) and isinstance(search, Crop):
+            yield (first, template), (second, search), *([(later, third)] if isinstance(third, Crop) else [])
         else:
-            yield Pair((first, second), (template, search))
+            yield str(search)
 
 
 def decode(path: Path, crops: Iterable[Crop]) -> tuple[cv2.typing.MatLike | None, int]:
@@ -100,7 +92,7 @@ def decode(path: Path, crops: Iterable[Crop]) -> tuple[cv2.typing.MatLike | None
 def cut(sequence: Sequence, pairs: list[Pair], least: float) -> Iterator[Row | str]:
     """Rows of the pairs whose frames can be read and hold a share of `least` of the box; for others, why not."""
     crops: dict[int, set[Crop]] = defaultdict(set)
-    for t, crop in (each for pair in pairs for each in zip(*pair, strict=True)):
+    for t, crop in chain.from_iterable(pairs):
         crops[t].add(crop)
     shown: dict[tuple[int, Crop], bytes] = {}
     faults: dict[int, str] = {}
@@ -114,38 +106,37 @@ def cut(sequence: Sequence, pairs: list[Pair], least: float) -> Iterator[Row | s
             for crop in crops[t]:
                 shown[t, crop] = cv2.imencode(".jpg", crop.warp(frame, reduced), JPEG)[1].tobytes()
     for pair in pairs:
-        fault = next((faults[t] for t in pair.frames if t in faults), None)
-        yield fault or _row(sequence, pair, [shown[key] for key in zip(*pair, strict=True)])
+        fault = next((faults[t] for t, _ in pair if t in faults), None)
+        yield fault or _row(sequence, pair, [shown[each] for each in pair])
 
 
 def _row(sequence: Sequence, pair: Pair, images: list[bytes]) -> Row:
-    truth, size = [sequence.boxes[t] for t in pair.frames], pair.crops[0].size
-    seen = [crop.to_crop(boxes.xywh_to_xyxy(box)) for crop, box in zip(pair.crops, truth, strict=True)]
-    template, answer, *later = (boxes.clip(box, size, size).tolist() for box in seen)
+    (first, crop), (second, _), *_ = pair
+    seen = [crop.to_crop(boxes.xywh_to_xyxy(sequence.boxes[t])) for t, crop in pair]
+    template, answer, *later = (boxes.clip(box, crop.size, crop.size).tolist() for box in seen)
     return {
         "images": [{"bytes": image, "path": None} for image in images], "answer": answer, "template_box": template,
-        "second_box": later[0] if later else None, "sequence": sequence.name, "frames": [t + 1 for t in pair.frames],
-        "gap": pair.frames[1] - pair.frames[0], "boxes": [box.tolist() for box in truth],
-        "crops": [[crop.x, crop.y, crop.side] for crop in pair.crops],
-        "visibility": float(sequence.visibility[pair.frames[1]]), "size": size,
+        "second_box": later[0] if later else None, "sequence": sequence.name, "frames": [t + 1 for t, _ in pair],
+        "gap": second - first, "boxes": [sequence.boxes[t].tolist() for t, _ in pair], "size": crop.size,
+        "crops": [[crop.x, crop.y, crop.side] for _, crop in pair], "visibility": float(sequence.visibility[second]),
     }  # fmt: skip
 
 
-def pairs(parts: list[Part], layout: str, settings: Settings) -> Iterator[Row | str]:
-    """The pairs of some parts of sequences, and reasons for draws that gave none. Raises ValueError for bad data."""
-    for folder, part, wanted in parts:
+def pairs(parts: list[tuple[Path, int]], layout: str, settings: Settings) -> Iterator[Row | str]:
+    """So many pairs of each folder, and reasons for draws that gave none. Raises ValueError for what cannot be read."""
+    for folder, wanted in parts:
         sequence, tries, found = read_sequence(folder, layout), 0, list[Pair]()
         if len(sequence.frames) < 2 or not sequence.complete:
             raise ValueError(f"{folder}: a pair needs two frames with a box each; name the sequence in sample.exclude")
-        digest = hashlib.sha256(f"{settings.seed}:{sequence.name}:{part}".encode()).digest()
+        digest = hashlib.sha256(f"{settings.seed}:{sequence.name}".encode()).digest()
         rng = np.random.default_rng(np.frombuffer(digest, np.uint32))
         while len(found) < wanted and tries < TRIES * wanted:
             for drawn in draw(sequence, settings, rng, wanted - len(found)):
                 tries += 1
-                if isinstance(drawn, Pair):
-                    found.append(drawn)
-                else:
+                if isinstance(drawn, str):
                     yield drawn
+                else:
+                    found.append(drawn)
         yield from ["pair given up: no usable frames"] * (wanted - len(found))
         for start in range(0, len(found), BATCH):
             yield from cut(sequence, found[start : start + BATCH], settings.sample.min_visibility)

@@ -41,13 +41,13 @@ def split(names: list[str], share: float, seed: int) -> tuple[list[str], list[st
     return ordered[held:], ordered[:held]
 
 
-def deal(names: list[str], wanted: int, rows: int) -> list[list[tuple[str, int, int]]]:
-    """The wanted pairs, spread evenly over the names, as shards of `rows` pairs: (name, number of the part, pairs)."""
-    each, extra = divmod(wanted, len(names))
-    owners = [name for k, name in enumerate(names) for _ in range(each + (k < extra))]
-    shards = (Counter(owners[start : start + rows]) for start in range(0, wanted, rows))
-    # Only the first sequence of a shard can have begun in the shard before.
-    return [[(n, k if k and n == owners[k * rows - 1] else 0, c) for n, c in s.items()] for k, s in enumerate(shards)]
+def deal(names: list[str], wanted: int, rows: int) -> list[list[tuple[str, int]]]:
+    """The wanted pairs, spread evenly over the names, as (name, pairs), in shards of about `rows` pairs."""
+    names = names[:wanted]
+    each, extra = divmod(wanted, max(1, len(names)))
+    quotas = [(name, each + (k < extra)) for k, name in enumerate(names)]
+    step = max(1, rows // max(1, each + (extra > 0)))
+    return [quotas[start : start + step] for start in range(0, len(names), step)]
 
 
 def _plan(settings: config.Settings, root: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -61,7 +61,7 @@ def _plan(settings: config.Settings, root: Path) -> tuple[dict[str, Any], dict[s
     shards = {}
     for name, names, wanted in (("train", train, sample.pairs), ("val", held, sample.val_pairs)):
         for k, shard in enumerate(deal(names, wanted, sample.shard_rows)):
-            parts = [(folders[sequence], part, pairs) for sequence, part, pairs in shard]
+            parts = [(folders[sequence], pairs) for sequence, pairs in shard]
             shards[f"{name}/{name}-{k:05d}.parquet"] = partial(cuts.pairs, parts, layout, settings)
     told = {"root": str(root), "list": files.hash_file(root / "list.txt"), "layout": layout, "excluded": excluded}
     return {**told, "splits": {"train": {"sequences": train}, "val": {"sequences": held}}}, shards

@@ -77,7 +77,7 @@ class Sample(Section):
     )
     hub: str | None = Field(None, description="data set with images, problem, answer to take instead: hub id or folder")
     hub_revision: str | None = Field(None, description="commit of that data set; null takes the newest")
-    shard_rows: int = Field(500, ge=1, description="pairs per Parquet file")
+    shard_rows: int = Field(500, ge=1, description="pairs per Parquet file, about: a sequence is in one file")
 
 
 class Lora(Section):
