@@ -4,7 +4,7 @@
     PYTHONPATH=. python bench/grpo_step.py --quick    # G = 8 without thinking, within a minute
 
 Prints `ratio G=8 think=false X`: stock over shared seconds per group. Both sides get the same random weights, pairs,
-seed and rewards (drawn: random weights answer nothing), each in a process of its own, so that its peak memory is its own.
+seed and rewards (drawn: random weights answer nothing), each in a process of its own, so that its peak memory is its.
 
 The shape is smaller than the real one, but its prompt outweighs the rest as it does there: 8 text layers of width 512,
 8 image layers of width 320, and the full 387 tokens of a question with two crops of 336 px. Answers have 20 tokens, as

@@ -7,7 +7,7 @@ code 2; a fault of the program keeps its traceback. The file given to `--log` ge
 import logging
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich import get_console
@@ -106,11 +106,17 @@ def toy_base(
 
 
 @app.command()
-def sample(config_file: Config, root: Root, out: OutDir) -> None:
+def sample(
+    config_file: Config,
+    out: OutDir,
+    root: Annotated[Path | None, typer.Option(help="Training split; not needed with sample.hub.")] = None,
+    processes: Annotated[int, typer.Option(min=0, help="How many cut at once; 0 is one per core.")] = 0,
+    export: Annotated[Literal["sharegpt", "easyr1"] | None, typer.Option(help="Also write OUT-<form>.")] = None,
+) -> None:
     """Cut pairs of template and search region from a training split."""
     from r1track.sample import run
 
-    run(config.load(config_file), root, out)
+    run(config.load(config_file), root, out, processes=processes, form=export)
 
 
 @app.command()

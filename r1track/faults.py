@@ -57,17 +57,18 @@ def contradiction(settings: "Settings") -> str | None:
 
     A crop that the image processor would resize is refused: its pixels would no longer be the answer's.
     """
-    size, low, high = settings.task.size, settings.model.min_pixels, settings.model.max_pixels
-    if size % PATCH:
-        return f"task.size = {size}: not a multiple of {PATCH}; take {max(PATCH, round(size / PATCH) * PATCH)}"
+    low, high = settings.model.min_pixels, settings.model.max_pixels
     if low > high:
         return f"model.min_pixels = {low}: above model.max_pixels = {high}; swap them"
-    if not low <= size * size <= high:
-        sides = f"{math.ceil(math.sqrt(low))} to {math.isqrt(high)}"
-        return (
-            f"task.size = {size}: {size * size} pixels are outside model.min_pixels..max_pixels = {low}..{high}; "
-            f"take a size from {sides}, or widen the limits"
-        )
+    sides = [("task.size", settings.task.size), *(("sample.sizes", size) for size in settings.sample.sizes)]
+    for field, size in sides:
+        if size < PATCH or size % PATCH:
+            return f"{field} = {size}: not a multiple of {PATCH}; take {max(PATCH, round(size / PATCH) * PATCH)}"
+        if not low <= size * size <= high:
+            return (
+                f"{field} = {size}: {size * size} pixels are outside model.min_pixels..max_pixels = {low}..{high}; "
+                f"take a size from {math.ceil(math.sqrt(low))} to {math.isqrt(high)}, or widen the limits"
+            )
     if settings.merge.base == "dequantised" and settings.train.quantize == "none":
         return "merge.base = 'dequantised': nothing was quantised in training; take `original`, or train.quantize nf4"
     if settings.task.think and "sft" in settings.train.arms:

@@ -22,6 +22,7 @@ FEATURES = Features(
         "crops": List(List(Value("float64"))),
         "visibility": Value("float64"),
         "size": Value("int32"),
+        "problem": Value("string"),  # another data set's own question, asked as it stands; null in pairs that we cut
     }
 )
 
@@ -41,9 +42,12 @@ def load(folder: Path, *, cache: Path | None = None) -> Dataset:
 
 
 def questions(pairs: Dataset, think: bool) -> list[prompts.Messages]:
-    """The tracking question of every pair; its images go in the order of `prompts.places`."""
-    boxes = zip(pairs["template_box"], pairs["second_box"], strict=True)
-    return [prompts.build(box, second_box=second, think=think) for box, second in boxes]
+    """The question of every pair, its own where it has one; its images go in the order of `prompts.places`."""
+    rows = zip(pairs["problem"], pairs["template_box"], pairs["second_box"], strict=True)
+    return [
+        prompts.unflat(problem) if problem else prompts.build(box, second_box=second, think=think)
+        for problem, box, second in rows
+    ]
 
 
 def held_out(folder: Path, count: int, think: bool) -> tuple[list[prompts.Messages], list[list[PIL.Image.Image]]]:

@@ -29,6 +29,7 @@ ANSWER_THINK = (
 SHORT = "\nAnswer the question using a single word or phrase."
 GROUND_HEAD = "Locate the "
 GROUND_TAIL = " in this image and output its bbox coordinates in JSON format."
+PLACE = "<image>"  # where an image belongs, in a question that is one text
 
 TOLERANCE = 0.05  # how far, in shares of the crop's side, a corner may lie outside before the answer is invalid
 
@@ -78,6 +79,17 @@ def thoughtful(thought: str, answer: str) -> str:
 def places(images: Sequence[Image]) -> list[Image]:
     """A pair's images (template, search region, then any later template) in the order of their places in the prompt."""
     return [images[0], *images[2:], images[1]]
+
+
+def flat(messages: Messages) -> str:
+    """A question as one text, with PLACE for each image."""
+    return "".join(part.get("text", PLACE) for part in messages[0]["content"])
+
+
+def unflat(text: str) -> Messages:
+    """The question that one text holds, PLACE for each image; spaces alone between images are dropped."""
+    parts = [part for part in re.split(f"({PLACE})", text) if part.strip()]
+    return [{"role": "user", "content": [{"type": "image"} if part == PLACE else _text(part) for part in parts]}]
 
 
 def ask(question: str) -> Messages:

@@ -55,16 +55,29 @@ class Task(Section):
 class Sample(Section):
     """sample: which pairs are cut from the training split."""
 
-    pairs: int = Field(5000, ge=1, description="training pairs")
+    policy: Literal["matched", "paper"] = Field(
+        "matched", description="`matched`: what the tracker meets; `paper`: R1-Track's own way (docs/sampling.md)"
+    )
+    pairs: int = Field(5000, ge=1, description="training pairs, spread evenly over the sequences")
     val_pairs: int = Field(200, ge=0, description="held-out pairs, from sequences that no training pair comes from")
     val_share: float = Field(0.1, gt=0, lt=1, description="share of the sequences that is held out")
+    sizes: list[int] = Field([], description="sides of crops, drawn evenly; twice doubles a share; none: task.size")
     shift: float = Field(0.3, ge=0, description="how far the last box has drifted: deviation, in shares of its size")
     scale: float = Field(0.12, ge=0, description="how much the last box is off in size: deviation of the logarithm")
-    max_gap: int = Field(100, ge=1, description="most frames between template and search frame")
+    max_gap: int = Field(100, ge=1, description="most frames between template and search frame, drawn evenly from 1")
+    per_template: int = Field(4, ge=1, description="pairs of a sequence that share a template frame, decoded once")
     min_visibility: float = Field(
         0.25, ge=0, le=1, description="share of the target that must be visible in both frames"
     )
-    shard_rows: int = Field(1000, ge=1, description="pairs per Parquet file")
+    inside: float = Field(0.98, gt=0, le=1, description="share of the target's box that each crop must hold")
+    max_rejected: float = Field(1.0, ge=0, lt=20, description="rejected draws per wanted pair that stop the stage")
+    exclude: dict[str, str] = Field({}, description="names of sequences to leave out, each with the reason")
+    layout: Literal["auto", "got10k", "otb", "lasot", "tnl2k", "vot", "vot-flat", "nfs", "trackingnet", "uav123"] = (
+        Field("auto", description="how the training split is laid out (docs/sampling.md); `auto` looks")
+    )
+    hub: str | None = Field(None, description="data set with images, problem, answer to take instead: hub id or folder")
+    hub_revision: str | None = Field(None, description="commit of that data set; null takes the newest")
+    shard_rows: int = Field(500, ge=1, description="pairs per Parquet file, about: a sequence is in one file")
 
 
 class Lora(Section):

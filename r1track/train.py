@@ -169,7 +169,7 @@ def with_prompts(pairs: Dataset, think: bool, completions: list[Any] | None = No
         rows = pairs.select_columns(["images", "answer", "size"]).add_column("prompt", asked)
     else:
         rows = pairs.select_columns(["images"]).add_column("prompt", asked).add_column("completion", completions)
-    if all(second is None for second in pairs["second_box"]):
+    if all(one is None for name in ("second_box", "problem") for one in pairs[name]):  # two images, in their places
         return rows
     return rows.with_transform(lambda batch: {**batch, "images": [prompts.places(row) for row in batch["images"]]})
 

@@ -13,7 +13,7 @@ from r1track import cli, config
 FLAGS = {
     "toy": {"config", "out"},
     "toy-base": {"out", "steps", "seed"},
-    "sample": {"config", "root", "out"},
+    "sample": {"config", "root", "out", "processes", "export"},
     "train": {"config", "arm", "model", "pairs", "scratch", "out"},
     "merge": {"config", "model", "adapter", "out", "pairs"},
     "track": {"config", "model", "root", "out"},

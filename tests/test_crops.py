@@ -2,12 +2,14 @@
 
 import math
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from r1track.boxes import xywh_to_xyxy
 from r1track.crops import Crop, drift
+from r1track.toy.world import make_ground
 
 
 def flat(value, width=90, height=60):
@@ -80,6 +82,49 @@ def test_shrinking_a_checkerboard_gives_its_mean():
     board = (np.indices((256, 256)).sum(0) % 2 * 255).astype(np.uint8)
     shown = np.asarray(Crop(16, 16, 224, 28).cut(Image.fromarray(board).convert("RGB")), dtype=float)
     assert np.abs(shown - 127.5).max() < 3
+
+
+def resampled(image, crop):
+    """The same window by Pillow's resampling, which weighs pixels by a triangle."""
+    reach = math.ceil(max(1, crop.side / crop.size)) + 1
+    left, top = math.floor(crop.x) - reach, math.floor(crop.y) - reach
+    extent = math.ceil(crop.side) + 2 * reach + 1
+    x, y = crop.x - left, crop.y - top
+    window = image.crop((left, top, left + extent, top + extent))
+    return window.resize((crop.size, crop.size), Image.Resampling.BILINEAR, (x, y, x + crop.side, y + crop.side))
+
+
+def photo(width, height):
+    """A smooth picture with edges in it and some noise, as cameras make them."""
+    rng = np.random.default_rng(8)
+    ground = cv2.resize(make_ground(rng), (width, height), interpolation=cv2.INTER_CUBIC).astype(np.int16)
+    cv2.circle(ground, (width // 2, height // 2), height // 5, (230, 210, 40), cv2.FILLED, cv2.LINE_AA)
+    cv2.rectangle(ground, (5, 5), (width // 3, height // 4), (20, 40, 190), cv2.FILLED)
+    return Image.fromarray(np.clip(ground + rng.normal(0, 3, ground.shape), 0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("size", [112, 336])
+def test_cuts_agree_with_another_resampling_within_a_grey_level_inside_at_every_border_and_outside(size):
+    image = photo(640, 360)
+    for side in (60, 111.5, 150, 337, 500, 900, 1500):
+        for across in (-0.95, -0.4, 0.35, 0.8):
+            for down in (-0.95, -0.4, 0.35, 0.8):
+                crop = Crop(across * 640 - side * (across < 0) * 0.1, down * 360 + 0.3, side, size)
+                difference = np.abs(np.asarray(crop.cut(image), int) - np.asarray(resampled(image, crop), int))
+                assert difference.mean() < 1, crop
+    for crop in (Crop(-900, 0, 800, size), Crop(670, 0, 300, size), Crop(0, -500, 399, size), Crop(0, 380, 9, size)):
+        assert not np.asarray(crop.cut(image)).any()
+        assert not np.asarray(resampled(image, crop)).any()
+
+
+def test_a_cut_out_of_a_reduced_image_is_the_cut_out_of_the_whole_one():
+    image = photo(1280, 720)
+    for reduced in (2, 4):
+        small = np.asarray(image.reduce(reduced))
+        for x, y, side in ((100.3, 50.7, 112 * reduced * 1.2), (-80, 300, 112 * reduced * 1.9)):
+            crop = Crop(x, y, side, 112)
+            difference = np.abs(crop.warp(small, reduced).astype(int) - np.asarray(crop.cut(image), int))
+            assert difference.mean() < 1
 
 
 @pytest.mark.parametrize("box", [[1, 2, 0, 5], [1, 2, 5, -1], [1, 2, float("nan"), 5], [-1, -1, -1, -1]])

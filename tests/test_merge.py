@@ -187,7 +187,7 @@ def test_a_merge_into_dequantised_weights_needs_an_adapter_that_was_trained_over
     plain = shutil.copytree(adapter, tmp_path / "plain")
     notes = files.read_json(plain / "provenance.json")
     files.write_json(plain / "provenance.json", {**notes, "quantize": "none"})
-    with pytest.raises(ValueError, match="trained over 16 bits, not over dequantised weights; take merge.base original"):
+    with pytest.raises(ValueError, match=r"over 16 bits, not over dequantised weights; take merge\.base original"):
         merge.run(settings("dequantised"), "tiny", plain, pairs, tmp_path / "out")
 
 

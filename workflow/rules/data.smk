@@ -33,10 +33,11 @@ rule sample:
         f"{PLAN.results}/benchmarks/sample.tsv"
     conda:
         "../../environment.yml"
-    threads: 1
+    threads: workflow.cores
     params:
         root=subpath(input.frames, parent=True),
     message:
         "Cutting pairs from {params.root}"
     shell:
         "r1track --log {log} sample --config {input.config} --root {params.root:q} --out {output}"
+        " --processes {threads}"
