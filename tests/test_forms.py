@@ -52,12 +52,6 @@ def trained(pairs: Path, folder: Path, arm: str) -> None:
     assert (folder / "adapter" / "adapter_model.safetensors").is_file()
 
 
-def asked(pairs: Dataset, think: bool) -> Dataset:
-    """What the trainer is to make of pairs that bring a question of their own."""
-    prompt = [prompts.unflat(problem) for problem in pairs["problem"]]
-    return pairs.select_columns(["images", "answer"]).add_column("prompt", prompt)
-
-
 def test_a_question_in_one_text_is_the_same_question(tmp_path: Path) -> None:
     for second in (None, [3.0, 4.0, 50.0, 60.0]):
         built = prompts.build([1.0, 2.0, 30.0, 40.0], second_box=second)
@@ -106,9 +100,7 @@ def test_questions_for_thinking_are_exported_where_no_answer_is_learnt(root: Pat
     assert all("<think>" not in message["content"] for message in told)
 
 
-def test_an_easyr1_export_is_taken_as_a_hub_data_set_and_trains_for_one_step(
-    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_easyr1_export_is_taken_as_a_hub_data_set_and_trains_for_one_step(pairs: Path, tmp_path: Path) -> None:
     chosen = settings(hub=str(pairs.with_name("pairs-easyr1")))
     sample.run(chosen, None, tmp_path / "taken")
     ours, taken = (pairs_module.load(folder / "train") for folder in (pairs, tmp_path / "taken"))
@@ -122,7 +114,6 @@ def test_an_easyr1_export_is_taken_as_a_hub_data_set_and_trains_for_one_step(
     found = files.read_json(tmp_path / "taken" / "manifest.json")
     assert found["hub"] == str(pairs.with_name("pairs-easyr1"))
     assert found["revision"] is None
-    monkeypatch.setattr(train, "with_prompts", asked)
     trained(tmp_path / "taken", tmp_path, "grpo")
 
 
@@ -134,7 +125,7 @@ def test_a_sharegpt_export_trains_for_one_step(pairs: Path, tmp_path: Path, monk
     columns = info["r1track_train"]["columns"]
     tags = info["r1track_train"]["tags"]
 
-    def told(pairs: Dataset) -> Dataset:
+    def told(pairs: Dataset, think: bool) -> Dataset:
         rows = loaded(export)["train"]
         turns = [row[columns["messages"]] for row in rows]
         assert all([turn[tags["role_tag"]] for turn in row] == ["user", "assistant"] for row in turns)
