@@ -6,6 +6,7 @@
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
@@ -149,9 +150,30 @@ def memory_table() -> str:
     return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *rows]) + "\n"
 
 
+def preset_table() -> str:
+    """The table in README.md and docs/training.md: what each preset for a card is planned to take."""
+    from r1track import memory
+
+    rows = ["| preset | model | pairs | arms | peak memory, planned | hours on an RTX 3090, planned | measured |"]
+    rows.append("|---|---|---|---|---|---|---|")
+    for name in ("r1track-5k", "r1track-5k-think", "r1track-100k", "best", "best-7b"):
+        settings = resolve({"preset": name})
+        plans = memory.plan(settings)
+        peak, hours = max(plan.peak[0] for plan in plans) / 1e9, sum(plan.hours for plan in plans)
+        model, arms = memory.PUBLISHED[settings.model.base], ", then ".join(settings.train.arms)
+        rows.append(f"| `{name}` | {model} | {settings.sample.pairs} | {arms} | {peak:.0f} GB | {hours:.0f} | no |")
+    return "\n".join(rows) + "\n"
+
+
+def _put(page: Path, start: str, table: str) -> None:
+    """Put a table in the place of the one in a page that begins with `start`."""
+    old = re.compile(rf"(?<=\n\n){re.escape(start)}.*?\n(?=\n)", re.DOTALL)
+    write_text(page, old.sub(lambda found: table, page.read_text(encoding="utf-8")))
+
+
 if __name__ == "__main__":
-    page = (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
-    table = re.compile(r"(?<=\n\n)\| base \|.*?\n(?=\n)", re.DOTALL)
-    write_text(ROOT / "docs" / "memory.md", table.sub(lambda old: memory_table(), page))
+    _put(ROOT / "docs" / "memory.md", "| base |", memory_table())
+    for page in (ROOT / "README.md", ROOT / "docs" / "training.md"):
+        _put(page, "| preset |", preset_table())
     write_text(ROOT / "config.yaml", config_yaml())
     write_text(ROOT / "docs" / "configuration.md", reference())

@@ -1,5 +1,6 @@
 """The memory plan: exact terms are the bytes of real tensors, estimates are near those of real layers, advice holds."""
 
+import re
 import weakref
 from pathlib import Path
 from typing import Any
@@ -402,3 +403,7 @@ def test_with_a_shared_prefix_prompts_are_planned_once_per_group_and_answers_eac
 def test_the_table_in_the_documents_is_the_codes() -> None:
     page = (config.ROOT / "docs" / "memory.md").read_text()
     assert document.memory_table() in page, "run `make docs`"
+    for name in ("README.md", "docs/training.md"):
+        assert document.preset_table() in (config.ROOT / name).read_text(), "run `make docs`"
+    tabled = set(re.findall(r"^\| `([\w-]+)`", document.preset_table(), re.MULTILINE))
+    assert tabled == {path.stem for path in config.PRESETS.glob("*.yaml")} - {"demo"}
