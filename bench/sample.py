@@ -3,7 +3,7 @@
     python bench/sample.py [--pairs 2000] [--processes 2] [--rounds 2]
 
 The plain sampler is one process and OpenCV: it decodes both frames of a pair in full, cuts the same crops and writes
-them as JPEG of the same quality. It shrinks with INTER_AREA, so that crops are free of aliasing as ours are, or, quicker
+them as JPEG of the same quality. It shrinks with INTER_AREA, so that crops are as free of aliasing as ours, or, quicker
 and worse, with INTER_LINEAR. Samplers take turns, and the best round of each counts. Frames are drawn, with noise, so
 that their files are as large as those of compressed video; targets are 150 to 750 pixels large, evenly in the logarithm
 (a choice, not measured on a data set); crops are 336. Other work on the machine slows many processes more than one.

@@ -102,6 +102,7 @@ def run(settings: config.Settings, root: Path | None, out: Path, processes: int 
     work = out.with_name(f".{out.name}.{identity[:16]}.part")
     for stale in {*out.parent.glob(f".{out.name}.{'?' * 16}.part")} - {work}:  # of other settings or data
         shutil.rmtree(stale)
+    work.mkdir(parents=True, exist_ok=True)
     jobs = [(work / name, make, FEATURES.arrow_schema) for name, make in shards.items()]
     written = _write(jobs, processes or files.cores(), settings.sample)
     for name, told in manifest["splits"].items():
