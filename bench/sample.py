@@ -1,11 +1,12 @@
 """How fast `sample` cuts pairs out of 1920x1080 frames, and a plain sampler beside it that cuts the same crops.
 
-    python bench/sample.py [--pairs 900] [--processes 2] [--rounds 3]
+    python bench/sample.py [--pairs 2000] [--processes 2] [--rounds 2]
 
-The plain sampler is one process and OpenCV: it decodes both frames of a pair in full, cuts the pair's crops out of them
-with one bilinear warp each (no antialiasing), and writes them as JPEG of the same quality. The two take turns, and the
-best round of each counts. Frames are drawn, with noise, so that their files are as large as those of compressed video;
-targets are 150 to 750 pixels large, evenly in the logarithm (a choice, not measured on a data set); crops are 336.
+The plain sampler is one process and OpenCV: it decodes both frames of a pair in full, cuts the same crops and writes
+them as JPEG of the same quality. It shrinks with INTER_AREA, so that crops are as free of aliasing as ours, or, quicker
+and worse, with INTER_LINEAR. Samplers take turns, and the best round of each counts. Frames are drawn, with noise, so
+that their files are as large as those of compressed video; targets are 150 to 750 pixels large, evenly in the logarithm
+(a choice, not measured on a data set); crops are 336. Other work on the machine slows many processes more than one.
 """
 
 import argparse
@@ -25,9 +26,10 @@ import yaml
 from r1track import config, cuts, files
 from r1track.toy import world
 
-WIDTH, HEIGHT, FRAMES, LENGTH = 1920, 1080, 40, 80
+WIDTH, HEIGHT, FRAMES, LENGTH = 1920, 1080, 40, 40
 SIDES = (150, 750)  # of targets: sqrt(w * h)
 SEVERAL = 8  # pairs per sequence, besides one
+PLAIN = 400  # pairs of the plain sampler: it starts nothing that its first pairs would have to pay for
 
 
 def write_data(root: Path, sequences: int) -> None:
@@ -53,27 +55,28 @@ def write_data(root: Path, sequences: int) -> None:
     (root / "many" / "list.txt").write_text("\n".join(names))
 
 
-def plain(root: Path, cut: Path, out: Path) -> None:
-    """The same crops as those of the shards at `cut`, one pair after another."""
+def plain(root: Path, cut: Path, out: Path, how: int) -> None:
+    """The crops of the first pairs at `cut`, one pair after another, shrunk as OpenCV's `how` says."""
     from r1track import pairs
 
     out.mkdir(exist_ok=True)
-    for k, row in enumerate(pairs.load(cut / "train").remove_columns("images")):
+    for k, row in enumerate(pairs.load(cut / "train").remove_columns("images").select(range(PLAIN))):
         for i, (t, (x, y, side)) in enumerate(zip(row["frames"], row["crops"], strict=True)):
             frame = cv2.imread(str(root / "many" / row["sequence"] / f"{t:08d}.jpg"))
-            step = side / row["size"]
-            matrix = np.array([[step, 0, x + step / 2 - 0.5], [0, step, y + step / 2 - 0.5]])
-            flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-            shown = cv2.warpAffine(frame, matrix, (row["size"], row["size"]), flags=flags)
+            left, top, side = round(x), round(y), round(side)
+            inside = frame[max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)]
+            beyond = (-top, top + side - HEIGHT, -left, left + side - WIDTH)
+            window = cv2.copyMakeBorder(inside, *(max(0, v) for v in beyond), cv2.BORDER_CONSTANT)
+            shown = cv2.resize(window, (row["size"], row["size"]), interpolation=how)
             cv2.imwrite(str(out / f"{k}-{i}.jpg"), shown, cuts.JPEG)
 
 
-def clock(work: Callable[[], object]) -> tuple[float, float]:
-    """Wall seconds of the work, and the processor's seconds that it took in this process and in those that ended."""
+def clock(work: Callable[[], object], count: int = 1) -> tuple[float, float]:
+    """Wall seconds of the work for one of `count`, and processor's seconds, in this process and in those it started."""
     before, began = os.times(), time.perf_counter()
     work()
     wall, after = time.perf_counter() - began, os.times()
-    return wall, sum(after[:4]) - sum(before[:4])
+    return wall / count, (sum(after[:4]) - sum(before[:4])) / count
 
 
 def entropy_share(root: Path) -> float:
@@ -108,9 +111,9 @@ def main() -> None:
     from r1track import sample  # not above: the processes that it starts import this file's modules, too
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=900)
+    parser.add_argument("--pairs", type=int, default=2000)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     args = parser.parse_args()
     cv2.setNumThreads(1)
     files.hardware()  # imports torch, once
@@ -121,16 +124,19 @@ def main() -> None:
         for each, split in ((1, "many"), (SEVERAL, "few")):
             chosen = {"pairs": args.pairs, "val_pairs": 1, "shard_rows": max(1, args.pairs // (4 * args.processes))}
             settings = config.resolve({"preset": "r1track-5k", "sample": {**chosen, "per_template": 4}})
-            ours, theirs = [], []
+            rounds: list[list[tuple[float, float]]] = []
             for _ in range(args.rounds):
                 work = lambda s=settings, r=root / split: sample.run(s, r, root / "pairs", args.processes)  # noqa: E731
-                ours.append(clock(work))
-                theirs.append(clock(lambda: plain(root, root / "pairs", root / "plain")))
-            (fast, fast_cpu), (slow, slow_cpu) = (map(min, zip(*times, strict=True)) for times in (ours, theirs))
+                rounds.append([clock(work, args.pairs)])
+                for how in (cv2.INTER_AREA, cv2.INTER_LINEAR):
+                    cut = lambda h=how: plain(root, root / "pairs", root / "plain", h)  # noqa: E731
+                    rounds[-1].append(clock(cut, PLAIN))
+            best = np.array(rounds).min(0)
+            (ours, smooth, rough), cpu = best[:, 0], ", ".join(f"{1e3 * seconds:.1f}" for seconds in best[:, 1])
             say(
-                f"{each} per sequence: {args.pairs / fast:.0f} pairs a second, plain {args.pairs / slow:.0f}: "
-                f"{slow / fast:.2f} times ({1e3 * fast_cpu / args.pairs:.1f} and {1e3 * slow_cpu / args.pairs:.1f} ms "
-                f"of processor time a pair); 100 000 in {100_000 / args.pairs * fast / 60:.0f} minutes"
+                f"{each} per sequence: {1 / ours:.0f} pairs a second; plain {1 / smooth:.0f}, without smoothing "
+                f"{1 / rough:.0f}: {smooth / ours:.2f} and {rough / ours:.2f} times. Processor time a pair: {cpu} ms. "
+                f"100 000 in {100_000 * ours / 60:.0f} minutes"
             )
         peaks = []
         for many in (args.pairs // 3, args.pairs * 3):

@@ -142,6 +142,11 @@ def pairs(parts: list[tuple[Path, int]], layout: str, settings: Settings) -> Ite
             yield from cut(sequence, found[start : start + BATCH], settings.sample.min_visibility)
 
 
+def start() -> None:
+    """What a process does first: one thread for OpenCV, as there is a process for each core."""
+    cv2.setNumThreads(1)
+
+
 def write(job: Job) -> tuple[str, dict[str, Any]]:
     """Write a job's rows as a Parquet file, few in memory at a time; returns its name and what is to be said of it.
 

@@ -16,7 +16,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import cv2
 from datasets import disable_progress_bars
 from rich.progress import track as progress
 
@@ -71,7 +70,7 @@ def _write(jobs: list[cuts.Job], processes: int, sample: Sample) -> dict[str, di
     """Write the shards; returns what is to be said of each, by name. Raises ValueError for too many rejected draws."""
     found, rejected, wanted = {}, Counter[str](), sample.pairs + sample.val_pairs
     count = min(processes, len(jobs))
-    with get_context("spawn").Pool(count, cv2.setNumThreads, (1,)) if count > 1 else nullcontext() as pool:
+    with get_context("spawn").Pool(count, cuts.start) if count > 1 else nullcontext() as pool:
         written = pool.imap_unordered(cuts.write, jobs) if pool else map(cuts.write, jobs)
         for name, shard in progress(written, "sample", len(jobs)):
             found[name] = shard
@@ -102,6 +101,7 @@ def run(settings: config.Settings, root: Path | None, out: Path, processes: int 
     work = out.with_name(f".{out.name}.{identity[:16]}.part")
     for stale in {*out.parent.glob(f".{out.name}.{'?' * 16}.part")} - {work}:  # of other settings or data
         shutil.rmtree(stale)
+    work.mkdir(parents=True, exist_ok=True)
     jobs = [(work / name, make, FEATURES.arrow_schema) for name, make in shards.items()]
     written = _write(jobs, processes or files.cores(), settings.sample)
     for name, told in manifest["splits"].items():

@@ -5,6 +5,7 @@ import functools
 import io
 import logging
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -67,6 +68,12 @@ def test_any_number_of_processes_and_any_folder_give_the_same_bytes(
     sample.run(settings(), elsewhere, tmp_path / "again", processes=processes)
     for split in ("train", "val"):
         assert files.hash_path(tmp_path / "again" / split) == files.hash_path(pairs / split)
+
+
+def test_processes_are_started_by_what_is_found_by_its_name_alone() -> None:
+    # A name that pickle must search for, as OpenCV's functions are, imports all of transformers where that is loaded.
+    assert pickle.loads(pickle.dumps(cuts.start)) is cuts.start
+    assert cuts.start.__module__ == "r1track.cuts"
 
 
 def test_another_seed_cuts_other_bytes(root: Path, pairs: Path, tmp_path: Path) -> None:
