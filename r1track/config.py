@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from r1track import faults, files
-from r1track.schema import Settings
+from r1track.schema import Settings, Train
 
 ROOT = Path(__file__).resolve().parent.parent
 PRESETS = ROOT / "presets"
@@ -28,6 +28,12 @@ NEEDS = {
     "verdict": ("verdict",),
     "report": ("report",),
 }
+SECTIONS = {
+    name
+    for section in (Settings, Train)
+    for name, info in section.model_fields.items()
+    if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel)
+}
 
 
 class ConfigError(ValueError):
@@ -38,7 +44,7 @@ def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`over` laid on `under`, section by section; `sets` is replaced as a whole: who names one set means that one."""
     merged = dict(under)
     for key, value in over.items():
-        if value is None and isinstance(under.get(key, {}), dict):  # a section with nothing but comments
+        if value is None and key in SECTIONS:  # one with nothing but comments
             merged.setdefault(key, {})
         elif isinstance(value, dict) and key != "sets":
             merged[key] = _merge(under.get(key) or {}, value)

@@ -202,3 +202,8 @@ def test_a_preset_over_another_changes_only_what_it_names() -> None:
     plain, think = (config.resolve({"preset": name}) for name in ("r1track-5k", "r1track-5k-think"))
     assert think.task == plain.task.model_copy(update={"think": True})
     assert (think.sample, think.model, think.train.lora) == (plain.sample, plain.model, plain.train.lora)
+
+
+def test_a_field_may_be_set_to_null_and_a_section_may_be_empty() -> None:
+    values = yaml.safe_load("train:\nmodel: {revision: null}\nsample: {hub: null}\n")
+    assert config.resolve(values) == config.resolve({})

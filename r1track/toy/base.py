@@ -41,7 +41,7 @@ CHAT_TEMPLATE = (
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token per whole number, per word and per fixed sentence of our prompts, so that texts stay short."""
     sentences = [
-        "user\n", "assistant\n", "system\n", prompts.TEMPLATE_HEAD, prompts.SEARCH_HEAD,
+        "user\n", "assistant\n", "system\n", prompts.TEMPLATE_HEAD, prompts.SEARCH_HEAD.format("second"),
         prompts.QUESTION, prompts.ANSWER_PLAIN, prompts.ANSWER_THINK, prompts.SHORT, prompts.GROUND_HEAD,
         prompts.GROUND_TAIL, '```json\n[\n\t{"bbox_2d": ', ', "label": "', '"}\n]\n```',
         "<think>", "</think>", "<answer>", "</answer>",
