@@ -36,6 +36,7 @@ rule all:
     default_target: True
     input:
         PLAN.scores,
+        PLAN.submissions,
         f"{PLAN.results}/vqa/verdict.json",
         f"{PLAN.results}/report/index.html",
         f"{PLAN.results}/vqa/kept",

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from r1track import config, decode, models, prompts, track
+from r1track import asking, config, decode, models, prompts, track
 from r1track.sequences import Sequence, read_split
 from r1track.toy import world
 
@@ -28,6 +28,10 @@ console = Console(soft_wrap=True, highlight=False)
 
 def settings_of(model: str, batch: int, reuse: bool) -> config.Settings:
     return config.resolve({"model": {"base": model}, "track": {"batch": batch, "reuse": reuse}})
+
+
+def ask_of(settings: config.Settings, model: str) -> Any:
+    return asking.load(asking.adapt(settings, model), model)[0]
 
 
 def seconds(sequences: list[Sequence], ask: Any, settings: config.Settings) -> float:
@@ -57,7 +61,7 @@ def shares(sequences: list[Sequence], model: str) -> dict[str, float]:
     settings = settings_of(model, 32, True)
     loaded = models.load(model, settings.model)
     undo = [
-        clocked(track, "_decode", "reading frames (beside the rest)", spent),
+        clocked(track, "open_frame", "reading frames (beside the rest)", spent),
         clocked(loaded.model.model.visual, "forward", "vision tower", spent),
         clocked(decode.Decoder, "prefixes", "prefixes, with their vision", spent),
         clocked(decode.Decoder, "_greedy", "decoding tokens", spent),
@@ -68,7 +72,7 @@ def shares(sequences: list[Sequence], model: str) -> dict[str, float]:
     models.load = lambda *given, **named: loaded
     try:
         began = time.perf_counter()
-        list(track.follow(sequences, track._asker(settings, model), settings))
+        list(track.follow(sequences, ask_of(settings, model), settings))
         whole = time.perf_counter() - began
     finally:
         models.load = real
@@ -88,7 +92,7 @@ def main() -> None:
         world.write_split(Path(folder) / "val", "val", sequences=max(64, chosen.sequences), length=24, seed=1)
         sequences = read_split(Path(folder) / "val")
         plain, ours = (settings_of(chosen.model, *how) for how in ((1, False), (chosen.sequences, True)))
-        asks = {id(each): track._asker(each, chosen.model) for each in (plain, ours)}
+        asks = {id(each): ask_of(each, chosen.model) for each in (plain, ours)}
         turns = []
         for _ in range(1 if chosen.quick else chosen.turns):
             loop = seconds(sequences[:2], asks[id(plain)], plain)
@@ -103,7 +107,7 @@ def main() -> None:
             return
         for rows in (1, 2, 4, 8, 16, 32, 64):
             made = settings_of(chosen.model, rows, True)
-            each = seconds(sequences[: max(rows, 4)], track._asker(made, chosen.model), made)
+            each = seconds(sequences[: max(rows, 4)], ask_of(made, chosen.model), made)
             console.print(f"{rows:3d} side by side: {1 / each:6.1f} frames/s, {loop / each:5.2f} times the plain loop")
         for label, share in shares(sequences[:32], chosen.model).items():
             console.print(f"{share:6.1%} {label}")

@@ -5,6 +5,7 @@ code 2; a fault of the program keeps its traceback. The file given to `--log` ge
 """
 
 import logging
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -64,12 +65,7 @@ OutDir = Annotated[Path, typer.Option(help="Folder to write; it appears when it 
 OutFile = Annotated[Path, typer.Option(help="JSON file to write.")]
 BaseModel = Annotated[str, typer.Option(help="Model to start from: folder, hub id, or `tiny`.")]
 AnyModel = Annotated[str, typer.Option(help="Model to ask: folder, hub id, or `tiny`.")]
-Tracker = Annotated[
-    str,
-    typer.Option(
-        help="Model to track with: folder, hub id, `tiny`; or peer:static, peer:template, peer:oracle.",
-    ),
-]
+Tracker = Annotated[str, typer.Option(help="Folder, hub id, `tiny`, `extra`, or peer:static|template|oracle|csrt.")]
 Pairs = Annotated[Path, typer.Option(help="Folder of pairs, as written by `sample`.")]
 
 
@@ -153,11 +149,48 @@ def merge(
 
 
 @app.command()
-def track(config_file: Config, model: Tracker, root: Root, out: OutDir) -> None:
-    """Track every sequence of a split from its first box."""
+def track(
+    config_file: Config,
+    model: Tracker,
+    root: Root,
+    out: OutDir,
+    start: Annotated[Literal["box", "text"] | None, typer.Option(help="Instead of the configured track.start.")] = None,
+) -> None:
+    """Track every sequence of a split from its first box or its description."""
     from r1track.track import run
 
-    run(config.load(config_file), model, root, out)
+    run(config.load(config_file), model, root, out, start)
+
+
+@app.command()
+def video(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Video file, or folder of images.")],
+    model: Tracker,
+    out: Annotated[Path, typer.Option(help="Video to write, FILE.mp4; the boxes come beside it, as FILE.csv.")],
+    box: Annotated[str | None, typer.Option(help="The target in the first frame: x,y,w,h in pixels.")] = None,
+    text: Annotated[str | None, typer.Option(help="The target in words, instead.")] = None,
+    config_file: Annotated[Path | None, typer.Option("--config", help="config.yaml; without it, defaults.")] = None,
+    preview: Annotated[Path | None, typer.Option(help="Also write a picture of some frames, FILE.jpg.")] = None,
+) -> None:
+    """Follow one target through a video, and draw it."""
+    from r1track.video import run
+
+    if bool(box) == bool(text) or not re.fullmatch(r"-?\d+(\.\d*)?(,-?\d+(\.\d*)?){3}", box or "0,0,0,0"):
+        raise ValueError(f"--box {box} --text {text}: give one of the two, a box as x,y,w,h")
+    settings = config.load(config_file) if config_file else schema.Settings()
+    run(settings, source, model, out, [float(v) for v in box.split(",")] if box else str(text), preview)
+
+
+@app.command()
+def submit(
+    tracks: Annotated[Path, typer.Option(help="Folder of tracks on GOT-10k's test split.")],
+    out: Annotated[Path, typer.Option(help="Zip file to write.")],
+    root: Annotated[Path | None, typer.Option(help="The split, to compare first boxes and lengths with.")] = None,
+) -> None:
+    """Write the zip that the GOT-10k server takes, checked."""
+    from r1track.submit import run
+
+    run(tracks, out, root)
 
 
 @app.command()

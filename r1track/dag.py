@@ -27,6 +27,7 @@ class Plan:
     scratch: str
     train: str
     sets: dict[str, str]
+    test: str | None  # the set that is GOT-10k's test split, scored by its server alone
 
     @property
     def arms(self) -> list[str]:
@@ -38,21 +39,34 @@ class Plan:
 
     @property
     def models(self) -> list[str]:
-        return ["base", *self.arms, *self.peers]
+        return ["base", *self.arms, *(["extra"] if self.settings.track.extra.model else []), *self.peers]
+
+    @property
+    def scored(self) -> list[tuple[str, str]]:
+        """Models and sets whose tracks are scored."""
+        return [(model, name) for model in self.models for name in self.sets if name != self.test]
 
     @property
     def scores(self) -> list[str]:
-        return [f"{self.results}/scores/{model}/{name}.json" for model in self.models for name in self.sets]
+        return [f"{self.results}/scores/{model}/{name}.json" for model, name in self.scored]
+
+    @property
+    def submissions(self) -> list[str]:
+        return [f"{self.results}/submission/{m}.zip" for m in self.models if self.test and m not in self.peers]
 
     @property
     def tracks(self) -> list[str]:
-        return [f"{self.results}/tracks/{model}/{name}" for model in self.models for name in self.sets]
+        return [f"{self.results}/tracks/{model}/{name}" for model, name in self.scored]
 
     def model(self, name: str) -> str:
-        """What `--model` takes for a model of the results: the base, an arm's merged folder, or a peer."""
-        if name == "base":
-            return self.settings.model.base
+        """What `--model` takes for a model of the results: the base, an arm's merged folder, `extra`, or a peer."""
+        if name in ("base", "extra"):
+            return self.settings.model.base if name == "base" else name
         return f"peer:{name}" if name in self.peers else f"{self.results}/models/{name}"
+
+    def begin(self, name: str) -> str:
+        """What tracking starts from on a set: `box` or `text`."""
+        return self.settings.track.starts.get(name, self.settings.track.start)
 
     def start(self, arm: str) -> str:
         """The model that an arm is trained from, and its adapter merged into, by its name in the results."""
@@ -64,7 +78,7 @@ class Plan:
             return [f"{self.results}/models/{name}"]
         if name in self.peers:
             return []
-        base = self.settings.model.base
+        base = str(self.settings.track.extra.model) if name == "extra" else self.settings.model.base
         folder = PACKAGE / "toy" / "tiny" if base == "tiny" else Path(base)
         return [os.path.relpath(file) for file in sorted(folder.glob("*")) if file.is_file()]
 
@@ -79,7 +93,11 @@ def plan(values: dict[str, Any]) -> Plan:
     scratch = f"scratch/{settings.run}"
     train = _split(settings.data.train, "data.train", scratch)
     sets = {name: _split(path, f"data.sets.{name}", scratch) for name, path in settings.data.sets.items()}
-    return Plan(settings, f"results/{settings.run}", scratch, train, sets)
+    listings = [(name, Path(path, "list.txt")) for name, path in sets.items() if not path.startswith(scratch)]
+    tests = [name for name, listing in listings if listing.read_text(encoding="utf-8").startswith("GOT-10k_Test_")]
+    if len(tests) > 1 or len(tests) == len(sets):
+        raise ConfigError(f"data.sets: {tests} of {[*sets]} are test splits; leave one, beside one to be scored")
+    return Plan(settings, f"results/{settings.run}", scratch, train, sets, next(iter(tests), None))
 
 
 def _check_names(settings: Settings) -> None:
@@ -87,6 +105,9 @@ def _check_names(settings: Settings) -> None:
         raise ConfigError("train.arms = []: nothing to train; name at least one arm, such as [grpo]")
     if not settings.data.sets:
         raise ConfigError("data.sets = {}: nothing to track; name at least one split, such as {toy-val: toy/val}")
+    unknown = settings.track.starts.keys() - settings.data.sets.keys()
+    if unknown:
+        raise ConfigError(f"track.starts: {min(unknown)!r} is no set; take one of {list(settings.data.sets)}")
     for field, name in [("run", settings.run), *(("data.sets", name) for name in settings.data.sets)]:
         if not NAME.fullmatch(name):
             raise ConfigError(f"{field}: {name!r} cannot name a folder; use letters, digits, `-`, `_` and `.` only")

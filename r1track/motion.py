@@ -23,13 +23,18 @@ def move(
     if answer is None:
         return np.asarray(last, dtype=np.float64), "held"
     raw = crop.to_image(answer)
-    box = clip(raw, *size)
-    status = "clipped" if np.abs(box - raw).max() > NOTABLE else "ok"
+    status = "clipped" if np.abs(clip(raw, *size) - raw).max() > NOTABLE else "ok"
+    return settle(raw, size, min_side), status
+
+
+def settle(corners: ArrayLike, size: tuple[int, int], min_side: float) -> Array:
+    """Corners in the image as a box x, y, w, h that is inside of it and has no side shorter than `min_side`."""
+    box = clip(corners, *size)
     extent, limit = box[2:] - box[:2], np.array(size, dtype=np.float64)
     centre = np.clip((box[:2] + box[2:]) / 2, min_side / 2, limit - min_side / 2)
     small = extent < min_side
     low, high = np.where(small, centre - min_side / 2, box[:2]), np.where(small, centre + min_side / 2, box[2:])
-    return xyxy_to_xywh(np.concatenate([low, high])), status
+    return xyxy_to_xywh(np.concatenate([low, high]))
 
 
 def region(last: ArrayLike, status: list[str], settings: Settings) -> Crop:

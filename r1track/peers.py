@@ -5,6 +5,8 @@ They go the model's way: what they answer is text, read by the same parser and m
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import cv2
 import numpy as np
@@ -39,7 +41,8 @@ class View:
 
     later: the template of a later frame, where there is one. search: a square crop. first: the first frame's box, x, y,
     w, h in its pixels. crop: where in the frame `search` lies. truth: the true corners in the frame,
-    given to the oracle alone, None where the target is absent.
+    given to the oracle alone, None where the target is absent. frame: the whole of it. opening: the whole first frame,
+    in a sequence's first view alone.
     """
 
     template: Template
@@ -48,6 +51,8 @@ class View:
     search: Image.Image
     crop: Crop
     truth: Array | None
+    frame: Image.Image
+    opening: Image.Image | None
 
 
 Ask = Callable[[list[View]], list[str]]
@@ -78,11 +83,31 @@ def oracle(view: View) -> str:
     return prompts.numbers(clip(view.crop.to_crop(view.truth), view.crop.size, view.crop.size))
 
 
+_csrt: WeakKeyDictionary[Template, Any] = WeakKeyDictionary()  # OpenCV's trackers, by the sequence's template
+
+
+def csrt(view: View) -> str:
+    """OpenCV's CSRT with its own settings: it keeps a state per sequence and sees whole frames."""
+    try:
+        if view.opening is not None:
+            tracker = cv2.TrackerCSRT.create()  # type: ignore[attr-defined,unused-ignore]
+            tracker.init(_bgr(view.opening), [round(float(v)) for v in view.first])
+            _csrt[view.template] = tracker
+        found, box = _csrt[view.template].update(_bgr(view.frame))
+    except (cv2.error, KeyError):  # it refuses targets of a pixel or two, and crashes if it is asked none the less
+        return SILENT
+    return str(view.crop.to_crop(xywh_to_xyxy(box)).round(3).tolist()) if found else SILENT
+
+
+def _bgr(image: Image.Image) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(np.asarray(image)[:, :, ::-1])
+
+
 def _gray(image: Image.Image) -> NDArray[np.uint8]:
     return np.asarray(image.convert("L"))
 
 
-PEERS = {"static": static, "template": template, "oracle": oracle}
+PEERS = {"static": static, "template": template, "oracle": oracle, "csrt": csrt}
 
 
 def find(name: str) -> Ask:

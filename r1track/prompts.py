@@ -63,6 +63,17 @@ def build(template_box: ArrayLike, *, second_box: ArrayLike | None = None, think
     return [{"role": "user", "content": content}]
 
 
+def fill(form: str, box: ArrayLike, template: Image, search: Image) -> tuple[Messages, list[Image]]:
+    """A tracking question in somebody else's words, with its images in the order of their places.
+
+    form: what is asked, with {template}, {search} and, for the template's box (x1, y1, x2, y2), {box}.
+    """
+    images = {"{template}": template, "{search}": search}
+    parts = [part for part in re.split(r"(\{template\}|\{search\})", form.replace("{box}", numbers(box))) if part]
+    content = [{"type": "image"} if part in images else _text(part) for part in parts]
+    return [{"role": "user", "content": content}], [images[part] for part in parts if part in images]
+
+
 def ended(answer: str, think: bool = False) -> bool:
     """Whether an answer in the form that is asked for has come to its end, whatever a model would add to it."""
     if think:

@@ -207,9 +207,30 @@ class Merge(Section):
     )
 
 
-class Track(Section):
-    """track: one question per frame, from the first frame's box."""
+class Extra(Section):
+    """track.extra: a model of other people's, tracked and scored beside ours under the name `extra`."""
 
+    model: str | None = Field(None, description="its folder or hub id; null tracks none")
+    revision: str | None = Field(None, description="commit of the hub repository; null takes the newest")
+    prompt: str | None = Field(
+        None, description="its question, with {template}, {search} and {box} in their places; null asks ours"
+    )
+    think: bool = Field(False, description="whether it answers as <think>…</think><answer>[x1, y1, x2, y2]</answer>")
+    max_tokens: int = Field(64, ge=8, description="most tokens of its answer")
+
+    @model_validator(mode="after")
+    def _has_places(self) -> Self:
+        for place in ("{template}", "{search}", "{box}"):
+            if self.prompt is not None and self.prompt.count(place) != 1:
+                raise ValueError(f"prompt {self.prompt!r} must hold {place} once; write it where it belongs")
+        return self
+
+
+class Track(Section):
+    """track: one question per frame, from the first frame's box or from a description."""
+
+    start: Literal["box", "text"] = Field("box", description="what tracking starts from: first boxes or descriptions")
+    starts: dict[str, Literal["box", "text"]] = Field({}, description="the same for single sets, by name")
     batch: int = Field(16, ge=1, description="sequences that are tracked side by side")
     max_tokens: int = Field(32, ge=8, description="most tokens of an answer")
     reuse: bool = Field(True, description="encode what precedes the search region once per sequence, not per frame")
@@ -217,9 +238,10 @@ class Track(Section):
     patience: int = Field(3, ge=1, description="frames without a readable answer after which the search region widens")
     widen: float = Field(1.5, ge=1, description="how much it widens, until an answer is read; 1 never does")
     refresh: int = Field(25, ge=1, description="frames between later templates, where task.templates is 2")
-    peers: list[Literal["static", "template", "oracle"]] = Field(
+    peers: list[Literal["static", "template", "oracle", "csrt"]] = Field(
         ["static", "template", "oracle"], description="simple trackers scored beside the models"
     )
+    extra: Extra = Field(Extra(), description="other people's model")
 
 
 class Score(Section):

@@ -1,11 +1,11 @@
-"""Stage `track`: one question per frame, from the first frame's box.
+"""Stage `track`: one question per frame, from the first frame's box or from a description of the target.
 
 Live sequences advance in lock step: each round takes the next frame of each, asks all questions in one batch, and a
 finished sequence is replaced by the next. The template is the first frame's for ever; where task.templates is 2, a
 later one stands beside it, cut anew now and then from a frame that was found. Coordinates are image pixels.
 
 Frames are decoded ahead, while the model answers. A finished sequence is written at once, and a killed run goes on with
-the others.
+the others. A sequence whose described target is not found in its first frame has no box: all its rows are zero.
 
 Times are wall seconds per frame, decoding and cutting included: a round's time divided by its rows, since the rows of a
 batch have no time of their own. The first row of a time file is the initialisation.
@@ -14,15 +14,19 @@ batch have no time of their own. The first row of a time file is the initialisat
 import csv
 import logging
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 from PIL import Image
 from rich.progress import MofNCompleteColumn, Progress
+from rich.progress import track as progress
 
-from r1track import peers, prompts
+from r1track import asking, prompts
+from r1track.asking import Answer
 from r1track.boxes import Array, xywh_to_xyxy
 from r1track.config import stage_values
 from r1track.files import Provenance, atomic_folder, cores, resumed_folder
@@ -32,6 +36,9 @@ from r1track.schema import Settings, Task
 from r1track.sequences import Sequence, read_split
 
 log = logging.getLogger(__name__)
+
+Ahead = Callable[[Sequence, int], Future[Image.Image]]  # begins to decode a sequence's frame, by its number from 0
+Row = tuple[Array, float, str, str]  # box, seconds, status and answer of a frame
 
 
 @dataclass
@@ -44,58 +51,61 @@ class Track:
     boxes: list[Array]
     seconds: list[float]
     frame: Future[Image.Image]  # the next one, being decoded
+    opening: Image.Image | None  # the first one, until it has been shown
     status: list[str] = field(default_factory=lambda: ["init"])
     answers: list[str] = field(default_factory=lambda: [""])
 
     @classmethod
-    def start(cls, sequence: Sequence, task: Task, readers: Executor) -> "Track":
+    def start(cls, sequence: Sequence, task: Task, ahead: Ahead) -> "Track":
         begin = time.perf_counter()
-        box = sequence.boxes[0]
-        template = Template.cut(_decode(sequence.frames[0]), box, task)
+        box, image = sequence.boxes[0], ahead(sequence, 0).result()
+        template = Template.cut(image, box, task)
         later = template if task.templates == 2 else None
-        ahead = readers.submit(_decode, sequence.frames[min(1, len(sequence.frames) - 1)])
-        return cls(sequence, template, later, [box], [time.perf_counter() - begin], ahead)
+        coming = ahead(sequence, min(1, len(sequence.frames) - 1))
+        return cls(sequence, template, later, [box], [time.perf_counter() - begin], coming, image)
 
     @property
     def done(self) -> bool:
         return len(self.boxes) == len(self.sequence.frames)
 
-    def look(self, settings: Settings, reveal: bool, readers: Executor) -> tuple[View, Image.Image]:
-        """The next frame as the tracker sees it, and the frame; the one after it begins to be decoded."""
+    def look(self, settings: Settings, reveal: bool, ahead: Ahead) -> View:
+        """The next frame as the tracker sees it; the one after it begins to be decoded."""
         t, image = len(self.boxes), self.frame.result()
         if t + 1 < len(self.sequence.frames):
-            self.frame = readers.submit(_decode, self.sequence.frames[t + 1])
+            self.frame = ahead(self.sequence, t + 1)
         crop = region(self.boxes[-1], self.status, settings)
         truth = xywh_to_xyxy(self.sequence.boxes[t]) if reveal and not self.sequence.absent[t] else None
-        return View(self.template, self.later, self.boxes[0], crop.cut(image), crop, truth), image
+        opening, self.opening = self.opening, None
+        return View(self.template, self.later, self.boxes[0], crop.cut(image), crop, truth, image, opening)
 
-    def take(self, answer: str, view: View, image: Image.Image, settings: Settings) -> None:
+    def take(self, answer: str, view: View, settings: Settings) -> None:
         """Enter what was answered about a frame."""
         task = settings.task
         box = prompts.parse_box(answer, size=task.size, think=task.think)
-        moved, status = move(self.boxes[-1], box, view.crop, image.size, settings.track.min_side)
+        moved, status = move(self.boxes[-1], box, view.crop, view.frame.size, settings.track.min_side)
         if box is None and prompts.denies(answer, think=task.think):
             status = "absent"
         self.boxes.append(moved)
         self.status.append(status)
         self.answers.append(answer)
         if self.later and status == "ok" and len(self.boxes) % settings.track.refresh == 0:
-            self.later = Template.cut(image, moved, task)
-
-    def write(self, folder: Path) -> None:
-        """Write boxes, times and status as `<folder>/<name>/<name>_*`; the folder appears when it is whole."""
-        name = self.sequence.name
-        with atomic_folder(folder / name) as out:
-            rows = "".join(",".join(f"{v:.3f}" for v in box) + "\n" for box in self.boxes)
-            (out / f"{name}_001.txt").write_text(rows)
-            (out / f"{name}_time.txt").write_text("".join(f"{s:.8f}\n" for s in self.seconds))
-            with (out / f"{name}_status.csv").open("w", newline="", encoding="utf-8") as stream:
-                writer = csv.writer(stream, lineterminator="\n")
-                writer.writerow(["frame", "status", "answer"])
-                writer.writerows(zip(range(1, len(self.boxes) + 1), self.status, self.answers, strict=True))
+            self.later = Template.cut(view.frame, moved, task)
 
 
-def _decode(path: Path) -> Image.Image:
+def _write(folder: Path, name: str, rows: Iterable[Row]) -> None:
+    """Write boxes, times and status as `<folder>/<name>/<name>_*`; the folder appears when it is whole."""
+    boxes, seconds, status, answers = zip(*rows, strict=True)
+    with atomic_folder(folder / name) as out:
+        (out / f"{name}_001.txt").write_text("".join(",".join(f"{v:.3f}" for v in box) + "\n" for box in boxes))
+        (out / f"{name}_time.txt").write_text("".join(f"{s:.8f}\n" for s in seconds))
+        with (out / f"{name}_status.csv").open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream, lineterminator="\n")
+            writer.writerow(["frame", "status", "answer"])
+            writer.writerows(zip(range(1, len(status) + 1), status, answers, strict=True))
+
+
+def open_frame(path: Path) -> Image.Image:
+    """An image file's pixels in RGB. Raises ValueError, with file and remedy, when it cannot be decoded."""
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
@@ -110,72 +120,46 @@ def follow(
     *,
     reveal: bool = False,
     tick: Callable[[int], None] = lambda frames: None,
+    read: Callable[[Sequence, int], Image.Image] = lambda sequence, t: open_frame(sequence.frames[t]),
 ) -> Iterator[Track]:
     """Track the sequences, track.batch at a time, the longest first, and yield each when it is done.
 
     ask: one answer text per view. reveal: whether the views carry the true box. tick: told how many frames were done.
+    read: called from threads, for each frame of a sequence in order.
     """
     waiting = sorted(sequences, key=lambda sequence: len(sequence.frames))  # the last is the next
     live: list[Track] = []
     with ThreadPoolExecutor(cores()) as readers:
+
+        def ahead(sequence: Sequence, t: int) -> Future[Image.Image]:
+            return readers.submit(read, sequence, t)
+
         while waiting or live:
             while waiting and len(live) < settings.track.batch:
-                live.append(Track.start(waiting.pop(), settings.task, readers))
-            _advance([track for track in live if not track.done], ask, settings, reveal, readers)
+                live.append(Track.start(waiting.pop(), settings.task, ahead))
+            _advance([track for track in live if not track.done], ask, settings, reveal, ahead)
             tick(sum(len(track.boxes) > 1 for track in live))
             yield from (track for track in live if track.done)
             live = [track for track in live if not track.done]
 
 
-def _advance(tracks: list[Track], ask: Ask, settings: Settings, reveal: bool, readers: Executor) -> None:
+def _advance(tracks: list[Track], ask: Ask, settings: Settings, reveal: bool, ahead: Ahead) -> None:
     """One more frame for each of the tracks."""
     if not tracks:
         return
     begin = time.perf_counter()
-    seen = [track.look(settings, reveal, readers) for track in tracks]
-    answers = ask([view for view, _ in seen])
-    for track, (view, image), answer in zip(tracks, seen, answers, strict=True):
-        track.take(answer, view, image, settings)
+    views = [track.look(settings, reveal, ahead) for track in tracks]
+    for track, view, answer in zip(tracks, views, ask(views), strict=True):
+        track.take(answer, view, settings)
     share = (time.perf_counter() - begin) / len(tracks)
     for track in tracks:
         track.seconds.append(share)
 
 
-def _asker(settings: Settings, model: str) -> Ask:
-    """The function that answers a batch of views with the model."""
-    from r1track import decode, models
-
-    task, track = settings.task, settings.track
-    loaded = models.load(model, settings.model)
-    decoder = decode.Decoder(loaded, max_tokens=track.max_tokens, think=task.think) if track.reuse else None
-    held: dict[tuple[Template, Template | None], decode.Prefix] = {}
-
-    def ask(views: list[View]) -> list[str]:
-        nonlocal held
-        laters = [view.later for view in views]
-        questions = [
-            prompts.build(view.template.box, second_box=later.box if later else None, think=task.think)
-            for view, later in zip(views, laters, strict=True)
-        ]
-        templates = [[view.template.image, *([view.later.image] if view.later else [])] for view in views]
-        if decoder is None:
-            images = [[*row, view.search] for row, view in zip(templates, views, strict=True)]
-            return models.answer(loaded, questions, images, max_tokens=track.max_tokens, batch=track.batch)
-        keys = [(view.template, view.later) for view in views]
-        new = [k for k, key in enumerate(keys) if key not in held]
-        if new:
-            made = decoder.prefixes([questions[k] for k in new], [templates[k] for k in new])
-            held.update((keys[k], prefix) for k, prefix in zip(new, made, strict=True))
-        held = {key: held[key] for key in keys}
-        return decoder.answers(questions[0], list(held.values()), [view.search for view in views])
-
-    return ask
-
-
-def _check(sequences: list[Sequence], root: Path, oracle: bool) -> None:
+def _check(sequences: list[Sequence], root: Path, start: str, oracle: bool) -> None:
     """Refuse, before hours of work, what cannot be started."""
     for sequence in sequences:
-        if not (sequence.boxes[0, 2:] > 0).all():
+        if start == "box" and not (sequence.boxes[0, 2:] > 0).all():
             raise ValueError(
                 f"{root}: {sequence.name}/groundtruth.txt, line 1: {sequence.boxes[0].tolist()} has no extent, so "
                 "there is nothing to track; take the sequence out of list.txt"
@@ -184,30 +168,55 @@ def _check(sequences: list[Sequence], root: Path, oracle: bool) -> None:
             raise ValueError(f"{root}: {sequence.name} has its first box only; the oracle needs all, leave it out")
 
 
-def run(settings: Settings, model: str, root: Path, out: Path) -> None:
+def _locate(sequences: list[Sequence], answer: Answer, settings: Settings, folder: Path) -> Iterator[Sequence]:
+    """The sequences, each with the box of the described target in its first frame.
+
+    Where none is found, the sequence is written as failed: every frame has a box of zeros, which overlaps nothing.
+    """
+    for k in progress(range(0, len(sequences), settings.track.batch), "finding targets"):
+        batch = sequences[k : k + settings.track.batch]
+        named = [sequence for sequence in batch if sequence.text]
+        images = [open_frame(sequence.frames[0]) for sequence in named]
+        found = asking.locate(answer, images, [str(sequence.text) for sequence in named], settings)
+        answers = dict(zip([sequence.name for sequence in named], found, strict=True))
+        for sequence in batch:
+            text, box = answers.get(sequence.name, ("", None))
+            if box is not None:
+                yield replace(sequence, boxes=np.concatenate([box[None], sequence.boxes[1:]]))
+                continue
+            reason = f"no box of {sequence.text!r} in {text!r}" if sequence.text else "it has no description"
+            log.warning("%s: not tracked, scored as zero: %s", sequence.name, reason)
+            rest: list[Row] = [(np.zeros(4), 0.0, "failed", "")] * (len(sequence.frames) - 1)
+            _write(folder, sequence.name, [(np.zeros(4), 0.0, "init", text), *rest])
+
+
+def run(settings: Settings, model: str, root: Path, out: Path, start: Literal["box", "text"] | None = None) -> None:
     """Track every sequence of the split at `root` and write `out/<sequence>/<sequence>_{001.txt,time.txt,status.csv}`.
 
-    model: a folder, a hub id, `tiny`, or `peer:NAME`. Nothing stands at `out` until all of it is done; what is finished
-    waits in a hidden folder beside it, and is taken up by the next run with the same settings, model and sequences.
-    Raises FileNotFoundError and ValueError, with file and remedy, for data that cannot be tracked.
+    model: a folder, a hub id, `tiny`, `peer:NAME`, or `extra`. start: instead of track.start. Nothing stands at `out`
+    until all of it is done; what is finished waits in a hidden folder beside it, and is taken up by the next run with
+    the same settings, model and sequences. Raises FileNotFoundError and ValueError, with file and remedy, for data that
+    cannot be tracked.
     """
-    kind, _, name = model.partition(":")
-    peer = name if kind == "peer" else None
-    provenance = Provenance("track", [root] if peer else [root, model])
+    settings, oracle = asking.adapt(settings, model, start), model == "peer:oracle"
+    provenance = Provenance("track", [root] if model.startswith(asking.PEER) else [root, settings.model.base])
     sequences = read_split(root)
-    _check(sequences, root, peer == "oracle")
-    if peer:  # peers answer without thinking
-        settings = settings.model_copy(update={"task": settings.task.model_copy(update={"think": False})})
-    ask = peers.find(peer) if peer else _asker(settings, model)
+    _check(sequences, root, settings.track.start, oracle)
+    ask, answer = asking.load(settings, model)
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     identity = {"settings": stage_values(settings, "track"), "model": model, "inputs": provenance.hashes()}
     with resumed_folder(out, identity) as aside, Progress(*columns) as bar:
         left = [sequence for sequence in sequences if not (aside / sequence.name).is_dir()]
         if len(left) < len(sequences):
             log.info("%s: %d of %d sequences were done before", out, len(sequences) - len(left), len(sequences))
+        if settings.track.start == "text" and answer:
+            wanted, left = len(left), list(_locate(left, answer, settings, aside))
+            log.info("%s: %d of %d described targets were found in first frames", out, len(left), wanted)
         line = bar.add_task(f"tracking {out.name}", total=sum(len(sequence.frames) - 1 for sequence in left))
-        for track in follow(left, ask, settings, reveal=peer == "oracle", tick=lambda n: bar.advance(line, n)):
-            track.write(aside)
-        frames = sum(len(sequence.frames) - 1 for sequence in sequences)
-        provenance.write(aside / "provenance.json", base=model, sequences=len(sequences), frames=frames)
+        for track in follow(left, ask, settings, reveal=oracle, tick=lambda n: bar.advance(line, n)):
+            _write(
+                aside, track.sequence.name, zip(track.boxes, track.seconds, track.status, track.answers, strict=True)
+            )
+        frames, begun = sum(len(sequence.frames) - 1 for sequence in sequences), settings.track.start
+        provenance.write(aside / "provenance.json", base=model, start=begun, sequences=len(sequences), frames=frames)
     log.info("%s: %d frames of %d sequences", model, frames, len(sequences))

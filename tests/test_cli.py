@@ -16,7 +16,9 @@ FLAGS = {
     "sample": {"config", "root", "out", "processes", "export"},
     "train": {"config", "arm", "model", "pairs", "scratch", "out"},
     "merge": {"config", "model", "adapter", "out", "pairs"},
-    "track": {"config", "model", "root", "out"},
+    "track": {"config", "model", "root", "out", "start"},
+    "video": {"model", "out", "box", "text", "config", "preview"},
+    "submit": {"tracks", "out", "root"},
     "score": {"tracks", "root", "out", "draws"},
     "vqa": {"config", "model", "out", "pairs"},
     "verdict": {"config", "base", "tuned", "out"},
@@ -43,7 +45,7 @@ def run(*words: object):
 
 def test_there_is_a_command_for_every_stage_and_for_the_tiny_base() -> None:
     assert {command.name or command.callback.__name__ for command in cli.app.registered_commands} == set(FLAGS)
-    assert set(config.NEEDS) == set(FLAGS) - {"toy-base", "gate", "doctor"}
+    assert set(config.NEEDS) == set(FLAGS) - {"toy-base", "gate", "doctor", "submit", "video"}
 
 
 @pytest.mark.parametrize("command", FLAGS)
@@ -103,6 +105,13 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPa
     result = run("toy", "--config", "c", "--out", tmp_path)
     assert result.exit_code == 1
     assert isinstance(result.exception, KeyError)
+
+
+@pytest.mark.parametrize("words", [(), ("--box", "1,2,3"), ("--box", "1,2,3,x"), ("--box", "1,2,3,4", "--text", "dog")])
+def test_a_video_needs_a_box_or_a_text(words: tuple[str, ...]) -> None:
+    result = run("video", "clip.mp4", "--model", "tiny", "--out", "out.mp4", *words)
+    assert result.exit_code == 2
+    assert "give one of the two, a box as x,y,w,h" in result.stderr
 
 
 def test_the_toy_command_writes_both_splits(tmp_path: Path) -> None:

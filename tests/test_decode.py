@@ -67,7 +67,7 @@ def test_logits_over_prefixes_are_those_of_the_whole_question(
 ) -> None:
     question, images = asked[0]
     seen = []
-    monkeypatch.setattr(decode.Decoder, "_greedy", lambda self, logits, *rest: seen.append(logits) or [])
+    monkeypatch.setattr(decode.Decoder, "go_on", lambda self, asked, *rest: seen.append(asked.logits) or [])
     decoder = decode.Decoder(loaded, max_tokens=16, think=False)
     prefixes = decoder.prefixes([q for q, _ in asked[:3]], [i[:-1] for _, i in asked[:3]])
     decoder.answers(question, prefixes, [i[-1] for _, i in asked[:3]])

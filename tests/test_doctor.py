@@ -117,9 +117,9 @@ def test_a_stage_that_does_not_fit_fails_and_its_remedies_fit() -> None:
     found = examined(budget=12e9, **hub)
     assert [line for line in found.lines if line[0] == "error"] == []
     assert not found.well
-    assert set(found.remedies) == {"vqa"}
-    assert found.remedies["vqa"]
-    assert all(peak <= 12e9 for peak in found.remedies["vqa"].values())
+    assert set(found.remedies) == {"train grpo"}
+    assert found.remedies["train grpo"]
+    assert all(peak <= 12e9 for peak in found.remedies["train grpo"].values())
 
 
 def test_without_a_card_the_tiny_base_may_be_too_large_for_the_budget() -> None:
@@ -162,4 +162,4 @@ def test_the_command_shows_lines_and_plan_and_its_code_says_whether_the_run_may_
     assert ill.exit_code == 1
     assert "data/GOT-10k/train/list.txt: no such file" in ill.output
     assert "too large" in ill.output
-    assert "vqa fits after one of: vqa.batch: 32" in ill.output
+    assert "train grpo fits after one of: " in ill.output

@@ -350,6 +350,9 @@ def test_every_suggested_change_is_valid_and_makes_the_stage_fit(stage: str, fie
         "train": {"arms": ["sft", "grpo"], "quantize": "none", "group": 8, "prompts_per_step": 4, "micro_batch": 8,
                   "rollout_steps": 2, "save_every": 24, "shared_prefix": False},
     }  # fmt: skip
+    if stage == "vqa":
+        values["vqa"] = {"batch": 64, "sets": {"mine": {}}}
+        values["model"]["max_pixels"] = 1003520
     chosen, budget = config.resolve(values), 24e9
     assert plan_of(chosen, stage).peak[0] > budget
     found = memory.remedies(chosen, stage, budget)
@@ -374,7 +377,8 @@ def test_every_term_is_either_counted_exactly_or_named_an_estimate() -> None:
 def test_training_hours_follow_from_the_operations_and_the_rollouts_tokens() -> None:
     chosen = config.resolve({"preset": "r1track-5k"})
     plan, train = plan_of(chosen, "train grpo"), chosen.train
-    tokens = train.steps * train.max_tokens
+    calls = -(-train.group * train.prompts_per_step // train.rollout_batch)
+    tokens = train.steps * train.max_tokens * calls
     assert plan.hours * 3600 == pytest.approx(plan.flops / memory.RATE + tokens * memory.TOKEN_SECONDS)
     twice = config.resolve({"preset": "r1track-5k", "train": {"steps": 2 * train.steps}})
     assert plan_of(twice, "train grpo").hours == pytest.approx(2 * plan.hours)

@@ -181,7 +181,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[dict[str, Any
     frame = np.zeros((1080, 1920, 3), np.uint8)
     monkeypatch.setattr(cuts, "decode", lambda path, crops: (frame, 1))
     monkeypatch.setattr(Crop, "warp", lambda crop, frame, reduced: np.zeros((8, 8, 3), np.uint8))
-    chosen = config.resolve({"preset": "r1track-5k", "model": {"min_pixels": 10000}, "sample": changes})
+    chosen = config.resolve(
+        {"preset": "r1track-5k", "model": {"min_pixels": 10000}, "sample": {"policy": "matched", **changes}}
+    )
     each = 10 if chosen.sample.policy == "matched" else 1
     parts = [(Path(str(k)), each) for k in range(10000 // each)]
     found = list(cuts.pairs(parts, "got10k", chosen))

@@ -41,7 +41,7 @@ FROM_TRAIN = {"train": 1, "merge": 1, "track": 1, "score": 1, "vqa": 1, "verdict
 FROM_SAMPLE = {"sample": 1, **FROM_TRAIN}
 RERUNS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
     "seed": ({"seed": 1}, FROM_SAMPLE),
-    "model": ({"model": {"max_pixels": 9500}}, {**FROM_TRAIN, **FROM_TRACK, **FROM_VQA}),
+    "model": ({"model": {"max_pixels": 9600}}, {**FROM_TRAIN, **FROM_TRACK, **FROM_VQA}),
     "data": ({"data": {"train": "toy/val"}}, FROM_SAMPLE),
     "toy": ({"toy": {"seed": 1}}, {"toy": 1, **FROM_SAMPLE, **FROM_TRACK}),
     "task": ({"task": {"search_factor": 5.0}}, {**FROM_SAMPLE, **FROM_TRACK}),
@@ -143,7 +143,8 @@ def test_commands_of_the_rules_are_ones_that_the_command_line_takes(finished: Pa
 def test_every_stage_takes_its_own_configuration_and_source_files_as_inputs() -> None:
     text = "\n".join(file.read_text() for file in (ROOT / "workflow" / "rules").glob("*.smk"))
     rules = dict(re.findall(r"^rule (\w+):\n(.*?)(?=^rule |\Z)", text, re.MULTILINE | re.DOTALL))
-    assert set(rules) == {"settings", "gate", *config.NEEDS}
+    assert set(rules) == {"settings", "gate", "submit", *config.NEEDS}
+    assert 'sources=dag.sources("submit")' in rules["submit"]
     for stage in config.NEEDS:
         assert f'sources=dag.sources("{stage}")' in rules[stage]
         assert f"config/{stage}.json" in rules[stage]
@@ -250,3 +251,52 @@ def test_two_arms_are_both_merged_tracked_asked_and_judged(finished: Path) -> No
     assert {name: rest.split() for name, rest in asked} == {
         "base": [], "sft": ["--pairs", "results/arms/pairs"], "grpo": ["--pairs", "results/arms/pairs"],
     }  # fmt: skip
+
+
+def make_test_split(folder: Path) -> Path:
+    """A folder as GOT-10k's test split begins."""
+    split = write_split(folder, "GOT-10k_Test_000001")
+    (split / "GOT-10k_Test_000001").mkdir()
+    return split
+
+
+def test_an_extra_model_is_tracked_and_scored_as_a_fourth(finished: Path) -> None:
+    change = {"run": "extra", "track": {"extra": {"model": "someone/model"}, "peers": ["static", "csrt"]}}
+    plan = dag.plan(change)
+    assert plan.models == ["base", "grpo", "extra", "static", "csrt"]
+    assert (plan.model("extra"), plan.weights("extra")) == ("extra", [])
+    found = planned(finished, change, "extra")
+    assert (found["track"], found["score"], found["train"], found["vqa"]) == (5, 5, 1, 2)
+
+
+def test_the_files_of_an_extra_model_are_inputs_of_its_tracks(tmp_path: Path) -> None:
+    (tmp_path / "config.json").touch()
+    plan = dag.plan({"track": {"extra": {"model": str(tmp_path)}}})
+    assert [Path(file).resolve() for file in plan.weights("extra")] == [tmp_path / "config.json"]
+
+
+def test_the_test_split_is_tracked_and_packed_and_neither_scored_nor_tracked_by_peers(finished: Path) -> None:
+    split = make_test_split(finished / "test-split")
+    change = {"run": "test", "data": {"sets": {"toy-val": "toy/val", "test": str(split)}}}
+    plan = dag.plan(change)
+    assert plan.submissions == ["results/test/submission/base.zip", "results/test/submission/grpo.zip"]
+    found = planned(finished, change, "test")
+    assert (found["track"], found["score"], found["submit"]) == (7, 5, 2)
+    done = snakemake(finished, "--dry-run", "--nolock", "--printshellcmds", "--configfile", "test.yaml")
+    (command,) = set(re.findall(r"r1track --log \S+ submit (.*grpo.*)", done.stdout + done.stderr))
+    assert command == f"--tracks results/test/tracks/grpo/test --out results/test/submission/grpo.zip --root {split}"
+
+
+def test_a_run_has_one_test_split_at_most_and_something_to_score(tmp_path: Path) -> None:
+    split = str(make_test_split(tmp_path / "split"))
+    for sets in ({"one": split}, {"one": split, "two": split, "val": "toy/val"}):
+        with pytest.raises(config.ConfigError, match=r"are test splits; leave one, beside one to be scored"):
+            dag.plan({"data": {"sets": sets}})
+
+
+def test_a_set_may_be_started_from_text_by_its_name(finished: Path) -> None:
+    sets = {"toy-val": "toy/val", "told": "toy/val"}
+    plan = dag.plan({"data": {"sets": sets}, "track": {"starts": {"told": "text"}}})
+    assert [plan.begin(name) for name in sets] == ["box", "text"]
+    with pytest.raises(config.ConfigError, match=r"track\.starts: 'tld' is no set; take one of \['toy-val'\]"):
+        dag.plan({"track": {"starts": {"tld": "text"}}})

@@ -18,11 +18,12 @@ rule track:
     params:
         model=lambda w: PLAN.model(w.model),
         root=subpath(input.frames, parent=True),
+        start=lambda w: PLAN.begin(w.set),
     message:
         "Tracking {wildcards.set} with {wildcards.model}"
     shell:
         "r1track --log {log} track --config {input.config} --model {params.model:q} --root {params.root:q}"
-        " --out {output}"
+        " --out {output} --start {params.start}"
 
 
 rule score:
@@ -47,3 +48,24 @@ rule score:
         "Scoring {wildcards.model} on {wildcards.set}"
     shell:
         "r1track --log {log} score --tracks {input.tracks} --root {params.root:q} --out {output} --draws {params.draws}"
+
+
+rule submit:
+    # GOT-10k's test split: its truth is withheld, so it is tracked and packed, not scored.
+    input:
+        frames=lambda w: f"{PLAN.sets[PLAN.test]}/list.txt",
+        tracks=f"{PLAN.results}/tracks/{{model}}/{PLAN.test}",
+        sources=dag.sources("submit"),
+    output:
+        f"{PLAN.results}/submission/{{model}}.zip",
+    log:
+        f"{PLAN.results}/logs/submit/{{model}}.log",
+    conda:
+        "../../environment.yml"
+    threads: 1
+    params:
+        root=subpath(input.frames, parent=True),
+    message:
+        "Packing the test tracks of {wildcards.model}"
+    shell:
+        "r1track --log {log} submit --tracks {input.tracks} --out {output} --root {params.root:q}"
