@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from r1track import faults, files
-from r1track.schema import Settings, Train
+from r1track.schema import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 PRESETS = ROOT / "presets"
@@ -28,16 +28,21 @@ NEEDS = {
     "verdict": ("verdict",),
     "report": ("report",),
 }
-SECTIONS = {
-    name
-    for section in (Settings, Train)
-    for name, info in section.model_fields.items()
-    if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel)
-}
 
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message has one line per fault: field, value, remedy."""
+
+
+def _sections(section: type[BaseModel]) -> Iterator[str]:
+    """Names of all sections inside a section."""
+    for name, info in section.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield name
+            yield from _sections(info.annotation)
+
+
+SECTIONS = set(_sections(Settings))
 
 
 def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

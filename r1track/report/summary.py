@@ -13,7 +13,10 @@ from r1track.score import paired_difference
 from r1track.verdict import summary as verdict_line
 
 BASE = "base"
-PEERS = {"static": "the static box", "template": "the template matcher", "oracle": "the oracle"}
+PEERS = {
+    "static": "the static box", "template": "the template matcher", "csrt": "CSRT", "extra": "the extra model",
+    "oracle": "the oracle",
+}  # fmt: skip
 LORA = {"nf4": "over NF4 weights", "none": "over unquantised weights"}
 FEW = 30  # sequences below which a bootstrap over them is not to be leaned on
 NOTES = {
