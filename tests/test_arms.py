@@ -69,7 +69,8 @@ def test_reward_rises_and_only_the_adapter_moves(
 ) -> None:
     data = varied_pairs(cut, tmp_path / "pairs", rows=2, later=later, thought=THOUGHT if think else None)
     sft = {"steps": 8, "batch": 2, "micro_batch": 2, "learning_rate": 2e-3}
-    made = settings(dtype=dtype, templates=2 if later == "all" else 1, quantize=quantize, sft=sft)
+    many = {"group": 64, "micro_batch": 64} if think else {}  # answers with thoughts are worth less alike
+    made = settings(dtype=dtype, templates=2 if later == "all" else 1, quantize=quantize, sft=sft, **many)
     made = made.model_copy(update={"task": made.task.model_copy(update={"think": think})})
     course = reward_course(made, arm, str(thinking) if think else "tiny", data, tmp_path / "scratch")
     assert len(course) == 8

@@ -74,7 +74,7 @@ def test_losses_kl_and_gradients_are_those_of_the_stock_path(
     assert ours[0] == pytest.approx(stock[0], rel=1e-5, abs=1e-7)
     assert ours[2]["kl"] == pytest.approx(stock[2]["kl"], rel=1e-5)
     assert ours[2]["entropy"] == pytest.approx(stock[2]["entropy"], rel=1e-5)
-    assert ours[2]["kl"][0] > 1e-3
+    assert ours[2]["kl"][0] > 1e-5
     assert ours[1].keys() == stock[1].keys()
     size = torch.cat([grad.flatten() for grad in stock[1].values()]).norm()
     apart = torch.cat([(ours[1][name] - grad).flatten() for name, grad in stock[1].items()]).norm()

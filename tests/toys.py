@@ -64,7 +64,7 @@ def varied_pairs(pairs: Path, out: Path, *, rows: int = 4, later: str = "none", 
     return out
 
 
-def thinker(pairs: Path, out: Path, steps: int = 40) -> Path:
+def thinker(pairs: Path, out: Path, steps: int = 32) -> Path:
     """The tiny base, all of its weights trained for a moment on thoughts and boxes, so that it answers in that form."""
     rows = open_pairs(pairs / "train")
     processor = models.load_processor(models.TINY, config.resolve({}).model)
