@@ -115,7 +115,8 @@ class Decoder:
         """One cache of all prefixes and its mask (rows, tokens); the last one is used again for the same prefixes."""
         if self.stacked and [*map(id, self.stacked[0])] == [*map(id, prefixes)]:
             _, cache, mask = self.stacked
-            cache.crop(mask.shape[1])
+            if more := cache.get_seq_length() - mask.shape[1]:
+                cache.crop(-more)
             return cache, mask
         lengths = [prefix.layers[0][0].shape[2] for prefix in prefixes]
         longest = max(lengths)
