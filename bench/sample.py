@@ -123,7 +123,7 @@ def main() -> None:
         say(f"entropy decoding takes {entropy_share(root):.2f} of a full decode; {args.processes} processes")
         for each, split in ((1, "many"), (SEVERAL, "few")):
             chosen = {"pairs": args.pairs, "val_pairs": 1, "shard_rows": max(1, args.pairs // (4 * args.processes))}
-            settings = config.resolve({"preset": "r1track-5k", "sample": {**chosen, "per_template": 4}})
+            settings = config.resolve({"preset": "best", "sample": {**chosen, "per_template": 4}})
             rounds: list[list[tuple[float, float]]] = []
             for _ in range(args.rounds):
                 work = lambda s=settings, r=root / split: sample.run(s, r, root / "pairs", args.processes)  # noqa: E731
@@ -140,7 +140,7 @@ def main() -> None:
             )
         peaks = []
         for many in (args.pairs // 3, args.pairs * 3):
-            settings = config.resolve({"preset": "r1track-5k", "sample": {"pairs": many, "shard_rows": 500}})
+            settings = config.resolve({"preset": "best", "sample": {"pairs": many, "shard_rows": 500}})
             peaks.append(
                 f"{peak_memory(settings, root / 'few', root / 'out', args.processes):.0f} MiB for {many} pairs"
             )
