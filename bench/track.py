@@ -11,12 +11,11 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from measure import timed
 from rich.console import Console
 
 from r1track import asking, config, decode, models, prompts, track
@@ -41,44 +40,27 @@ def seconds(sequences: list[Sequence], ask: Any, settings: config.Settings) -> f
     return (time.perf_counter() - began) / frames
 
 
-def clocked(owner: Any, name: str, label: str, spent: dict[str, float]) -> Callable[[], None]:
-    """Add the seconds of a method's calls to spent[label]; returns what takes the clock off again."""
-    method = getattr(owner, name)
-
-    def timed(*args: Any, **named: Any) -> Any:
-        began = time.perf_counter()
-        result = method(*args, **named)
-        spent[label] += time.perf_counter() - began
-        return result
-
-    setattr(owner, name, timed)
-    return lambda: setattr(owner, name, method)
-
-
 def shares(sequences: list[Sequence], model: str) -> dict[str, float]:
-    """Share of the time that each part of tracking takes; frames are decoded beside the rest, on other threads."""
-    spent: dict[str, float] = defaultdict(float)
+    """Share of the time that each part of tracking takes; frames are decoded beside the rest, on other threads.
+
+    The clocks stay on: to be measured last.
+    """
     settings = settings_of(model, 32, True)
     loaded = models.load(model, settings.model)
-    undo = [
-        clocked(track, "open_frame", "reading frames (beside the rest)", spent),
-        clocked(loaded.model.model.visual, "forward", "vision tower", spent),
-        clocked(decode.Decoder, "prefixes", "prefixes, with their vision", spent),
-        clocked(decode.Decoder, "_greedy", "decoding tokens", spent),
-        clocked(decode.Decoder, "answers", "answers in all", spent),
-        clocked(prompts, "parse_box", "reading answers", spent),
-    ]
-    real = models.load
     models.load = lambda *given, **named: loaded
-    try:
-        began = time.perf_counter()
-        list(track.follow(sequences, ask_of(settings, model), settings))
-        whole = time.perf_counter() - began
-    finally:
-        models.load = real
-        for each in undo:
-            each()
-    return {label: value / whole for label, value in spent.items()}
+    spent = {
+        "reading frames (beside the rest)": timed(track, "open_frame"),
+        "vision tower": timed(loaded.model.model.visual, "forward"),
+        "prefixes, with their vision": timed(decode.Decoder, "prefixes"),
+        "decoding tokens": timed(decode.Decoder, "go_on"),
+        "answers in all": timed(decode.Decoder, "answers"),
+        "reading answers": timed(prompts, "parse_box"),
+    }
+    ask = ask_of(settings, model)
+    began = time.perf_counter()
+    list(track.follow(sequences, ask, settings))
+    whole = time.perf_counter() - began
+    return {label: sum(seconds) / whole for label, seconds in spent.items()}
 
 
 def main() -> None:

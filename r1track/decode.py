@@ -75,6 +75,7 @@ class Decoder:
         self.ends = {loaded.processor.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
         self.forbidden = suppressed(loaded.processor)
         self.stacked: tuple[list[Prefix], Any, torch.Tensor] | None = None
+        self.tails: dict[tuple[str, tuple[int, int]], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def _texts(self, question: Messages) -> tuple[str, str]:
         """The question in front of its last image, and from there on."""
@@ -141,11 +142,14 @@ class Decoder:
         Of `question` only that end is read: it is the same for all rows, whatever their templates and boxes.
         """
         tail = self._texts(question)[1]
-        made, positions = self._inputs([tail], [images[0]])
+        if (tail, images[0].size) not in self.tails:  # the same in every round
+            made, places = self._inputs([tail], [images[0]])
+            self.tails[tail, images[0].size] = made["input_ids"], places
+        ids, positions = self.tails[tail, images[0].size]
         pixels = self.loaded.processor.image_processor(images=list(images), return_tensors="pt").to(self.loaded.device)
         cache, mask = self._stack(prefixes)
         after = torch.tensor([prefix.after for prefix in prefixes], device=self.loaded.device)
-        ids = made["input_ids"].expand(len(prefixes), -1)
+        ids = ids.expand(len(prefixes), -1)
         mask = torch.cat([mask, mask.new_ones(ids.shape)], 1)
         logits = self.model(
             input_ids=ids, pixel_values=pixels["pixel_values"], image_grid_thw=pixels["image_grid_thw"],

@@ -3,7 +3,6 @@
 Nothing is written or downloaded, and no model is loaded. What is not `ok` says what to do.
 """
 
-import importlib.util
 import platform
 import shutil
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from huggingface_hub import try_to_load_from_cache
 from packaging.requirements import Requirement
 from PIL import Image
 
-from r1track import config, memory
+from r1track import backend, config, memory
 from r1track.sequences import read_split
 
 Line = tuple[str, str, str]  # `ok`, `warning` or `error`; what was looked at; what was found, and the remedy
@@ -57,7 +56,7 @@ def _versions(extra: str) -> Iterator[Line]:
 
 
 def _card(settings: config.Settings) -> Iterator[Line]:
-    cuda, dtype, backend = torch.cuda.is_available(), settings.model.dtype, settings.train.backend
+    cuda, dtype = torch.cuda.is_available(), settings.model.dtype
     if cuda:
         free, total = torch.cuda.mem_get_info()
         card = f"{torch.cuda.get_device_name()}, {total / 1e9:.1f} GB, {free / 1e9:.1f} free, CUDA {torch.version.cuda}"
@@ -67,10 +66,10 @@ def _card(settings: config.Settings) -> Iterator[Line]:
     else:
         driver = f"torch is built for CUDA {torch.version.cuda}, so look at the driver"
         yield _line(torch.version.cuda is None, "card", "none", driver, "warning")
-    unsloth = cuda and importlib.util.find_spec("unsloth") is not None
-    taken = "unsloth" if unsloth and backend != "transformers" else "transformers"
-    missing = "Unsloth is not installed or has no card; take `auto`"
-    yield _line(unsloth or backend != "unsloth", "train.backend", f"{backend}, which is {taken} here", missing)
+    try:
+        yield "ok", "train.backend", f"{settings.train.backend}, which is {backend.choose(settings.train.backend)} here"
+    except ValueError as error:
+        yield "error", "train.backend", str(error)
 
 
 def _base(settings: config.Settings, model: memory.Model) -> Line:

@@ -19,6 +19,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from r1track import models
 from r1track.faults import PATCH, contradiction
+from r1track.pairs import answer_size
 from r1track.schema import Settings, Train
 
 Terms = dict[str, float]
@@ -213,7 +214,7 @@ def plan(settings: Settings) -> list[StagePlan]:
     words = max((each.max_tokens for each in settings.vqa.sets.values()), default=0)
     plans = [_train(model, settings, arm) for arm in settings.train.arms]
     for stage, batch in {
-        "merge": question(settings, min(32, settings.merge.check_pairs), 512 if settings.task.think else 32),
+        "merge": question(settings, *answer_size(settings)),
         "track": question(settings, settings.track.batch, settings.track.max_tokens),
         "vqa": Batch(settings.vqa.batch, largest + 2 + WORDS, words, 4 * largest),
     }.items():

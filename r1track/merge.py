@@ -16,7 +16,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
 from r1track import config, files, models
-from r1track.pairs import held_out
+from r1track.pairs import answer_size, held_out
 
 log = logging.getLogger(__name__)
 FAITHFUL = 0.9  # share of the update below which a merge says that it lost some of it
@@ -28,8 +28,8 @@ def _answers(
 ) -> list[str]:
     loaded = models.load(model, settings.model, adapter=adapter, quantize=quantize)
     asked, images = held_out(pairs, settings.merge.check_pairs, settings.task.think)
-    tokens = 512 if settings.task.think else 32
-    found = models.answer(loaded, asked, images, max_tokens=tokens, batch=32, show="answers")
+    rows, tokens = answer_size(settings)
+    found = models.answer(loaded, asked, images, max_tokens=tokens, batch=rows, show="answers")
     del loaded  # two large models at once do not fit
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -8,7 +8,6 @@ command goes on from the finished shards after a kill. `sample.hub` takes a data
 import hashlib
 import json
 import logging
-import shutil
 from collections import Counter
 from contextlib import nullcontext
 from functools import partial
@@ -97,23 +96,18 @@ def run(settings: config.Settings, root: Path | None, out: Path, processes: int 
     provenance = files.Provenance("sample", [root / "list.txt"] if root else [])
     manifest, shards = _plan(settings, root) if root else forms.plan(settings)
     manifest = {"settings": config.stage_values(settings, "sample"), **manifest}
-    identity = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
-    work = out.with_name(f".{out.name}.{identity[:16]}.part")
-    for stale in {*out.parent.glob(f".{out.name}.{'?' * 16}.part")} - {work}:  # of other settings or data
-        shutil.rmtree(stale)
-    work.mkdir(parents=True, exist_ok=True)
-    jobs = [(work / name, make, FEATURES.arrow_schema) for name, make in shards.items()]
-    written = _write(jobs, processes or files.cores(), settings.sample)
-    for name, told in manifest["splits"].items():
-        chosen = {Path(key).name: shard for key, shard in written.items() if key.startswith(name)}
-        rejected = sum((Counter(shard["rejected"]) for shard in chosen.values()), Counter[str]())
-        told |= {"pairs": sum(shard["pairs"] for shard in chosen.values()), "rejected": dict(sorted(rejected.items()))}
-        told["shards"] = {key: shard["sha256"] for key, shard in chosen.items()}
-        log.info("%s: %d pairs; rejected draws: %s", name, told["pairs"], told["rejected"] or "none")
-    with files.atomic_folder(out) as folder:
-        for left in (*work.glob("*/*.json"), *work.glob("*/.*.part")):
+    with files.resumed_folder(out, json.loads(json.dumps(manifest))) as folder:
+        jobs = [(folder / name, make, FEATURES.arrow_schema) for name, make in shards.items()]
+        written = _write(jobs, processes or files.cores(), settings.sample)
+        for name, told in manifest["splits"].items():
+            chosen = {Path(key).name: shard for key, shard in written.items() if key.startswith(name)}
+            rejected = sum((Counter(shard["rejected"]) for shard in chosen.values()), Counter[str]())
+            count = sum(shard["pairs"] for shard in chosen.values())
+            told |= {"pairs": count, "rejected": dict(sorted(rejected.items()))}
+            told["shards"] = {key: shard["sha256"] for key, shard in chosen.items()}
+            log.info("%s: %d pairs; rejected draws: %s", name, told["pairs"], told["rejected"] or "none")
+        for left in (*folder.glob("*/*.json"), *folder.glob("*/.*.part")):
             left.unlink()
-        work.replace(folder)  # an empty folder gives way
         files.write_json(folder / "manifest.json", manifest)
         provenance.write(folder / "provenance.json", seed=settings.seed)
     if form:

@@ -220,14 +220,7 @@ def make_watch(settings: config.Settings, arm: str, scratch: Path) -> watch.Watc
     return watch.Watch(scratch / "log.jsonl", samples, train.save_every)
 
 
-def make_trainer(
-    settings: config.Settings,
-    arm: str,
-    folder: Path,
-    pairs: Path,
-    scratch: Path,
-    kind: backend.Backend = "transformers",
-) -> Any:
+def make_trainer(settings: config.Settings, arm: str, folder: Path, pairs: Path, scratch: Path) -> Any:
     """TRL's trainer for the arm, over the weights in `folder`; the adapter's weights are float32."""
     processor = models.load_processor(folder, settings.model)
     cut = open_pairs(pairs / "train", cache=scratch / "cache")

@@ -130,7 +130,7 @@ def test_without_a_card_the_tiny_base_may_be_too_large_for_the_budget() -> None:
 
 def test_unsloth_without_a_card_is_an_error() -> None:
     state, finding = bad(examined(train={"backend": "unsloth"}))["train.backend"]
-    assert (state, finding.endswith("Unsloth is not installed or has no card; take `auto`")) == ("error", True)
+    assert (state, finding.endswith("install environment.yml on a card, or take `auto`")) == ("error", True)
 
 
 def test_a_card_is_described_planned_for_and_refused_bfloat16_where_it_has_none(

@@ -410,7 +410,7 @@ def test_sequences_are_left_out_by_name_and_the_manifest_says_why(
 
 
 def unfinished(folder: Path) -> Iterator[Path]:
-    return folder.glob(".pairs.*.part/train/*.json")
+    return folder.glob(".pairs.partial/train/*.json")
 
 
 def test_a_killed_run_goes_on_from_its_finished_shards(root: Path, pairs: Path, tmp_path: Path) -> None:
@@ -442,7 +442,7 @@ def test_a_killed_run_goes_on_from_its_finished_shards(root: Path, pairs: Path, 
 
 
 def test_what_a_run_of_other_settings_left_is_not_taken_up(root: Path, pairs: Path, tmp_path: Path) -> None:
-    left = tmp_path / ".pairs.0123456789abcdef.part" / "train"
+    left = tmp_path / ".pairs.partial" / "train"
     left.mkdir(parents=True)
     (left / "train-00000.json").write_text("{}")
     sample.run(settings(), root, tmp_path / "pairs", processes=1)

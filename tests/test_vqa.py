@@ -409,9 +409,15 @@ def test_a_broken_run_writes_nothing_and_the_next_asks_only_the_sets_that_are_no
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_what_a_broken_run_finished_is_not_kept_for_other_settings(settings, asked, tmp_path):
-    vqa.run(settings, "tiny", tmp_path / "out")
-    (tmp_path / "out").rename(tmp_path / ".out.unfinished")
+def test_what_a_broken_run_finished_is_not_kept_for_other_settings(settings, asked, tmp_path, monkeypatch):
+    def stop(each):
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vqa, "_pooled", stop)
+        with pytest.raises(RuntimeError, match="killed"):
+            vqa.run(settings, "tiny", tmp_path / "out")
+    assert (tmp_path / ".out.partial" / "manifest.json").is_file()
     asked.clear()
     other = settings.vqa.model_copy(update={"batch": 99})
     vqa.run(settings.model_copy(update={"vqa": other}), "tiny", tmp_path / "out")

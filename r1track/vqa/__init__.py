@@ -10,7 +10,6 @@ well: some items are asked again in batches of another size, where rounding fall
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -44,36 +43,24 @@ def run(settings: config.Settings, model: str, out: Path, pairs: Path | None = N
     vqa, base = settings.vqa, models.folder_of(settings.model.base, settings.model.revision)
     limits = settings.model.model_copy(update={"max_pixels": vqa.max_pixels or settings.model.max_pixels})
     chosen = {name: sets.load(name, spec, vqa.seed, limits) for name, spec in vqa.sets.items()}
-    # Not `out` itself: Snakemake deletes the output of a job that broke.
-    work, folder = out.with_name(f".{out.name}.unfinished"), models.folder_of(model, settings.model.revision)
-    identity = {"model": model, "weights": files.hash_path(folder), "commit": files.git_commit()}
-    manifest = _begin(work, {**identity, "settings": config.stage_values(settings, "vqa")})
-    probes = [] if folder == base else _probes(settings, chosen, pairs)
-    told = divergence.ask_base(settings.model.base, limits, probes, vqa.batch) if probes else []
-    loaded = replace(models.load(model, limits), processor=models.load_processor(base, limits))
-    for name, items in chosen.items():
-        hashes = {item.doc_id: item.image_sha256 for item in items}
-        if manifest["sets"].get(name, {}).get("items") != hashes:
-            manifest["sets"][name] = {**_ask_set(loaded, name, vqa, items, work / f"{name}.jsonl"), "items": hashes}
-            files.write_json(work / "manifest.json", manifest)
-    manifest["self"] = _pooled([found["self"] for found in manifest["sets"].values()])
-    manifest["kl"] = divergence.measure(loaded, told)
-    files.write_json(work / "manifest.json", manifest)
-    record.write(work / "provenance.json", seed=vqa.seed, base=settings.model.base)
-    shutil.rmtree(out, ignore_errors=True)
-    work.replace(out)
-
-
-def _begin(work: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    """The manifest that a broken run of the same identity left in `work`, or a new one, in an empty folder."""
-    path = work / "manifest.json"
-    begun = files.read_json(path) if path.is_file() else {}
-    if begun and all(begun[key] == identity[key] for key in identity):
-        log.info("%s: going on after %s", work, ", ".join(begun["sets"]))
-        return dict(begun)
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    return {**identity, "sets": {}}
+    folder = models.folder_of(model, settings.model.revision)
+    identity: Row = {"model": model, "weights": files.hash_path(folder), "commit": files.git_commit()}
+    identity["settings"] = config.stage_values(settings, "vqa")
+    with files.resumed_folder(out, identity) as work:
+        kept = work / "manifest.json"
+        manifest = files.read_json(kept) if kept.is_file() else {**identity, "sets": {}}
+        probes = [] if folder == base else _probes(settings, chosen, pairs)
+        told = divergence.ask_base(settings.model.base, limits, probes, vqa.batch) if probes else []
+        loaded = replace(models.load(model, limits), processor=models.load_processor(base, limits))
+        for name, items in chosen.items():
+            hashes = {item.doc_id: item.image_sha256 for item in items}
+            if manifest["sets"].get(name, {}).get("items") != hashes:
+                manifest["sets"][name] = {**_ask_set(loaded, name, vqa, items, work / f"{name}.jsonl"), "items": hashes}
+                files.write_json(kept, manifest)
+        manifest["self"] = _pooled([found["self"] for found in manifest["sets"].values()])
+        manifest["kl"] = divergence.measure(loaded, told)
+        files.write_json(kept, manifest)
+        record.write(work / "provenance.json", seed=vqa.seed, base=settings.model.base)
 
 
 def _ask_set(loaded: Any, name: str, vqa: schema.Vqa, items: Sequence[sets.Item], out: Path) -> Row:
