@@ -7,6 +7,7 @@ model that sees each prompt once. Over Unsloth it cannot be used: that computes 
 
 import os
 from collections.abc import Callable
+from functools import cached_property
 from math import gcd
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from trl.models.utils import unwrap_model_for_generation
 from trl.trainer import grpo_trainer
 
 from r1track import decode, schema
+from r1track.gallery import Gallery
 from r1track.models import ImageProcessorOnly, Loaded
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # its hook for rollouts may change: its version is pinned
@@ -120,7 +122,19 @@ def _mask(prompt: torch.Tensor, each: int, answer: int) -> torch.Tensor:
 
 
 class SharedPrefixTrainer(GRPOTrainer):
-    """TRL's GRPO trainer, over `shared`; the rows of a group are kept together, where TRL shuffles a rollout's rows."""
+    """TRL's GRPO trainer, over `shared` and a gallery of images; the rows of a group are kept together, where TRL
+    shuffles a rollout's rows.
+    """
+
+    @cached_property
+    def gallery(self) -> Gallery:
+        model: Any = self.model
+        processor: Any = self.processing_class
+        return Gallery(processor, model.get_base_model().model.visual)
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        with self.gallery.open():
+            return super()._generate_and_score_completions(inputs)
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         shuffle = grpo_trainer.shuffle_sequence_dict

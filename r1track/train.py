@@ -8,6 +8,7 @@ only when it is whole. A checkpoint of other settings is never taken up: it is d
 """
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import logging
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, Image, List
 from transformers import PrinterCallback, ProgressCallback
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
@@ -162,16 +163,22 @@ def grpo_arguments(settings: config.Settings, scratch: Path, stop: list[int]) ->
 def with_prompts(pairs: Dataset, think: bool, completions: list[Any] | None = None) -> Dataset:
     """The pairs with the columns that the trainers want: `prompt`, `images` in the order of their places, not copied.
 
-    With completions there is the column `completion` too; without, what the reward needs.
+    With completions there is the column `completion` too; without, what the reward needs. Rows that are fetched
+    together and show the same image get one object for it.
     """
     asked = questions(pairs, think)
     if completions is None:
         rows = pairs.select_columns(["images", "answer", "size"]).add_column("prompt", asked)
     else:
         rows = pairs.select_columns(["images"]).add_column("prompt", asked).add_column("completion", completions)
-    if all(one is None for name in ("second_box", "problem") for one in pairs[name]):  # two images, in their places
-        return rows
-    return rows.with_transform(lambda batch: {**batch, "images": [prompts.places(row) for row in batch["images"]]})
+    return rows.cast_column("images", List(Image(decode=False))).with_transform(_with_images)
+
+
+def _with_images(batch: dict[str, Any]) -> dict[str, Any]:
+    """The rows with their images decoded, each once, in the order of their places."""
+    opened = functools.cache(lambda data, path: Image().decode_example({"bytes": data, "path": path}))
+    rows = [[opened(image["bytes"], image["path"]) for image in row] for row in batch["images"]]
+    return {**batch, "images": [prompts.places(row) for row in rows]}
 
 
 def with_answers(pairs: Dataset, think: bool) -> Dataset:

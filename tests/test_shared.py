@@ -47,6 +47,13 @@ def rows_of(trainer: Any) -> list[Any]:
     return [trainer.train_dataset[k] for k in range(len(trainer.train_dataset)) for _ in range(trainer.num_generations)]
 
 
+def with_pixels(trainer: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs with the images' pixels, as TRL itself has them, in place of their numbers."""
+    hung, grids = trainer.gallery.hung, inputs["image_grid_thw"]
+    numbers = [int(128 * high + low) for high, low in inputs["pixel_values"][grids.prod(1).cumsum(0) - 1].tolist()]
+    return {**inputs, "pixel_values": torch.cat([hung[n].pixels for n in numbers])}
+
+
 def loss_and_gradients(trainer: Any, inputs: Any) -> tuple[float, dict[str, torch.Tensor], dict[str, list[float]]]:
     trainer.model.zero_grad()
     trainer._metrics["train"].clear()
@@ -70,7 +77,7 @@ def test_losses_kl_and_gradients_are_those_of_the_stock_path(
     ours = loss_and_gradients(trainer, inputs)
     reference = inputs["ref_per_token_logps"]
     monkeypatch.setattr(shared.SharedPrefixTrainer, "_get_per_token_logps_and_entropies", STOCK)
-    stock = loss_and_gradients(trainer, inputs)
+    stock = loss_and_gradients(trainer, with_pixels(trainer, inputs))
     assert ours[0] == pytest.approx(stock[0], rel=1e-5, abs=1e-7)
     assert ours[2]["kl"] == pytest.approx(stock[2]["kl"], rel=1e-5)
     assert ours[2]["entropy"] == pytest.approx(stock[2]["entropy"], rel=1e-5)
@@ -109,7 +116,8 @@ def test_greedy_rollouts_are_those_of_generate(pairs: Path, tmp_path: Path, monk
     ours = trainer._generate_and_score_completions(rows_of(trainer))
     trainer.rollout_func = None
     trainer.generation_config.do_sample = False
-    stock = trainer._generate_and_score_completions(rows_of(trainer))
+    stock = GRPOTrainer._generate_and_score_completions(trainer, rows_of(trainer))
+    ours = with_pixels(trainer, ours)
     for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "pixel_values"):
         assert torch.equal(ours[name], stock[name]), name
     assert len({str(row) for row in ours["completion_ids"].tolist()}) == 4
@@ -122,7 +130,8 @@ def test_the_kept_log_probabilities_are_those_of_the_policy(pairs: Path, tmp_pat
     with torch.no_grad():
         ids = torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], 1)
         mask = torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], 1)
-        images = {key: rollout[key] for key in ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")}
+        real = with_pixels(trainer, rollout)
+        images = {key: real[key] for key in ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")}
         width = rollout["completion_ids"].shape[1]
         scored, _, _ = STOCK(trainer, trainer.model, ids, mask, width, **images)
     # The policy may also say what a rollout must not: vision tokens, all but impossible for this model.
