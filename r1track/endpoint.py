@@ -70,8 +70,8 @@ def _check(client: httpx.Client, model: str) -> None:
     except (ValueError, LookupError, TypeError):  # some servers have no such list, or not all on it
         known = []
     if model not in known:
-        try:
-            _ask(client, {"model": model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}, 0)
+        try:  # once more, since one that failed to list them may have closed the connection
+            _ask(client, {"model": model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}, 1)
         except ValueError as error:
             raise ValueError(f"{error}\nthe server lists these models, not {model!r}: {known}") from error
 
