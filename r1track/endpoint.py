@@ -4,12 +4,12 @@ Images travel as PNG, without loss, in the size at which the local processor wou
 environment variable OPENAI_API_KEY and is written nowhere.
 """
 
-import base64
 import io
 import logging
 import os
 import random
 import time
+from base64 import b64encode
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -87,8 +87,7 @@ def _body(model: str, tokens: int, question: Messages, images: list[Image.Image]
 def _picture(image: Image.Image) -> dict[str, Any]:
     stream = io.BytesIO()
     image.save(stream, "PNG", compress_level=1)
-    data = base64.b64encode(stream.getvalue()).decode()
-    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{b64encode(stream.getvalue()).decode()}"}}
 
 
 def _ask(client: httpx.Client, body: dict[str, Any], retries: int) -> str:
