@@ -66,7 +66,7 @@ OutFile = Annotated[Path, typer.Option(help="JSON file to write.")]
 BaseModel = Annotated[str, typer.Option(help="Model to start from: folder, hub id, or `tiny`.")]
 AnyModel = Annotated[str, typer.Option(help="Model to ask: folder, hub id, or `tiny`.")]
 Tracker = Annotated[str, typer.Option(help="Folder, hub id, `tiny`, `extra`, or peer:static|template|oracle|csrt.")]
-Server = Annotated[str | None, typer.Option("--endpoint", help="URL of an OpenAI-compatible server that has the model.")]
+Server = Annotated[str | None, typer.Option("--endpoint", help="URL of an OpenAI-compatible server with the model.")]
 Pairs = Annotated[Path, typer.Option(help="Folder of pairs, as written by `sample`.")]
 
 

@@ -428,19 +428,19 @@ MISSING = [name for name in ("fastapi", "openai", "uvicorn") if find_spec(name) 
 
 
 @pytest.fixture(scope="module")
-def transformers_serve():
+def transformers_serve(tmp_path_factory):
     """The URL of `transformers serve` with the tiny model in float32."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-c", SERVE, str(models.TINY), str(port)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    log = tmp_path_factory.mktemp("serve") / "log.txt"
+    words = [sys.executable, "-c", SERVE, str(models.TINY), str(port)]
+    process = subprocess.Popen(words, stdout=log.open("w"), stderr=subprocess.STDOUT)
     try:
-        for _ in range(240):
+        for _ in range(480):
             time.sleep(0.25)
             if process.poll() is not None:
-                pytest.fail(f"transformers serve ended: {process.stdout.read().decode()[-2000:]}")
+                pytest.fail(f"transformers serve ended: {log.read_text()[-2000:]}")
             try:
                 if httpx.get(f"http://localhost:{port}/health", timeout=1).is_success:
                     break
