@@ -55,7 +55,7 @@ def connect(settings: Settings) -> Callable[[list[Messages], list[list[Image.Ima
 def _address(url: str) -> str:
     """The URL in front of `chat/completions`: where it names a machine only, `/v1` follows."""
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.port == 0:
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.port == 0:
         bare = url.rpartition("@")[2]
         raise ValueError(f"endpoint {bare!r}: give http://HOST:PORT/v1, without a password; a key is read from {KEY}")
     return url if parts.path.strip("/") else url.rstrip("/") + "/v1"

@@ -282,7 +282,9 @@ def test_where_no_server_answers_the_run_stops_at_once(waits):
     assert waits == []
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "/v1", "ftp://host/v1", "http://", "http://me:hidden@host/v1"])
+@pytest.mark.parametrize(
+    "url", ["localhost:8000", "/v1", "ftp://host/v1", "http://", "http://me:hidden@host/v1", "http://:hidden@host"]
+)
 def test_what_is_no_address_is_refused_and_a_password_is_not_repeated(url):
     with pytest.raises(ValueError, match="give http://HOST:PORT/v1") as error:
         asks(url)
