@@ -1,6 +1,6 @@
 """Asking: who answers the tracker's questions under a model's name, and by which settings.
 
-A name is a folder, a hub id, `tiny`, `peer:NAME`, or `extra`: the model of track.extra, asked in its own words.
+A name is a folder, a hub id, `tiny`, `peer:NAME`, a server's own, or `extra`: track.extra's model, in its own words.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from PIL import Image
 
 from r1track import peers, prompts
 from r1track.boxes import Array
-from r1track.faults import PATCH
+from r1track.crops import shown
 from r1track.motion import settle
 from r1track.peers import Ask, Template, View
 from r1track.prompts import Messages
@@ -44,18 +44,18 @@ def adapt(settings: Settings, model: str, start: Literal["box", "text"] | None =
 def load(settings: Settings, model: str) -> tuple[Ask, Answer | None]:
     """What answers views, and what answers whole questions (nothing, for a peer); settings: adapted to the model."""
     if model.startswith(PEER):
+        if settings.track.endpoint.url:
+            raise ValueError(f"track.endpoint.url: {model} needs no server; leave it null, and --endpoint out")
         return peers.find(model.removeprefix(PEER)), None
-    from r1track import decode, models
-
     think, track = settings.task.think, settings.track
     form = track.extra.prompt if model == EXTRA else None
-    loaded = models.load(settings.model.base, settings.model)
-    reuse = track.reuse and not form  # nothing is known of where another form's box and search region stand
-    decoder = decode.Decoder(loaded, max_tokens=track.max_tokens, think=think) if reuse else None
-    held: dict[tuple[Template, Template | None], decode.Prefix] = {}
+    if track.endpoint.url:
+        from r1track import endpoint
 
-    def answer(questions: list[Messages], images: list[list[Image.Image]], tokens: int) -> list[str]:
-        return models.answer(loaded, questions, images, max_tokens=tokens, batch=track.batch)
+        answer, decoder = endpoint.connect(settings), None
+    else:  # nothing is known of where another form's box and search region stand
+        answer, decoder = _local(settings, track.reuse and not form)
+    held: dict[tuple[Template, Template | None], Any] = {}
 
     def ask(views: list[View]) -> list[str]:
         nonlocal held
@@ -79,6 +79,15 @@ def load(settings: Settings, model: str) -> tuple[Ask, Answer | None]:
     return ask, answer
 
 
+def _local(settings: Settings, reuse: bool) -> tuple[Answer, Any]:
+    """The answers of a model that is loaded here, and with `reuse` its decode.Decoder."""
+    from r1track import decode, models
+
+    loaded, track = models.load(settings.model.base, settings.model), settings.track
+    decoder = decode.Decoder(loaded, max_tokens=track.max_tokens, think=settings.task.think) if reuse else None
+    return lambda asked, images, most: models.answer(loaded, asked, images, max_tokens=most, batch=track.batch), decoder
+
+
 def locate(
     answer: Answer, images: list[Image.Image], descriptions: list[str], settings: Settings
 ) -> list[tuple[str, Array | None]]:
@@ -87,12 +96,9 @@ def locate(
     Answers are in pixels of what the model sees: the image with sides of whole patches, between model.min_pixels and
     model.max_pixels. A box is brought inside the image; none of its sides is below track.min_side.
     """
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
-
     questions, found = [prompts.ground(description) for description in descriptions], []
-    limits = settings.model.min_pixels, settings.model.max_pixels
     for text, image in zip(answer(questions, [[image] for image in images], GROUND_TOKENS), images, strict=True):
-        height, width = smart_resize(image.height, image.width, PATCH, *limits)
+        width, height = shown(image.size, settings.model)
         box = prompts.parse_box(text, size=(width, height))
         if box is not None:
             scale = (image.width / width, image.height / height) * 2

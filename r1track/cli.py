@@ -66,6 +66,7 @@ OutFile = Annotated[Path, typer.Option(help="JSON file to write.")]
 BaseModel = Annotated[str, typer.Option(help="Model to start from: folder, hub id, or `tiny`.")]
 AnyModel = Annotated[str, typer.Option(help="Model to ask: folder, hub id, or `tiny`.")]
 Tracker = Annotated[str, typer.Option(help="Folder, hub id, `tiny`, `extra`, or peer:static|template|oracle|csrt.")]
+Server = Annotated[str | None, typer.Option("--endpoint", help="URL of an OpenAI-compatible server with the model.")]
 Pairs = Annotated[Path, typer.Option(help="Folder of pairs, as written by `sample`.")]
 
 
@@ -148,6 +149,12 @@ def merge(
     run(config.load(config_file), model, adapter, pairs, out)
 
 
+def _served(settings: schema.Settings, url: str | None) -> schema.Settings:
+    """The settings with `url` instead of the configured track.endpoint.url, if one is given."""
+    server = settings.track.endpoint.model_copy(update={"url": url or settings.track.endpoint.url})
+    return settings.model_copy(update={"track": settings.track.model_copy(update={"endpoint": server})})
+
+
 @app.command()
 def track(
     config_file: Config,
@@ -155,11 +162,12 @@ def track(
     root: Root,
     out: OutDir,
     start: Annotated[Literal["box", "text"] | None, typer.Option(help="Instead of the configured track.start.")] = None,
+    endpoint: Server = None,
 ) -> None:
     """Track every sequence of a split from its first box or its description."""
     from r1track.track import run
 
-    run(config.load(config_file), model, root, out, start)
+    run(_served(config.load(config_file), endpoint), model, root, out, start)
 
 
 @app.command()
@@ -171,13 +179,14 @@ def video(
     text: Annotated[str | None, typer.Option(help="The target in words, instead.")] = None,
     config_file: Annotated[Path | None, typer.Option("--config", help="config.yaml; without it, defaults.")] = None,
     preview: Annotated[Path | None, typer.Option(help="Also write a picture of some frames, FILE.jpg.")] = None,
+    endpoint: Server = None,
 ) -> None:
     """Follow one target through a video, and draw it."""
     from r1track.video import run
 
     if bool(box) == bool(text) or not re.fullmatch(r"-?\d+(\.\d*)?(,-?\d+(\.\d*)?){3}", box or "0,0,0,0"):
         raise ValueError(f"--box {box} --text {text}: give one of the two, a box as x,y,w,h")
-    settings = config.load(config_file) if config_file else schema.Settings()
+    settings = _served(config.load(config_file) if config_file else schema.Settings(), endpoint)
     run(settings, source, model, out, [float(v) for v in box.split(",")] if box else str(text), preview)
 
 

@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from r1track.boxes import Array
+from r1track.faults import PATCH
+from r1track.schema import Model
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,14 @@ class Crop:
     def to_image(self, box_xyxy: ArrayLike) -> Array:
         """Corners in the crop, shape (..., 4), to corners in the image: the inverse of `to_crop`."""
         return np.asarray(box_xyxy, dtype=np.float64) / self.scale + [self.x, self.y, self.x, self.y]
+
+
+def shown(size: tuple[int, int], model: Model) -> tuple[int, int]:
+    """Width and height at which the image processor shows an image of that width and height: whole patches."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+    height, width = smart_resize(size[1], size[0], PATCH, model.min_pixels, model.max_pixels)
+    return width, height
 
 
 def drift(box_xywh: ArrayLike, rng: np.random.Generator, *, shift: float, scale: float) -> Array:

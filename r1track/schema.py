@@ -226,6 +226,15 @@ class Extra(Section):
         return self
 
 
+class Endpoint(Section):
+    """track.endpoint: an OpenAI-compatible server that answers in place of a model that is loaded here."""
+
+    url: str | None = Field(None, description="the server; null loads models here, as the workflow must")
+    timeout: float = Field(60.0, gt=0, description="seconds without an answer after which a question is asked anew")
+    retries: int = Field(4, ge=0, description="how often a question is asked anew before the run stops")
+    concurrency: int | None = Field(None, ge=1, description="most questions under way at once; null: track.batch")
+
+
 class Track(Section):
     """track: one question per frame, from the first frame's box or from a description."""
 
@@ -242,6 +251,7 @@ class Track(Section):
         ["static", "template", "oracle"], description="simple trackers scored beside the models"
     )
     extra: Extra = Field(Extra(), description="other people's model")
+    endpoint: Endpoint = Field(Endpoint(), description="a server that answers")
 
 
 class Score(Section):

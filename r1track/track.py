@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -193,18 +193,22 @@ def _locate(sequences: list[Sequence], answer: Answer, settings: Settings, folde
 def run(settings: Settings, model: str, root: Path, out: Path, start: Literal["box", "text"] | None = None) -> None:
     """Track every sequence of the split at `root` and write `out/<sequence>/<sequence>_{001.txt,time.txt,status.csv}`.
 
-    model: a folder, a hub id, `tiny`, `peer:NAME`, or `extra`. start: instead of track.start. Nothing stands at `out`
-    until all of it is done; what is finished waits in a hidden folder beside it, and is taken up by the next run with
-    the same settings, model and sequences. Raises FileNotFoundError and ValueError, with file and remedy, for data that
-    cannot be tracked.
+    model: a folder, a hub id, `tiny`, `peer:NAME`, `extra`, or what the server of track.endpoint calls it. start: in
+    place of track.start. Nothing stands at `out` until all of it is done; what is finished waits in a hidden folder
+    beside it, for the next run with the same settings, model, server and sequences. Raises FileNotFoundError and
+    ValueError, with file or URL and remedy, for data that cannot be tracked and servers that do not answer.
     """
     settings, oracle = asking.adapt(settings, model, start), model == "peer:oracle"
-    provenance = Provenance("track", [root] if model.startswith(asking.PEER) else [root, settings.model.base])
+    url, base = settings.track.endpoint.url, settings.model.base
+    served = {"url": url, "model": base, "weights": "not a local file"} if url else None
+    provenance = Provenance("track", [root] if url or model.startswith(asking.PEER) else [root, base])
     sequences = read_split(root)
     _check(sequences, root, settings.track.start, oracle)
     ask, answer = asking.load(settings, model)
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    identity = {"settings": stage_values(settings, "track"), "model": model, "inputs": provenance.hashes()}
+    values, inputs = stage_values(settings, "track"), provenance.hashes()
+    values["track"]["endpoint"] = served  # patience with a server changes no answer
+    identity = {"settings": values, "model": model, "inputs": inputs}
     with resumed_folder(out, identity) as aside, Progress(*columns) as bar:
         left = [sequence for sequence in sequences if not (aside / sequence.name).is_dir()]
         if len(left) < len(sequences):
@@ -218,5 +222,6 @@ def run(settings: Settings, model: str, root: Path, out: Path, start: Literal["b
                 aside, track.sequence.name, zip(track.boxes, track.seconds, track.status, track.answers, strict=True)
             )
         frames, begun = sum(len(sequence.frames) - 1 for sequence in sequences), settings.track.start
-        provenance.write(aside / "provenance.json", base=model, start=begun, sequences=len(sequences), frames=frames)
+        notes: dict[str, Any] = {"start": begun, "sequences": len(sequences), "frames": frames, "endpoint": served}
+        provenance.write(aside / "provenance.json", base=model, **notes)
     log.info("%s: %d frames of %d sequences", model, frames, len(sequences))
