@@ -155,9 +155,10 @@ def _answering(model: Model, batch: Batch, held: Terms, adapted: bool, copies: i
 def _learning(model: Model, batch: Batch, held: Terms, train: Train, logits: int) -> dict[str, Terms]:
     """A micro-batch forward and backward with checkpointed layers, then the optimiser; logits: bytes, gradients too."""
     text, vision, each, packed = model.text, model.vision, model.each, train.quantize == "nf4"
-    tokens, patches = batch.rows * (batch.prompt + batch.answer), batch.rows * batch.patches
+    tokens = batch.rows * (batch.prompt + batch.answer)
+    patches = batch.rows * batch.patches * train.lora.vision  # of a frozen tower nothing is kept
     held = {**held, "gradients": model.adapter}
-    kept = {  # of a frozen vision tower, too: the trainer asks for gradients at its embedding
+    kept = {
         **held,
         "text layers' inputs": each * text.num_hidden_layers * text.hidden_size * tokens,
         "image layers' inputs": each * vision.depth * vision.hidden_size * patches,
@@ -185,13 +186,18 @@ def _train(model: Model, settings: Settings, arm: str) -> StagePlan:
     drawn = answers * train.rollout_steps
     held = {"CUDA context": CONTEXT, "weights": model.weights[train.quantize], "adapter": model.adapter}
     held |= {"optimiser": model.optimiser, "pixel values": model.pixels * (each.rows if sft else drawn) * each.patches}
+    if shared:  # numbers in place of pixels; what a frozen tower saw is kept, for another the pixels of a micro-batch
+        seen = drawn // train.group * each.patches // 4 * model.text.hidden_size * model.each
+        learnt = 8 * drawn * each.patches + train.lora.vision * model.pixels * batch.rows * batch.patches
+        held |= {"pixel values": learnt, "image features": (not train.lora.vision) * seen}
     # In float32: sft has the whole text's, its log-probabilities and gradients; grpo the answers' and gradients.
     logits = (12 * (each.prompt + each.answer) if sft else 8 * (each.answer + 1)) * each.rows * model.text.vocab_size
     moments = _learning(model, batch, held, train, logits)
     # Forward, recomputed, backward; and of grpo the rollout, the reference, the old policy.
     passes = 3 if sft else 4 + (train.beta > 0) + (train.rollout_steps > 1)
-    worked = (each.prompt / g + each.answer, each.patches / g, each.answer)
-    flops = passes * sum(a * b for a, b in zip(model.flops, worked, strict=True))
+    looks = passes if train.lora.vision else 1 if shared else passes - 2  # of the vision tower
+    worked = (passes * (each.prompt / g + each.answer), looks * each.patches / g, passes * each.answer)
+    flops = sum(a * b for a, b in zip(model.flops, worked, strict=True))
     flops *= answers * (train.sft.steps if sft else train.steps)
     calls = math.ceil(drawn / train.rollout_batch) if shared else 1
     waiting = 0 if sft else train.steps / train.rollout_steps * calls * train.max_tokens * TOKEN_SECONDS

@@ -114,6 +114,16 @@ def make_adapter(lora: schema.Lora) -> LoraConfig:
     )
 
 
+def spare_tower(model: Any) -> None:
+    """Let a frozen vision tower run without gradients; else transformers asks for them, for checkpointing's sake.
+
+    model: PEFT's wrapper. What is learned stays the same; a backward pass and the kept inputs of every layer are saved.
+    """
+    tower = model.get_base_model().model.visual
+    if not any(parameter.requires_grad for parameter in tower.parameters()):
+        tower.forward = torch.no_grad()(tower.forward)
+
+
 def load_unsloth(folder: Path, settings: schema.Settings) -> Any:
     """The base in `folder` by Unsloth's loader, with a new adapter on it: the same weights, layers and quantisation.
 

@@ -255,6 +255,8 @@ def make_trainer(settings: config.Settings, arm: str, folder: Path, pairs: Path,
         if shares_prefix(settings):
             trainer_of, shared["rollout_func"] = SharedPrefixTrainer, make_rollout(settings.train, processor)
         trainer = trainer_of(reward_funcs=reward, args=args, train_dataset=asked, **shared)
+    if adapter is not None:  # Unsloth has its own way with the tower
+        models.spare_tower(trainer.model)
     for noisy in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(noisy)
     for parameter in trainer.model.parameters():

@@ -174,9 +174,10 @@ def test_the_cache_takes_as_many_bytes_as_a_real_one(base: Path) -> None:
     assert counted(base, "bfloat16").cache * ROWS * PROMPT == kept
 
 
-def trainable(base: Path, dtype: torch.dtype, quantize: Any) -> Any:
+def trainable(base: Path, dtype: torch.dtype, quantize: Any, vision: bool = False) -> Any:
     """The model as the trainer has it on a card: an adapter on it, every layer checkpointed."""
-    model = with_adapter(models.load_weights(base, dtype, quantize))
+    model = with_adapter(models.load_weights(base, dtype, quantize), vision)
+    models.spare_tower(model)
     model.gradient_checkpointing_enable()
     model.enable_input_require_grads()
     return model.train()
@@ -199,8 +200,9 @@ def words(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("words")
-def test_the_checkpointed_forward_pass_saves_the_inputs_of_every_text_and_image_layer(base: Path) -> None:
-    model, saved = trainable(base, torch.bfloat16, "none"), []
+@pytest.mark.parametrize("vision", [False, True])
+def test_the_checkpointed_forward_pass_saves_the_inputs_of_every_layer_that_learns(base: Path, vision: bool) -> None:
+    model, saved = trainable(base, torch.bfloat16, "none", vision), []
     inputs = question()
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -210,8 +212,8 @@ def test_the_checkpointed_forward_pass_saves_the_inputs_of_every_text_and_image_
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast():
         logits = model(**inputs, use_cache=False).logits
     assert logits.requires_grad
-    planned = terms(base, "backward", "bfloat16")
-    for name, shape, layers in (("text", (ROWS, PROMPT, 256), LAYERS), ("image", (PATCHES, 160), DEPTH)):
+    planned = terms(base, "backward", "bfloat16", lora={"rank": 16, "vision": vision})
+    for name, shape, layers in (("text", (ROWS, PROMPT, 256), LAYERS), ("image", (PATCHES, 160), DEPTH * vision)):
         inputs_of_layers = [each for each in saved if each.shape == shape and each.dtype == torch.bfloat16]
         assert len(inputs_of_layers) == layers
         assert planned[f"{name} layers' inputs"] == stored(inputs_of_layers)
@@ -370,7 +372,7 @@ def test_where_no_single_change_is_enough_none_is_suggested() -> None:
 def test_every_term_is_either_counted_exactly_or_named_an_estimate() -> None:
     both = config.resolve({"preset": "demo", "train": {"arms": ["sft", "grpo"]}})
     names = {name for each in memory.plan(both) for terms in each.moments.values() for name in terms}
-    exact = {"weights", "adapter", "gradients", "optimiser", "KV cache", "pixel values"}
+    exact = {"weights", "adapter", "gradients", "optimiser", "KV cache", "pixel values", "image features"}
     assert names == memory.ESTIMATES | exact | {"text layers' inputs", "image layers' inputs"}
 
 
@@ -382,8 +384,42 @@ def test_training_hours_follow_from_the_operations_and_the_rollouts_tokens() -> 
     assert plan.hours * 3600 == pytest.approx(plan.flops / memory.RATE + tokens * memory.TOKEN_SECONDS)
     twice = config.resolve({"preset": "r1track-5k", "train": {"steps": 2 * train.steps}})
     assert plan_of(twice, "train grpo").hours == pytest.approx(2 * plan.hours)
-    without = config.resolve({"preset": "r1track-5k", "train": {"beta": 0.0}})  # no reference: one pass of five less
-    assert plan_of(without, "train grpo").flops == pytest.approx(plan.flops * 4 / 5)
+    learning = {"lora": {"vision": True}, "shared_prefix": False}
+    five, four = (
+        plan_of(config.resolve({"preset": "r1track-5k", "train": {**learning, "beta": beta}}), "train grpo")
+        for beta in (0.01, 0.0)
+    )
+    assert four.flops == pytest.approx(five.flops * 4 / 5)  # no reference: one pass of five less
+
+
+def test_a_frozen_tower_is_planned_to_look_once_with_a_shared_prefix_and_never_to_learn() -> None:
+    def flops(shared: bool, vision: bool, beta: float) -> float:
+        train = {"shared_prefix": shared, "lora": {"vision": vision}, "beta": beta}
+        return plan_of(config.resolve({"preset": "r1track-5k", "train": train}), "train grpo").flops
+
+    chosen = config.resolve({"preset": "r1track-5k"})
+    images = 2 * (chosen.task.size // 14) ** 2 * memory.Model(chosen).flops[1]
+    images *= chosen.train.steps * chosen.train.prompts_per_step
+    group = chosen.train.group
+    # Rollout, reference, loss, recomputed, backward: frozen, the last two fall away; shared, all but the first.
+    assert flops(False, True, 0.01) - flops(False, False, 0.01) == pytest.approx(2 * group * images)
+    assert flops(True, True, 0.01) - flops(True, False, 0.01) == pytest.approx(4 * images)
+
+
+def test_image_features_take_as_many_bytes_as_after_a_real_rollout(tmp_path: Path) -> None:
+    from r1track.gallery import Gallery
+
+    chosen = config.resolve({"preset": "demo", "train": {"prompts_per_step": 2, "micro_batch": 16}})
+    model, processor = models.load_weights(models.TINY, torch.float32), models.load_processor(models.TINY, chosen.model)
+    gallery = Gallery(processor, model.requires_grad_(False).model.visual)
+    asked = processor.apply_chat_template([prompts.build([1, 2, 3, 4])] * 2, tokenize=False, add_generation_prompt=True)
+    crops = [Image.new("RGB", (chosen.task.size, chosen.task.size), (shade, 0, 0)) for shade in (0, 60, 120, 180)]
+    with gallery.open():
+        made = processor(text=asked, images=crops, padding=True, return_tensors="pt")
+    model(**made)
+    planned = plan_of(chosen, "train grpo").moments["loss"]
+    assert planned["image features"] == sum(each.nbytes for each in gallery.features.values())
+    assert planned["pixel values"] == chosen.train.group * made["pixel_values"].nbytes
 
 
 def test_with_a_shared_prefix_prompts_are_planned_once_per_group_and_answers_each() -> None:
