@@ -32,10 +32,10 @@ class Guarded(TyperGroup):
             return super().invoke(ctx)
         except (ValueError, FileNotFoundError) as error:  # ConfigError is a ValueError
             Console(stderr=True).print(Text(f"error: {error}", style="bold red"), soft_wrap=True)
-            log.debug("stopped", exc_info=True)  # for the file only: the console has the message
+            log.debug("stopped: %s", error, exc_info=True)  # for the file only: the console has the message
             raise typer.Exit(2) from error
-        except Exception:
-            log.debug("failed", exc_info=True)
+        except Exception as error:
+            log.debug("failed: %s: %s", type(error).__name__, error, exc_info=True)
             raise
 
 
