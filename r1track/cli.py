@@ -60,7 +60,7 @@ Config = Annotated[
     Path,
     typer.Option("--config", help="config.yaml, or the stage's results/<run>/config/<stage>.json."),
 ]
-Root = Annotated[Path, typer.Option(help="Split folder in the GOT-10k layout: list.txt and sequences.")]
+Root = Annotated[Path, typer.Option(help="Split folder: list.txt and sequences, laid out as GOT-10k or another set.")]
 OutDir = Annotated[Path, typer.Option(help="Folder to write; it appears when it is whole.")]
 OutFile = Annotated[Path, typer.Option(help="JSON file to write.")]
 BaseModel = Annotated[str, typer.Option(help="Model to start from: folder, hub id, or `tiny`.")]

@@ -1,4 +1,4 @@
-"""The last words of `snakemake`: cause, remedy and log of every stage that failed; the summary of a run that did not."""
+"""The last words of `snakemake`: cause, remedy and log of every stage that failed; a good run's summary."""
 
 import os
 import re
