@@ -78,8 +78,7 @@ def main(log_file: Annotated[Path | None, typer.Option("--log", help="Also keep 
         handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=handlers, force=True)
     logging.getLogger("r1track").setLevel(logging.DEBUG)
-    # On a CPU it says at every start that it lacks kernels, which nothing here needs.
-    logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)
+    logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)  # it misses kernels that nothing here needs
     logging.captureWarnings(True)
 
 

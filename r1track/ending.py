@@ -8,12 +8,13 @@ from rich.markdown import Markdown
 from rich.text import Text
 
 # In Snakemake's log, how a stage's process ended; in the stage's own log, what cli.Guarded caught.
-ENDED = re.compile(
-    r"^Command '.*?r1track --log (\S+) ([\w-]+) .*' (?:returned non-zero|died with) <?(?:Signals\.)?(.+?)>?\.$", re.M
-)
-CAUGHT = re.compile(r" r1track\.cli: (stopped|failed): (.*?)\n(?:Traceback|\S+RemoteTraceback:) ", re.S)
-NO_MEMORY = re.compile(r"OutOfMemory|MemoryError|allocate memory|SIGKILL|status 137")
+ENDED = re.compile(r"(?m)^Command '.*?r1track --log (\S+) ([\w-]+) .*' (?:returned non-zero|died with) <?(.+?)>?\.$")
+CAUGHT = re.compile(r"(?s) r1track\.cli: (stopped|failed): (.*?)\n(?:Traceback|\S+RemoteTraceback:) ")
 MEMORY = "memory ran out, most likely: `r1track doctor` names changes that make a stage fit; docs/faq.md has more"
+REMEDIES = {
+    r"OutOfMemory|MemoryError|allocate memory|SIGKILL|status 137": MEMORY,
+    r"SIGINT|SIGTERM|status 130|status 143": "it was interrupted: the same command goes on from there",
+}
 
 
 def cause(said: str, how: str) -> str:
@@ -22,7 +23,8 @@ def cause(said: str, how: str) -> str:
     if kind == "stopped":
         return message
     otherwise = "a fault of the program, whose whole traceback ends the log" if kind else "its last words stand above"
-    return f"{message}; {MEMORY if NO_MEMORY.search(message) else otherwise}"
+    found = (remedy for sign, remedy in REMEDIES.items() if re.search(sign, message))
+    return f"{message}; {next(found, otherwise)}"
 
 
 def tell(logs: list[str], results: str, began: float) -> None:

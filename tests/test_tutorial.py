@@ -92,4 +92,4 @@ def test_a_change_reruns_what_the_page_says(followed: Followed) -> None:
 
 def test_the_video_has_film_picture_and_boxes(followed: Followed) -> None:
     assert all((followed.folder / f"followed.{kind}").stat().st_size for kind in ("mp4", "jpg"))
-    assert len((followed.folder / "followed.csv").read_text().splitlines()) == 1 + 24
+    assert len((followed.folder / "followed.csv").read_text().splitlines()) == 1 + 12
