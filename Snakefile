@@ -1,10 +1,12 @@
 # One command from data to report: `snakemake --cores all`. What to run is said in config.yaml.
+import atexit
 import os
 import sys
+import time
 from pathlib import Path
 
 from r1track import config as configuration
-from r1track import dag
+from r1track import dag, ending
 from r1track.files import write_json
 
 
@@ -17,6 +19,18 @@ try:
     PLAN = dag.plan(config)
 except configuration.ConfigError as error:
     sys.exit(f"error: {error}")
+
+
+BEGAN = time.time()
+
+
+# What came out, or what went wrong, stands below Snakemake's own last words.
+onsuccess:
+    atexit.register(ending.tell, log, PLAN.results, BEGAN)
+
+
+onerror:
+    atexit.register(ending.tell, log, PLAN.results, BEGAN)
 
 
 wildcard_constraints:

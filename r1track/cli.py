@@ -32,10 +32,10 @@ class Guarded(TyperGroup):
             return super().invoke(ctx)
         except (ValueError, FileNotFoundError) as error:  # ConfigError is a ValueError
             Console(stderr=True).print(Text(f"error: {error}", style="bold red"), soft_wrap=True)
-            log.debug("stopped", exc_info=True)  # for the file only: the console has the message
+            log.debug("stopped: %s", error, exc_info=True)  # for the file only: the console has the message
             raise typer.Exit(2) from error
-        except Exception:
-            log.debug("failed", exc_info=True)
+        except Exception as error:
+            log.debug("failed: %s: %s", type(error).__name__, error, exc_info=True)
             raise
 
 
@@ -60,7 +60,7 @@ Config = Annotated[
     Path,
     typer.Option("--config", help="config.yaml, or the stage's results/<run>/config/<stage>.json."),
 ]
-Root = Annotated[Path, typer.Option(help="Split folder in the GOT-10k layout: list.txt and sequences.")]
+Root = Annotated[Path, typer.Option(help="Split folder: list.txt and sequences, laid out as GOT-10k or another set.")]
 OutDir = Annotated[Path, typer.Option(help="Folder to write; it appears when it is whole.")]
 OutFile = Annotated[Path, typer.Option(help="JSON file to write.")]
 BaseModel = Annotated[str, typer.Option(help="Model to start from: folder, hub id, or `tiny`.")]
@@ -79,6 +79,7 @@ def main(log_file: Annotated[Path | None, typer.Option("--log", help="Also keep 
         handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=handlers, force=True)
     logging.getLogger("r1track").setLevel(logging.DEBUG)
+    logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)  # it misses kernels that nothing here needs
     logging.captureWarnings(True)
 
 

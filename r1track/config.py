@@ -1,8 +1,8 @@
 """Configuration: what a person wrote, over a preset, over the defaults, as typed sections (schema.py).
 
 `config.yaml` is what a person edits. What it sets wins over the preset that it names, and the preset wins over the
-defaults below. A stage reads the same model from `results/<run>/config/<stage>.json`, which holds only the sections
-that the stage depends on.
+defaults in schema.py. A stage reads the same model from `results/<run>/config/<stage>.json`, which holds only the
+sections that the stage depends on.
 """
 
 from collections.abc import Iterator

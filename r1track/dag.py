@@ -120,7 +120,7 @@ def _split(path: str, field: str, scratch: str) -> str:
         if path not in ("toy/train", "toy/val"):
             raise ConfigError(f"{field} = {path!r}: the toy world has no such split; take toy/train or toy/val")
         return f"{scratch}/{path}"
-    remedy = "unpack the data there, or set the field to a folder in the GOT-10k layout (docs/configuration.md)"
+    remedy = "unpack the data there, or set the field to a folder with a list.txt (docs/sampling.md)"
     folder = Path(path)
     if not (folder / "list.txt").is_file():
         raise ConfigError(f"{field} = {path!r}: {folder / 'list.txt'} does not exist; {remedy}")

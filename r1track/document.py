@@ -24,7 +24,7 @@ preset: demo
 PAGE = """\
 # Configuration
 
-*Made from the model in `r1track/config.py` by `make docs`; edit the model, not this page.*
+*Made from the model in `r1track/schema.py` by `make docs`; edit the model, not this page.*
 
 What a run depends on is said in `config.yaml`, one section per stage. A value is looked up in this order: a file given
 with `--configfile`, `config.yaml`, the preset that it names, the default below. Unknown fields, wrong types and values

@@ -37,7 +37,7 @@ PUBLISHED = {f"Qwen/Qwen2.5-VL-{size}-Instruct": size for size in SIZES}
 SAVING: dict[str, list[Any]] = {
     "train.quantize": ["nf4"], "train.optimizer": ["adamw_8bit"], "task.size": [PATCH * n for n in range(40, 0, -1)],
     "train.rollout_steps": [], "train.prompts_per_step": [], "train.micro_batch": [], "train.sft.micro_batch": [],
-    "train.lora.rank": [], "track.batch": [], "vqa.batch": [], "model.max_pixels": [],
+    "train.lora.rank": [], "track.batch": [], "vqa.batch": [], "vqa.max_pixels": [], "model.max_pixels": [],
 }  # fmt: skip
 
 
@@ -211,12 +211,12 @@ def _train(model: Model, settings: Settings, arm: str) -> StagePlan:
 
 
 def plan(settings: Settings) -> list[StagePlan]:
-    """The stages that use a card: each arm of training, `merge`, `track`, and `vqa` with images of model.max_pixels.
+    """The stages that use a card: each arm of training, `merge`, `track`, and `vqa` with its largest images.
 
     `merge` sums on the CPU; of the models that then answer in turn, the largest is the base with the adapter beside it.
     Raises FileNotFoundError where the base's shape is not known.
     """
-    model, largest = Model(settings), settings.model.max_pixels // PATCH**2
+    model, largest = Model(settings), (settings.vqa.max_pixels or settings.model.max_pixels) // PATCH**2
     words = max((each.max_tokens for each in settings.vqa.sets.values()), default=0)
     plans = [_train(model, settings, arm) for arm in settings.train.arms]
     for stage, batch in {
@@ -237,7 +237,7 @@ def remedies(settings: Settings, stage: str, budget: float) -> dict[str, float]:
     for field, values in SAVING.items():
         *path, last = field.split(".")
         now: Any = functools.reduce(getattr, [*path, last], settings)
-        for value in values or [now >> halvings for halvings in range(1, now.bit_length())]:
+        for value in values or [now >> halvings for halvings in range(1, (now or 0).bit_length())]:
             changed = settings.model_dump()
             functools.reduce(dict.__getitem__, path, changed)[last] = value
             with suppress(ValidationError):  # it contradicts a field beside it

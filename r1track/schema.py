@@ -25,7 +25,7 @@ class Model(Section):
 
 
 class Data(Section):
-    """data: where the sequences are, as folders with a list.txt in the GOT-10k layout."""
+    """data: where the sequences are, as folders with a list.txt, laid out as GOT-10k or others (docs/sampling.md)."""
 
     train: str = Field(
         "data/GOT-10k/train", description="split to sample pairs from; `toy/train` is made by the toy stage"

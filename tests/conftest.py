@@ -2,7 +2,7 @@
 
 import pytest
 
-LONG = ("test_demo", "test_arms", "test_track")
+LONG = ("test_demo", "test_arms", "test_track", "test_tutorial")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -114,12 +114,12 @@ def test_a_base_is_looked_for_in_its_folder_and_in_the_hubs_cache(
 def test_a_stage_that_does_not_fit_fails_and_its_remedies_fit() -> None:
     hub = {"preset": "r1track-5k", "data": {"train": "toy/train", "sets": {"toy": "toy/val"}}}
     assert examined(**hub).well
-    found = examined(budget=12e9, **hub)
+    found = examined(budget=13e9, **hub)
     assert [line for line in found.lines if line[0] == "error"] == []
     assert not found.well
     assert set(found.remedies) == {"train grpo"}
     assert found.remedies["train grpo"]
-    assert all(peak <= 12e9 for peak in found.remedies["train grpo"].values())
+    assert all(peak <= 13e9 for peak in found.remedies["train grpo"].values())
 
 
 def test_without_a_card_the_tiny_base_may_be_too_large_for_the_budget() -> None:

@@ -342,7 +342,7 @@ def changed(values: dict[str, Any], field: str, value: str) -> dict[str, Any]:
     [
         ("train sft", {"train.quantize", "train.sft.micro_batch", "task.size"}),
         ("train grpo", {"train.quantize", "train.prompts_per_step", "train.rollout_steps", "task.size"}),
-        ("vqa", {"vqa.batch", "model.max_pixels"}),
+        ("vqa", {"vqa.batch", "vqa.max_pixels"}),
     ],
 )
 def test_every_suggested_change_is_valid_and_makes_the_stage_fit(stage: str, fields: set[str]) -> None:
@@ -354,7 +354,6 @@ def test_every_suggested_change_is_valid_and_makes_the_stage_fit(stage: str, fie
     }  # fmt: skip
     if stage == "vqa":
         values["vqa"] = {"batch": 64, "sets": {"mine": {}}}
-        values["model"]["max_pixels"] = 1003520
     chosen, budget = config.resolve(values), 24e9
     assert plan_of(chosen, stage).peak[0] > budget
     found = memory.remedies(chosen, stage, budget)
