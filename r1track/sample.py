@@ -115,6 +115,6 @@ def run(settings: config.Settings, root: Path | None, out: Path, processes: int 
             left.unlink()
         work.replace(folder)  # an empty folder gives way
         files.write_json(folder / "manifest.json", manifest)
-        provenance.write(folder / "provenance.json", seed=settings.seed)
+        provenance.write(folder / "provenance.json", seed=settings.seed, settings=manifest["settings"])
     if form:
         forms.export(out, form, settings.task.think)

@@ -198,6 +198,7 @@ def run(settings: Settings, model: str, root: Path, out: Path, start: Literal["b
     the same settings, model and sequences. Raises FileNotFoundError and ValueError, with file and remedy, for data that
     cannot be tracked.
     """
+    stage = stage_values(settings, "track")
     settings, oracle = asking.adapt(settings, model, start), model == "peer:oracle"
     provenance = Provenance("track", [root] if model.startswith(asking.PEER) else [root, settings.model.base])
     sequences = read_split(root)
@@ -218,5 +219,6 @@ def run(settings: Settings, model: str, root: Path, out: Path, start: Literal["b
                 aside, track.sequence.name, zip(track.boxes, track.seconds, track.status, track.answers, strict=True)
             )
         frames, begun = sum(len(sequence.frames) - 1 for sequence in sequences), settings.track.start
-        provenance.write(aside / "provenance.json", base=model, start=begun, sequences=len(sequences), frames=frames)
+        path, count = aside / "provenance.json", len(sequences)
+        provenance.write(path, base=model, start=begun, sequences=count, frames=frames, settings=stage)
     log.info("%s: %d frames of %d sequences", model, frames, len(sequences))

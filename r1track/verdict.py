@@ -54,7 +54,8 @@ def run(settings: config.Settings, base: Path, tuned: Sequence[Path], out: Path)
     found = {folder.name: judge(base, folder, settings.verdict) for folder in tuned}
     digest = hashlib.sha256(json.dumps(rule, sort_keys=True).encode()).hexdigest()
     files.write_json(out, {"rule": rule, "rule_sha256": digest, "models": found})
-    record.write(out.with_suffix(".provenance.json"), seed=settings.verdict.seed)
+    stage = config.stage_values(settings, "verdict")
+    record.write(out.with_name(f"{out.name}.provenance.json"), seed=settings.verdict.seed, settings=stage)
     for name, each in found.items():
         log.log(logging.INFO if each["verdict"] == "RETAINED" else logging.WARNING, "%s: %s", name, summary(each))
 
