@@ -247,14 +247,46 @@ def gate(
 
 @app.command()
 def report(
-    results: Annotated[Path, typer.Option(help="Results folder of a run: results/<run>.")],
     out: OutDir,
+    results: Annotated[Path | None, typer.Option(help="Results folder of a run: results/<run>.")] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Set the runs RUNS side by side instead.")] = False,
+    runs: Annotated[list[Path] | None, typer.Argument(help="Results folders, with --compare.")] = None,
 ) -> None:
-    """Write the report of a run, and show its summary."""
+    """Write the report of a run (--results DIR) or of several (--compare RUNS), and show its summary."""
+    from r1track.report import compare as several
     from r1track.report import run
 
-    run(config.load(results / "config" / "report.json"), results, out)
+    if compare != bool(runs) or compare != (results is None):
+        raise ValueError("give either --results DIR, or --compare and the results folders: --compare DIR DIR --out DIR")
+    if results:
+        run(config.load(results / "config" / "report.json"), results, out)
+    else:
+        several.run(runs or [], out)
     get_console().print(Markdown((out / "summary.md").read_text(encoding="utf-8")))
+
+
+@app.command()
+def verify(results: Annotated[Path, typer.Argument(help="Results folder of a run: results/<run>.")]) -> None:
+    """Say whether a report tells the truth: hashes, scores, verdicts and the report itself, computed again."""
+    from r1track.verify import STATES, examine
+
+    logging.getLogger("r1track").setLevel(logging.ERROR)  # the stages would speak of what they make again
+    found, console = examine(results), get_console()
+    table, every = Table("checked", *STATES), [finding for each in found.values() for finding in each]
+    for kind, each in found.items():
+        table.add_row(kind, *(str(sum(finding.state == state for finding in each)) for state in STATES))
+    console.print(table)
+    for state in STATES[1:]:
+        told, colour = [finding for finding in every if finding.state == state], "red" if state != "gone" else "yellow"
+        for _, file, words in told[:20]:
+            console.print(Text.assemble((f"{state:8}", colour), (file, "bold"), "  ", words), soft_wrap=True)
+        if told[20:]:
+            console.print(f"{state}: {len(told) - 20} more")
+    gone = sum(finding.state == "gone" for finding in every)
+    wrong = len(every) - gone - sum(finding.state == "agrees" for finding in every)
+    word = "[red]The report is not to be believed" if wrong else "[green]The report tells the truth"
+    console.print(f"{word}[/]: {wrong} of {len(every) - gone} checks fail, {gone} could not be made.", soft_wrap=True)
+    raise typer.Exit(1 if wrong else 0)
 
 
 @app.command()
