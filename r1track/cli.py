@@ -262,7 +262,8 @@ def report(
         run(config.load(results / "config" / "report.json"), results, out)
     else:
         several.run(runs or [], out)
-    get_console().print(Markdown((out / "summary.md").read_text(encoding="utf-8")))
+    text = out / ("summary.md" if results else "compare.md")
+    get_console().print(Markdown(text.read_text(encoding="utf-8")))
 
 
 @app.command()
@@ -271,19 +272,16 @@ def verify(results: Annotated[Path, typer.Argument(help="Results folder of a run
     from r1track.verify import STATES, examine
 
     logging.getLogger("r1track").setLevel(logging.ERROR)  # the stages would speak of what they make again
-    found, console = examine(results), get_console()
-    table, every = Table("checked", *STATES), [finding for each in found.values() for finding in each]
+    found, console, table = examine(results), get_console(), Table("checked", *STATES)
     for kind, each in found.items():
         table.add_row(kind, *(str(sum(finding.state == state for finding in each)) for state in STATES))
     console.print(table)
-    for state in STATES[1:]:
-        told, colour = [finding for finding in every if finding.state == state], "red" if state != "gone" else "yellow"
-        for _, file, words in told[:20]:
-            console.print(Text.assemble((f"{state:8}", colour), (file, "bold"), "  ", words), soft_wrap=True)
-        if told[20:]:
-            console.print(f"{state}: {len(told) - 20} more")
-    gone = sum(finding.state == "gone" for finding in every)
-    wrong = len(every) - gone - sum(finding.state == "agrees" for finding in every)
+    every = sorted((one for each in found.values() for one in each), key=lambda one: STATES.index(one.state))
+    for state, file, words in every:
+        if state != "agrees":
+            line = Text.assemble((f"{state:9}", "yellow" if state == "gone" else "red"), (file, "bold"), "  ", words)
+            console.print(line, soft_wrap=True)
+    gone, wrong = (sum(one.state in states for one in every) for states in (STATES[-1:], STATES[1:-1]))
     word = "[red]The report is not to be believed" if wrong else "[green]The report tells the truth"
     console.print(f"{word}[/]: {wrong} of {len(every) - gone} checks fail, {gone} could not be made.", soft_wrap=True)
     raise typer.Exit(1 if wrong else 0)

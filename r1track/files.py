@@ -188,8 +188,7 @@ class Provenance:
     def write(self, path: Path, *, seed: int | None = None, base: str | None = None, **notes: Any) -> None:
         """Write to `path`: commit, versions, hardware, seed, base revision, times, peak memory, hashes, notes.
 
-        `outputs` has the hashes of what stands in the folder of a provenance.json, or of the one file that it is named
-        after, `<file>.provenance.json`: all of it is to be there already.
+        The outputs are to be there: all of the folder of a provenance.json, the one file of a <file>.provenance.json.
         """
         import torch
 

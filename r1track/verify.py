@@ -26,7 +26,6 @@ from r1track import config, files, report, schema, score, verdict, vqa
 from r1track.report.summary import read, root_of
 
 STATES = ("agrees", "altered", "stale", "differs", "gone")
-ORDER = {stage: place for place, stage in enumerate(config.NEEDS)}
 # What other versions of the libraries may draw otherwise; the hash of the page covers it.
 DRAWN = re.compile(r'data:image[^"]*|<svg.*?</svg>', re.DOTALL)
 NOTHING = "nothing"
@@ -65,11 +64,11 @@ class Run:
             return Finding("agrees", str(file))
         words = "{}recorded {}, now {}".format(*unequal[0]) + f" (and {len(unequal) - 1} more)" * (len(unequal) > 1)
         if state is None:
-            stage, commit = ORDER[record["stage"]], files.git_commit()
-            sources = [each for each in self.records.values() if ORDER.get(each["stage"], stage) < stage]
-            state = "stale" if any(each["finished"] > record["finished"] for each in sources) else "differs"
-            code = f"; made at commit {record['git_commit']}, this is {commit}"
-            words += code if record["git_commit"] != commit else ""
+            later = tuple(_result(p) for p, each in self.records.items() if each["finished"] > record["finished"])
+            sources = later if record["stage"] == "report" else record["inputs"]  # a report rests on all of them
+            state = "stale" if any(name.endswith(later) for name in sources) else "differs"
+            made_at, here = record["git_commit"], files.git_commit()
+            words += f"; made at commit {made_at[:12]}, this is {here[:12]}" if made_at != here else ""
         return Finding(state, str(file), words)
 
 
@@ -84,7 +83,7 @@ def _unequal(saved: Any, made: Any, field: str = "") -> Iterator[tuple[str, str,
     elif saved != made and not (numbers and math.isclose(saved, made, rel_tol=1e-9, abs_tol=1e-9)):
         a, b = str(saved), str(made)
         start = next((max(0, k - 40) for k in range(min(len(a), len(b))) if a[k] != b[k]), 0)
-        yield field, a[start : start + 100], b[start : start + 100]
+        yield field, a[start : start + 64], b[start : start + 64]
 
 
 def _result(place: Path) -> str:
@@ -95,10 +94,8 @@ def _result(place: Path) -> str:
 def _files(run: Run, place: Path, record: Record) -> Iterator[Finding]:
     """The files of a result against the hashes that its stage recorded."""
     folder, recorded = run.results / place.parent, record.get("outputs", {})
-    if place.name == "provenance.json":
-        found = files.hashes(folder)
-    else:
-        found = {name: run.hash(folder / name) for name in recorded if (folder / name).is_file()}
+    found = files.hashes(folder) if place.name == "provenance.json" else {}
+    found |= {name: run.hash(folder / name) for name in recorded if name not in found and (folder / name).is_file()}
     for name in sorted({*recorded, *found}):
         hashes = {"SHA-256": recorded.get(name, NOTHING)}, {"SHA-256": found.get(name)}
         finding = run.compare(record, place.parent / name, *hashes, "altered")
@@ -119,7 +116,6 @@ def _sources(run: Run, place: Path, record: Record) -> Iterator[Finding]:
 
 
 def _scores(run: Run, place: Path, record: Record) -> Iterator[Finding]:
-    """Scores, from the boxes and the truth."""
     tracks, listing = map(run.find, record["inputs"])
     if not tracks or not listing:
         raise FileNotFoundError("boxes or truth are not there any more")
@@ -133,14 +129,12 @@ def _answers(run: Run, place: Path, record: Record) -> Iterator[Finding]:
     for name, saved in files.read_json(run.results / place.with_name("manifest.json"))["sets"].items():
         file = place.with_name(f"{name}.jsonl")
         rows = [json.loads(line) for line in (run.results / file).read_text(encoding="utf-8").splitlines()]
-        for number, row in enumerate(rows, start=1):
-            yield run.compare(record, f"{file}, line {number}", row, vqa.scored(row))
+        yield run.compare(record, file, {"line": rows}, {"line": [vqa.scored(row) for row in rows]})
         figures = vqa.figures(rows)
         yield run.compare(record, place.with_name("manifest.json"), {key: saved[key] for key in figures}, figures)
 
 
 def _verdicts(run: Run, place: Path, record: Record) -> Iterator[Finding]:
-    """Verdicts, from the answers, by the rule of the run."""
     base, *tuned = (run.find(name) or Path(name) for name in record["inputs"])
     file = _result(place)
     again = verdict.judge_all(base, tuned, schema.Verdict(**record["settings"]["verdict"]))
@@ -167,20 +161,21 @@ def _report(run: Run, place: Path, record: Record) -> Iterator[Finding]:
             yield Finding("differs", file, "has no provenance, so nothing says what it was made from")
 
 
-CHECKS: dict[str, tuple[str | None, Callable[[Run, Path, Record], Iterator[Finding]]]] = {
-    "files": (None, _files), "sources": (None, _sources), "scores": ("score", _scores), "answers": ("vqa", _answers),
-    "verdicts": ("verdict", _verdicts), "report": ("report", _report),
+CHECKS: dict[str, Callable[[Run, Path, Record], Iterator[Finding]]] = {
+    "files": _files, "sources": _sources, "score": _scores, "vqa": _answers, "verdict": _verdicts, "report": _report
 }  # fmt: skip
 
 
 def examine(results: Path) -> dict[str, list[Finding]]:
     """All findings, by what was checked. Raises FileNotFoundError where there is no report."""
     run, found = Run(results), {kind: list[Finding]() for kind in CHECKS}
-    jobs = [(k, *each) for k in CHECKS for each in run.records.items() if CHECKS[k][0] in (None, each[1]["stage"])]
-    for kind, place, record in progress(jobs, "verifying"):
-        try:
-            found[kind] += CHECKS[kind][1](run, place, record)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            state = "gone" if isinstance(error, FileNotFoundError) else "differs"
-            found[kind].append(Finding(state, _result(place), f"cannot be checked: {type(error).__name__}: {error}"))
+    for place, record in progress(run.records.items(), "verifying"):
+        for kind in [kind for kind in CHECKS if kind in ("files", "sources", record["stage"])]:
+            try:
+                found[kind] += CHECKS[kind](run, place, record)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                state = "gone" if isinstance(error, FileNotFoundError) else "differs"
+                found[kind].append(
+                    Finding(state, _result(place), f"cannot be checked: {type(error).__name__}: {error}")
+                )
     return found
