@@ -253,11 +253,11 @@ def report(
     runs: Annotated[list[Path] | None, typer.Argument(help="Results folders, with --compare.")] = None,
 ) -> None:
     """Write the report of a run (--results DIR) or of several (--compare RUNS), and show its summary."""
+    if compare != bool(runs) or compare != (results is None):
+        raise ValueError("give either --results DIR, or --compare and the results folders: --compare DIR DIR --out DIR")
     from r1track.report import compare as several
     from r1track.report import run
 
-    if compare != bool(runs) or compare != (results is None):
-        raise ValueError("give either --results DIR, or --compare and the results folders: --compare DIR DIR --out DIR")
     if results:
         run(config.load(results / "config" / "report.json"), results, out)
     else:

@@ -174,7 +174,7 @@ def examine(results: Path) -> dict[str, list[Finding]]:
             try:
                 found[kind] += CHECKS[kind](run, place, record)
             except (OSError, ValueError, KeyError, TypeError) as error:
-                state = "gone" if isinstance(error, FileNotFoundError) else "differs"
+                state = "gone" if isinstance(error, FileNotFoundError) and kind != "report" else "differs"
                 found[kind].append(
                     Finding(state, _result(place), f"cannot be checked: {type(error).__name__}: {error}")
                 )

@@ -23,7 +23,8 @@ FLAGS = {
     "vqa": {"config", "model", "out", "pairs"},
     "verdict": {"config", "base", "tuned", "out"},
     "gate": {"verdict", "on-regression"},
-    "report": {"results", "out"},
+    "report": {"results", "out", "compare"},
+    "verify": set(),
     "doctor": {"config", "budget"},
 }
 STAGES = "import sys; from r1track import cli; print([m for m in ('torch', 'trl', 'scipy', 'cv2') if m in sys.modules])"

@@ -1,6 +1,7 @@
 """The demo: what `make demo` shows, claim by claim, on one real run of the default configuration."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from toys import needs_real
 
-from r1track import config, files, models, score, verdict, vqa
+from r1track import config, files, models, score, verdict, verify, vqa
 
 ROOT = config.ROOT
 
@@ -88,6 +89,52 @@ def test_a_second_run_has_nothing_to_do(demo: Path) -> None:
 def test_every_stage_left_its_provenance(demo: Path) -> None:
     found = {json.loads(p.read_text())["stage"] for p in demo.rglob("*provenance.json")}
     assert found == set(config.NEEDS)
+
+
+ALTERED = {
+    "tracks/grpo/toy-val/Toy_Val_000001/Toy_Val_000001_001.txt": (r"\n\d", "\n9"),  # one box
+    "vqa/grpo/easy-vqa.jsonl": (r'"filtered_resps": "\w', '"filtered_resps": "x'),  # one answer
+    "scores/grpo/toy-val.json": (r'"ao": 0\.', '"ao": 0.9'),  # one figure
+    "vqa/verdict.json": (r'"interval": \[\n\s*', r"\g<0>1"),
+    "report/summary.json": (r'"ao": 0\.', '"ao": 0.9'),
+    "report/summary.md": (r"\| 0\.", "| 0.9"),
+    "report/index.html": (r"0\.\d\d\d", "0.9999"),
+    "models/grpo/merge.json": (r'"agreement": ', '"agreement": 0'),
+    "adapters/grpo/log.jsonl": (r'"reward": ', '"reward": 1'),
+    "pairs/manifest.json": (r'"pairs": ', '"pairs": 1'),
+}
+
+
+def altered(run: Path, names: list[str]) -> dict[str, set[str]]:
+    """The files that `verify` names when a value is altered in each of `names`, by what it says of them."""
+    for name in names:
+        text = (run / name).read_text()
+        changed = re.sub(*ALTERED[name], text, count=1)
+        assert changed != text
+        (run / name).write_text(changed)
+    every = [finding for each in verify.examine(run).values() for finding in each]
+    return {state: {finding.file for finding in every if finding.state == state} for state in verify.STATES}
+
+
+def test_verify_believes_the_demo(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(demo)
+    found = altered(Path("results/demo"), [])
+    assert not found["altered"] | found["stale"] | found["differs"]
+    assert found["gone"] == {"adapters/grpo", "models/grpo", "tracks/base/toy-val", "vqa/base"}  # their base is `tiny`
+    assert found["agrees"] > ALTERED.keys() | {"adapters/grpo/adapter_model.safetensors"}
+
+
+@pytest.mark.parametrize("names", [*([name] for name in list(ALTERED)[:3]), list(ALTERED)[3:]])
+def test_verify_names_what_was_altered_in_the_demo(
+    demo: Path, tmp_path: Path, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(demo)
+    found = altered(shutil.copytree("results/demo", tmp_path / "demo"), names)
+    assert found["altered"] == set(names)
+    if "vqa/grpo/easy-vqa.jsonl" in names:
+        assert "vqa/verdict.json" in found["stale"]
+    else:
+        assert found["differs"]
 
 
 def test_a_broken_model_is_called_regressed(tmp_path: Path) -> None:
