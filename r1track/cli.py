@@ -250,7 +250,7 @@ def report(
     out: OutDir,
     results: Annotated[Path | None, typer.Option(help="Results folder of a run: results/<run>.")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Set the runs RUNS side by side instead.")] = False,
-    runs: Annotated[list[Path] | None, typer.Argument(help="Results folders, with --compare.")] = None,
+    runs: Annotated[list[Path] | None, typer.Argument(help="Results folders to compare.")] = None,
 ) -> None:
     """Write the report of a run (--results DIR) or of several (--compare RUNS), and show its summary."""
     if compare != bool(runs) or compare != (results is None):

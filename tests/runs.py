@@ -1,12 +1,10 @@
 """Whole results folders in seconds, for tests of what reads them: peers track for the models, answers are made up."""
 
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from r1track import config, files, report, score, sequences, track, verdict, vqa
 
@@ -75,13 +73,3 @@ def make_report(results: Path) -> Path:
     """The report of a run, beside its results."""
     report.run(config.load(results / "config" / "report.json"), results, results / "report")
     return results / "report"
-
-
-@pytest.fixture
-def logging_as_it_was():
-    """The command configures logging for its process; here that process is the tests' own."""
-    root, package = logging.getLogger(), logging.getLogger("r1track")
-    before = (root.handlers[:], root.level, package.level)
-    yield
-    root.handlers[:], root.level, package.level = before
-    logging.captureWarnings(False)

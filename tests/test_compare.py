@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from runs import SETTINGS, logging_as_it_was, make_run  # noqa: F401
+from runs import SETTINGS, make_run
 from scipy import stats
 from toys import toy_split
 from typer.testing import CliRunner

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from runs import SETTINGS, logging_as_it_was, make_report, make_run, make_tracks  # noqa: F401
+from runs import SETTINGS, make_report, make_run, make_tracks
 from toys import toy_split
 from typer.testing import CliRunner
 
