@@ -186,13 +186,10 @@ class Provenance:
         return self.hashed
 
     def write(self, path: Path, *, seed: int | None = None, base: str | None = None, **notes: Any) -> None:
-        """Write to `path`: commit, versions, hardware, seed, base revision, times, peak memory, hashes, notes.
-
-        The outputs are to be there: all of the folder of a provenance.json, the one file of a <file>.provenance.json.
-        """
+        """Write to `path` commit, versions, hardware, seed, base, times, memory, hashes of inputs and outputs, notes."""
         import torch
 
-        one = path.name.removesuffix("provenance.json").removesuffix(".")
+        one = path.name.removesuffix("provenance.json").removesuffix(".")  # else it is about all of its folder
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         gpu = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else None
         record = {

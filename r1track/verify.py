@@ -107,7 +107,7 @@ def _sources(run: Run, place: Path, record: Record) -> Iterator[Finding]:
     for name, was in record["inputs"].items():
         path, told = run.find(name), f"made from {name}"
         if was is None or path is None:
-            yield Finding("gone", _result(place), told)
+            yield Finding("gone", _result(place), f"{told}, which is not here")
         else:
             yield run.compare(record, _result(place), {told: was}, {told: run.hash(path)}, "stale")
     path = run.results / "config" / f"{record['stage']}.json"
@@ -119,9 +119,8 @@ def _scores(run: Run, place: Path, record: Record) -> Iterator[Finding]:
     tracks, listing = map(run.find, record["inputs"])
     if not tracks or not listing:
         raise FileNotFoundError("boxes or truth are not there any more")
-    file = _result(place)
     again = score.score(tracks, listing.parent, record["settings"]["score"]["draws"])
-    yield run.compare(record, file, files.read_json(run.results / file), again)
+    yield run.compare(record, _result(place), files.read_json(run.results / _result(place)), again)
 
 
 def _answers(run: Run, place: Path, record: Record) -> Iterator[Finding]:
@@ -136,9 +135,8 @@ def _answers(run: Run, place: Path, record: Record) -> Iterator[Finding]:
 
 def _verdicts(run: Run, place: Path, record: Record) -> Iterator[Finding]:
     base, *tuned = (run.find(name) or Path(name) for name in record["inputs"])
-    file = _result(place)
     again = verdict.judge_all(base, tuned, schema.Verdict(**record["settings"]["verdict"]))
-    yield run.compare(record, file, files.read_json(run.results / file), again)
+    yield run.compare(record, _result(place), files.read_json(run.results / _result(place)), again)
 
 
 def _report(run: Run, place: Path, record: Record) -> Iterator[Finding]:
