@@ -186,7 +186,7 @@ class Provenance:
         return self.hashed
 
     def write(self, path: Path, *, seed: int | None = None, base: str | None = None, **notes: Any) -> None:
-        """Write to `path` commit, versions, hardware, seed, base, times, memory, hashes of inputs and outputs, notes."""
+        """Write to `path` commit, versions, hardware, seed, base, times, memory, hashes of input and output, notes."""
         import torch
 
         one = path.name.removesuffix("provenance.json").removesuffix(".")  # else it is about all of its folder
