@@ -257,14 +257,44 @@ def gate(
 
 @app.command()
 def report(
-    results: Annotated[Path, typer.Option(help="Results folder of a run: results/<run>.")],
     out: OutDir,
+    results: Annotated[Path | None, typer.Option(help="Results folder of a run: results/<run>.")] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Set the runs RUNS side by side instead.")] = False,
+    runs: Annotated[list[Path] | None, typer.Argument(help="Results folders to compare.")] = None,
 ) -> None:
-    """Write the report of a run, and show its summary."""
+    """Write the report of a run (--results DIR) or of several (--compare RUNS), and show its summary."""
+    if compare != bool(runs) or compare != (results is None):
+        raise ValueError("give either --results DIR, or --compare and the results folders: --compare DIR DIR --out DIR")
+    from r1track.report import compare as several
     from r1track.report import run
 
-    run(config.load(results / "config" / "report.json"), results, out)
-    get_console().print(Markdown((out / "summary.md").read_text(encoding="utf-8")))
+    if results:
+        run(config.load(results / "config" / "report.json"), results, out)
+    else:
+        several.run(runs or [], out)
+    text = out / ("summary.md" if results else "compare.md")
+    get_console().print(Markdown(text.read_text(encoding="utf-8")))
+
+
+@app.command()
+def verify(results: Annotated[Path, typer.Argument(help="Results folder of a run: results/<run>.")]) -> None:
+    """Say whether a report tells the truth: hashes, scores, verdicts and the report itself, computed again."""
+    from r1track.verify import STATES, examine
+
+    logging.getLogger("r1track").setLevel(logging.ERROR)  # the stages would speak of what they make again
+    found, console, table = examine(results), get_console(), Table("checked", *STATES)
+    for kind, each in found.items():
+        table.add_row(kind, *(str(sum(finding.state == state for finding in each)) for state in STATES))
+    console.print(table)
+    every = sorted((one for each in found.values() for one in each), key=lambda one: STATES.index(one.state))
+    for state, file, words in every:
+        if state != "agrees":
+            line = Text.assemble((f"{state:9}", "yellow" if state == "gone" else "red"), (file, "bold"), "  ", words)
+            console.print(line, soft_wrap=True)
+    gone, wrong = (sum(one.state in states for one in every) for states in (STATES[-1:], STATES[1:-1]))
+    word = "[red]The report is not to be believed" if wrong else "[green]The report tells the truth"
+    console.print(f"{word}[/]: {wrong} of {len(every) - gone} checks fail, {gone} could not be made.", soft_wrap=True)
+    raise typer.Exit(1 if wrong else 0)
 
 
 @app.command()

@@ -105,16 +105,19 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file in a folder, by its name in there (hidden files and provenance left out)."""
+    found = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    seen = [path for path in found if not path.name.startswith(".") and not path.name.endswith("provenance.json")]
+    return {path.relative_to(folder).as_posix(): hash_file(path) for path in seen}
+
+
 def hash_path(path: Path) -> str:
-    """SHA-256 of a file, or of a folder's names and file hashes (hidden files and provenance left out)."""
+    """SHA-256 of a file, or of a folder's names and file hashes, see `hashes`."""
     if path.is_file():
         return hash_file(path)
-    total = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        name = file.relative_to(path).as_posix()
-        if not file.name.startswith(".") and file.name != "provenance.json":
-            total.update(f"{name}\0{hash_file(file)}\n".encode())
-    return total.hexdigest()
+    lines = "".join(f"{name}\0{digest}\n" for name, digest in hashes(path).items())
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:
@@ -183,9 +186,10 @@ class Provenance:
         return self.hashed
 
     def write(self, path: Path, *, seed: int | None = None, base: str | None = None, **notes: Any) -> None:
-        """Write to `path`: commit, versions, hardware, seed, base revision, times, peak memory, input hashes, notes."""
+        """Write to `path` commit, versions, hardware, seed, base, times, memory, hashes of input and output, notes."""
         import torch
 
+        one = path.name.removesuffix("provenance.json").removesuffix(".")  # else it is about all of its folder
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         gpu = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else None
         record = {
@@ -201,6 +205,7 @@ class Provenance:
             "peak_cpu_bytes": peak,
             "peak_gpu_bytes": gpu,
             "inputs": self.hashes(),
+            "outputs": {one: hash_file(path.with_name(one))} if one else hashes(path.parent),
             **notes,
         }
         write_json(path, record)

@@ -119,7 +119,7 @@ def run(settings: config.Settings, model: str, adapter: Path, pairs: Path | None
     Raises ValueError, and writes nothing, when the merge is empty or changes too many answers, or when it is to be into
     dequantised weights and nothing was quantised.
     """
-    provenance = files.Provenance("merge", [adapter, *([pairs / "manifest.json"] if pairs else [])])
+    provenance = files.Provenance("merge", [model, adapter, *([pairs / "manifest.json"] if pairs else [])])
     if settings.merge.base == "dequantised" and files.read_json(adapter / "provenance.json")["quantize"] == "none":
         raise ValueError(f"{adapter}: trained over 16 bits, not over dequantised weights; take merge.base original")
     folder = models.folder_of(model, settings.model.revision)
@@ -134,4 +134,5 @@ def run(settings: config.Settings, model: str, adapter: Path, pairs: Path | None
         files.write_json(
             aside / "merge.json", {**measured, "update_kept": share, "base": model, "onto": settings.merge.base}
         )
-        provenance.write(aside / "provenance.json", base=settings.model.revision)
+        stage = config.stage_values(settings, "merge")
+        provenance.write(aside / "provenance.json", base=settings.model.revision, settings=stage)

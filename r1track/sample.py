@@ -109,6 +109,6 @@ def run(settings: config.Settings, root: Path | None, out: Path, processes: int 
         for left in (*folder.glob("*/*.json"), *folder.glob("*/.*.part")):
             left.unlink()
         files.write_json(folder / "manifest.json", manifest)
-        provenance.write(folder / "provenance.json", seed=settings.seed)
+        provenance.write(folder / "provenance.json", seed=settings.seed, settings=manifest["settings"])
     if form:
         forms.export(out, form, settings.task.think)

@@ -198,6 +198,7 @@ def run(settings: Settings, model: str, root: Path, out: Path, start: Literal["b
     beside it, for the next run with the same settings, model, server and sequences. Raises FileNotFoundError and
     ValueError, with file or URL and remedy, for data that cannot be tracked and servers that do not answer.
     """
+    stage = stage_values(settings, "track")
     settings, oracle = asking.adapt(settings, model, start), model == "peer:oracle"
     url, base = settings.track.endpoint.url, settings.model.base
     served = {"url": url, "model": base, "weights": "not a local file"} if url else None
@@ -223,5 +224,5 @@ def run(settings: Settings, model: str, root: Path, out: Path, start: Literal["b
             )
         frames, begun = sum(len(sequence.frames) - 1 for sequence in sequences), settings.track.start
         notes: dict[str, Any] = {"start": begun, "sequences": len(sequences), "frames": frames, "endpoint": served}
-        provenance.write(aside / "provenance.json", base=model, **notes)
+        provenance.write(aside / "provenance.json", base=model, settings=stage, **notes)
     log.info("%s: %d frames of %d sequences", model, frames, len(sequences))

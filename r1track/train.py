@@ -271,7 +271,7 @@ def run(settings: config.Settings, arm: str, model: str, pairs: Path, scratch: P
     Raises FileNotFoundError for missing pairs or model, ValueError for arguments that the trainer would not keep,
     FloatingPointError when the loss is not finite.
     """
-    provenance = files.Provenance("train", [pairs / "manifest.json"])
+    provenance = files.Provenance("train", [pairs / "manifest.json", model])
     folder = models.folder_of(model, settings.model.revision)
     stage = config.stage_values(settings, "train")
     inputs = {"pairs": files.hash_file(pairs / "manifest.json"), "model": files.hash_path(folder)}
@@ -289,7 +289,7 @@ def run(settings: config.Settings, arm: str, model: str, pairs: Path, scratch: P
     seconds = sum(row["seconds"] for row in rows)
     notes = {
         "arm": arm, "model": model, "backend": kind, "quantize": settings.train.quantize, "train_seconds": seconds,
-        "shared_prefix": arm == "grpo" and shares_prefix(settings),
+        "shared_prefix": arm == "grpo" and shares_prefix(settings), "settings": stage,
     }  # fmt: skip
     with files.atomic_folder(out) as aside:
         trainer.model.save_pretrained(aside)

@@ -50,13 +50,19 @@ def run(settings: config.Settings, base: Path, tuned: Sequence[Path], out: Path)
     record = files.Provenance("verdict", [base, *tuned])
     if len({folder.name for folder in tuned}) < len(tuned):
         raise ValueError(f"{', '.join(map(str, tuned))}: two folders of one name; rename one of them")
-    rule = settings.verdict.model_dump(exclude={"on_regression"})
-    found = {folder.name: judge(base, folder, settings.verdict) for folder in tuned}
-    digest = hashlib.sha256(json.dumps(rule, sort_keys=True).encode()).hexdigest()
-    files.write_json(out, {"rule": rule, "rule_sha256": digest, "models": found})
-    record.write(out.with_suffix(".provenance.json"), seed=settings.verdict.seed)
-    for name, each in found.items():
+    judged = judge_all(base, tuned, settings.verdict)
+    files.write_json(out, judged)
+    stage = config.stage_values(settings, "verdict")
+    record.write(out.with_name(f"{out.name}.provenance.json"), seed=settings.verdict.seed, settings=stage)
+    for name, each in judged["models"].items():
         log.log(logging.INFO if each["verdict"] == "RETAINED" else logging.WARNING, "%s: %s", name, summary(each))
+
+
+def judge_all(base: Path, tuned: Sequence[Path], rule: schema.Verdict) -> Row:
+    """The rule, its hash, and the verdicts by the names of the folders, as `run` writes them."""
+    values = rule.model_dump(exclude={"on_regression"})
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return {"rule": values, "rule_sha256": digest, "models": {each.name: judge(base, each, rule) for each in tuned}}
 
 
 def gate(path: Path, on_regression: str) -> None:

@@ -1,4 +1,7 @@
-"""The longest files come first, so that no process waits for them at the end."""
+"""The longest files come first, so that no process waits for them at the end; and what several files need."""
+
+import logging
+from collections.abc import Iterator
 
 import pytest
 
@@ -7,3 +10,13 @@ LONG = ("test_demo", "test_arms", "test_track", "test_tutorial")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.stem not in LONG)
+
+
+@pytest.fixture
+def logging_as_it_was() -> Iterator[None]:
+    """The command configures logging for its process; here that process is the tests' own."""
+    root, package = logging.getLogger(), logging.getLogger("r1track")
+    before = (root.handlers[:], root.level, package.level)
+    yield
+    root.handlers[:], root.level, package.level = before
+    logging.captureWarnings(False)

@@ -1,6 +1,5 @@
 """The command line: help for every command, the flags of the design, and errors that a person can act on."""
 
-import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -23,20 +22,14 @@ FLAGS = {
     "vqa": {"config", "model", "out", "pairs"},
     "verdict": {"config", "base", "tuned", "out"},
     "gate": {"verdict", "on-regression"},
-    "report": {"results", "out"},
+    "report": {"results", "out", "compare"},
+    "verify": set(),
     "doctor": {"config", "budget"},
 }
 STAGES = "import sys; from r1track import cli; print([m for m in ('torch', 'trl', 'scipy', 'cv2') if m in sys.modules])"
 
 
-@pytest.fixture(autouse=True)
-def logging_as_it_was():
-    """The command configures logging for its process; here that process is the tests' own."""
-    root, package = logging.getLogger(), logging.getLogger("r1track")
-    before = (root.handlers[:], root.level, package.level)
-    yield
-    root.handlers[:], root.level, package.level = before
-    logging.captureWarnings(False)
+pytestmark = pytest.mark.usefixtures("logging_as_it_was")
 
 
 def run(*words: object):
@@ -45,7 +38,7 @@ def run(*words: object):
 
 def test_there_is_a_command_for_every_stage_and_for_the_tiny_base() -> None:
     assert {command.name or command.callback.__name__ for command in cli.app.registered_commands} == set(FLAGS)
-    assert set(config.NEEDS) == set(FLAGS) - {"toy-base", "gate", "doctor", "submit", "video"}
+    assert set(config.NEEDS) == set(FLAGS) - {"toy-base", "gate", "doctor", "submit", "video", "verify"}
 
 
 @pytest.mark.parametrize("command", FLAGS)

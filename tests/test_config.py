@@ -39,7 +39,7 @@ def refusal(values: dict[str, Any]) -> str:
         ({"train": {"group": 7}}, ["train", "micro_batch 128 does not divide", "take one of"]),
         ({"task": {"size": 100}}, ["task.size = 100: not a multiple of 28", "take 112"]),
         ({"task": {"size": 336}}, ["task.size = 336", "model.min_pixels..max_pixels", "take a size from"]),
-        ({"model": {"min_pixels": 20000}}, ["model.min_pixels = 20000: above model.max_pixels", "swap"]),
+        ({"model": {"min_pixels": 40000}}, ["model.min_pixels = 40000: above model.max_pixels", "swap"]),
         ({"vqa": {"sets": {"mine": {"prompt": "What?"}}}}, ["vqa.sets.mine", "'What?'", "{question}"]),
         ({"train": {"start": "sft"}}, ["train", "start `sft` needs arms [sft, grpo]"]),
         ({"train": {"arms": ["grpo", "grpo"]}}, ["train", "names one twice"]),

@@ -1,6 +1,7 @@
 """The demo: what `make demo` shows, claim by claim, on one real run of the default configuration."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from toys import needs_real
 
-from r1track import config, files, models, score, verdict, vqa
+from r1track import config, files, models, score, verdict, verify, vqa
 
 ROOT = config.ROOT
 
@@ -88,6 +89,47 @@ def test_a_second_run_has_nothing_to_do(demo: Path) -> None:
 def test_every_stage_left_its_provenance(demo: Path) -> None:
     found = {json.loads(p.read_text())["stage"] for p in demo.rglob("*provenance.json")}
     assert found == set(config.NEEDS)
+
+
+ALTERED = {
+    "tracks/grpo/toy-val/Toy_Val_000001/Toy_Val_000001_001.txt": (rb"\n\d", b"\n9"),  # one box
+    "vqa/grpo/easy-vqa.jsonl": (rb'"filtered_resps": "\w', b'"filtered_resps": "x'),  # one answer
+    "scores/grpo/toy-val.json": (rb'"ao": 0\.', b'"ao": 0.9'),  # one figure
+    "vqa/verdict.json": (rb'"interval": \[\n\s*', rb"\g<0>1"),
+    "report/summary.json": (rb'"ao": 0\.', b'"ao": 0.9'),
+    "report/summary.md": (rb"\| 0\.", b"| 0.9"),
+    "report/index.html": (rb"0\.\d\d\d", b"0.9999"),
+    "models/grpo/merge.json": (rb'"agreement": ', b'"agreement": 0'),
+    "adapters/grpo/log.jsonl": (rb'"reward": ', b'"reward": 1'),
+    "adapters/grpo/adapter_model.safetensors": (rb"(?s).\Z", b"~"),
+    "pairs/manifest.json": (rb'"pairs": ', b'"pairs": 1'),
+}
+
+
+def verified(run: Path) -> dict[str, set[str]]:
+    """The files of a run by what `verify` says of them."""
+    every = [finding for each in verify.examine(run).values() for finding in each]
+    return {state: {finding.file for finding in every if finding.state == state} for state in verify.STATES}
+
+
+def test_verify_believes_the_demo(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(demo)
+    found = verified(Path("results/demo"))
+    assert not found["altered"] | found["stale"] | found["differs"]
+    assert found["gone"] == {"adapters/grpo", "models/grpo", "tracks/base/toy-val", "vqa/base"}  # their base is `tiny`
+    assert found["agrees"] > ALTERED.keys()
+
+
+@pytest.mark.parametrize("name", ALTERED)
+def test_verify_names_the_one_file_of_the_demo_that_was_altered(
+    demo: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(demo)
+    run = shutil.copytree("results/demo", tmp_path / "demo")
+    before = (run / name).read_bytes()
+    (run / name).write_bytes(re.sub(*ALTERED[name], before, count=1))
+    assert (run / name).read_bytes() != before
+    assert verified(run)["altered"] == {name}
 
 
 def test_a_broken_model_is_called_regressed(tmp_path: Path) -> None:

@@ -112,7 +112,11 @@ def test_a_base_is_looked_for_in_its_folder_and_in_the_hubs_cache(
 
 
 def test_a_stage_that_does_not_fit_fails_and_its_remedies_fit() -> None:
-    hub = {"preset": "r1track-5k", "data": {"train": "toy/train", "sets": {"toy": "toy/val"}}}
+    hub = {
+        "preset": "r1track-5k",
+        "data": {"train": "toy/train", "sets": {"toy": "toy/val"}},
+        "train": {"quantize": "none"},
+    }
     assert examined(**hub).well
     found = examined(budget=13e9, **hub)
     assert [line for line in found.lines if line[0] == "error"] == []
@@ -157,7 +161,7 @@ def test_the_command_shows_lines_and_plan_and_its_code_says_whether_the_run_may_
     assert well.exit_code == 0, well.output
     for shown in ("model.base  tiny", "GB at the peak", "train grpo", "together", "backward", "hours on an RTX 3090"):
         assert shown in well.output
-    Path("config.yaml").write_text("preset: r1track-5k\n")
+    Path("config.yaml").write_text("preset: r1track-5k\ntrain: {quantize: none}\n")
     ill = run("doctor", "--config", "config.yaml", "--budget", "12")
     assert ill.exit_code == 1
     assert "data/GOT-10k/train/list.txt: no such file" in ill.output

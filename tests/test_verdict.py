@@ -226,7 +226,7 @@ def test_a_regression_is_written_and_logged_before_it_stops_the_run(base, tmp_pa
         verdict.gate(out, on_regression)
     assert found["models"]["tuned"]["verdict"] == "REGRESSED"
     assert "REGRESSED: -80.00 points" in caplog.text
-    assert sorted(path.name for path in out.parent.iterdir()) == ["verdict.json", "verdict.provenance.json"]
+    assert sorted(path.name for path in out.parent.iterdir()) == ["verdict.json", "verdict.json.provenance.json"]
 
 
 def test_every_arm_has_its_verdict_and_only_the_last_stops_the_run(base, tmp_path):

@@ -328,7 +328,9 @@ def test_rows_have_the_fields_of_lmms_evals_samples(settings, asked, tmp_path):
     assert {key: type(row[key]) for key in ("doc_id", "input", "target", "filtered_resps", "doc_hash")} == {
         "doc_id": str, "input": str, "target": str, "filtered_resps": str, "doc_hash": str,
     }  # fmt: skip
-    assert {key for key in row if key not in verdict.NO_SCORE} == {"strict", "lenient", "unparsed", "image"}
+    assert {key for key in row if key not in verdict.NO_SCORE} == {
+        "strict", "lenient", "unparsed", "image", "metric", "targets",
+    }  # fmt: skip
 
 
 def test_questions_go_out_in_batches_with_their_own_image_and_the_prompt_filled_in(settings, asked, tmp_path):

@@ -30,11 +30,11 @@ def run(settings: config.Settings, model: str, out: Path, pairs: Path | None = N
     """Write <set>.jsonl for every set of vqa.sets, manifest.json and provenance.json to `out`, which appears whole.
 
     A row has lmms-eval's fields doc_id, input, target, filtered_resps (the answer) and doc_hash, the image's hash as
-    `image`, and strict, lenient and unparsed (0 to 1). The manifest has the settings, for every set its items with the
-    hashes of their images, its scores in percent, and under `self` how the second asking differed: items, difference
-    (points, second minus first), changed (answers that read otherwise). Its own `self` has their sums, and the mean of
-    the differences; `kl` is what `divergence.measure` found, on held-out pairs, too, where there are any. Sets that a
-    broken run has finished are kept. Raises ValueError for a set that cannot be used.
+    `image`, metric and targets, and strict, lenient and unparsed (0 to 1). The manifest has the settings, for every set
+    its items with the hashes of their images, its scores in percent, and under `self` how the second asking differed:
+    items, difference (points, second minus first), changed (answers that read otherwise). Its own `self` has their
+    sums, and the mean of the differences; `kl` is what `divergence.measure` found, on held-out pairs, too, where there
+    are any. Sets that a broken run has finished are kept. Raises ValueError for a set that cannot be used.
     """
     from r1track import models
     from r1track.vqa import divergence
@@ -60,19 +60,24 @@ def run(settings: config.Settings, model: str, out: Path, pairs: Path | None = N
         manifest["self"] = _pooled([found["self"] for found in manifest["sets"].values()])
         manifest["kl"] = divergence.measure(loaded, told)
         files.write_json(kept, manifest)
-        record.write(work / "provenance.json", seed=vqa.seed, base=settings.model.base)
+        record.write(work / "provenance.json", seed=vqa.seed, base=settings.model.base, settings=manifest["settings"])
 
 
 def _ask_set(loaded: Any, name: str, vqa: schema.Vqa, items: Sequence[sets.Item], out: Path) -> Row:
     """Ask one set, write its rows to `out`, ask a part of it again, and say what came of it."""
     rows = ask(loaded, name, items, vqa.sets[name].max_tokens, vqa.batch)
     files.write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    found = figures(rows)
+    log.info("%s: %d questions, %.1f %% right, %.1f %% leniently, %.1f %% unparsed", name, *[*found.values()][:4])
+    return {**found, "sha256": files.hash_file(out), "self": _ask_again(loaded, name, vqa, items, rows)}
+
+
+def figures(rows: Sequence[Row]) -> Row:
+    """How many rows a set has, their scores in percent, and POPE's figures where it asks for yes or no."""
     found = {key: 100 * sum(row[key] for row in rows) / len(rows) for key in metrics.Scores._fields}
-    log.info("%s: %d questions, %.1f %% right, %.1f %% leniently, %.1f %% unparsed", name, len(rows), *found.values())
-    if vqa.sets[name].metric == "yes_no":
+    if rows[0]["metric"] == "yes_no":
         found |= metrics.yes_no_figures([row["filtered_resps"] for row in rows], [row["target"] for row in rows])
-    again = _ask_again(loaded, name, vqa, items, rows)
-    return {"n": len(rows), **found, "sha256": files.hash_file(out), "self": again}
+    return {"n": len(rows), **found}
 
 
 def ask(loaded: Any, name: str, items: Sequence[sets.Item], max_tokens: int, batch: int) -> list[Row]:
@@ -92,16 +97,15 @@ def ask(loaded: Any, name: str, items: Sequence[sets.Item], max_tokens: int, bat
 
 
 def _row(item: sets.Item, answer: str) -> Row:
-    content = json.dumps([item.image_sha256, item.question, item.targets]).encode()
-    return {
-        "doc_id": item.doc_id,
-        "input": item.question,
-        "target": item.target,
-        "filtered_resps": answer,
-        "doc_hash": hashlib.sha256(content).hexdigest(),
-        "image": item.image_sha256,
-        **metrics.score(item.metric, answer, item.targets)._asdict(),
-    }
+    asked = {"input": item.question, "targets": item.targets, "image": item.image_sha256, "metric": item.metric}
+    return {"doc_id": item.doc_id, "target": item.target, **scored({**asked, "filtered_resps": answer})}
+
+
+def scored(row: Row) -> Row:
+    """A row with doc_hash and scores as its image, input, targets, metric and filtered_resps give them."""
+    content = json.dumps([row["image"], row["input"], row["targets"]]).encode()
+    scores = metrics.score(row["metric"], row["filtered_resps"], row["targets"])._asdict()
+    return {**row, "doc_hash": hashlib.sha256(content).hexdigest(), **scores}
 
 
 def _ask_again(loaded: Any, name: str, vqa: schema.Vqa, items: Sequence[sets.Item], first: Sequence[Row]) -> Row:

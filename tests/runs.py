@@ -1,0 +1,75 @@
+"""Whole results folders in seconds, for tests of what reads them: peers track for the models, answers are made up."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from r1track import config, files, report, score, sequences, track, verdict, vqa
+
+SETTINGS = config.resolve(
+    {
+        "preset": "demo", "score": {"draws": 200}, "report": {"strips": 1, "strip_frames": 2},
+        "verdict": {"min_items": 20, "on_regression": "warn"},
+    }
+)  # fmt: skip
+Boxes = Callable[[sequences.Sequence], np.ndarray]
+
+
+def make_run(results: Path, root: Path, settings: config.Settings = SETTINGS, boxes: Boxes | None = None) -> Path:
+    """A run whose base never moves and whose grpo knows the truth, or answers `boxes`; its report is not made yet."""
+    for stage in config.NEEDS:
+        files.write_json(results / "config" / f"{stage}.json", config.stage_values(settings, stage))
+    stage = {name: config.stage_values(settings, name) for name in config.NEEDS}
+    listing, manifest = files.Provenance("sample", [root / "list.txt"]), results / "pairs" / "manifest.json"
+    files.write_json(manifest, {"settings": stage["sample"], "pairs": 8})
+    listing.write(manifest.with_name("provenance.json"), settings=stage["sample"])
+    adapter, merged = results / "adapters" / "grpo", results / "models" / "grpo"
+    trained, summed = files.Provenance("train", [manifest]), files.Provenance("merge", [adapter, manifest])
+    rows = [{"step": k, "reward": k / 9, "iou": k / 9, "parsed": 1.0, "kl": None} for k in range(1, 10)]
+    files.write_text(adapter / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    files.write_text(adapter / "adapter_model.safetensors", "weights")
+    notes = {"quantize": "none", "train_seconds": 90.0, "settings": stage["train"]}
+    trained.write(adapter / "provenance.json", seed=settings.seed, **notes)
+    files.write_json(merged / "merge.json", {"pairs": 64, "agreement": 0.984375, "agreement_as_trained": None})
+    summed.write(merged / "provenance.json", settings=stage["merge"])
+    for model, peer in (("static", "static"), ("base", "static"), ("grpo", "oracle")):
+        make_tracks(results, root, model, peer, settings, boxes if model == "grpo" else None)
+    for model, wrong in (("base", 0), ("grpo", 2)):
+        make_answers(results / "vqa" / model, wrong, settings)
+    verdict.run(settings, results / "vqa/base", [results / "vqa/grpo"], results / "vqa/verdict.json")
+    return results
+
+
+def make_tracks(
+    results: Path, root: Path, model: str, peer: str, settings: config.Settings, boxes: Boxes | None = None
+) -> None:
+    """Tracks of a model and their scores; boxes, if given, take the place of what the peer said."""
+    out = results / "tracks" / model / "toy-val"
+    track.run(settings, f"peer:{peer}", root, out)
+    if boxes:
+        record = files.Provenance("track", [root])
+        for sequence in sequences.read_split(root):
+            np.savetxt(out / sequence.name / f"{sequence.name}_001.txt", boxes(sequence), fmt="%.3f", delimiter=",")
+        record.write(out / "provenance.json", base=model, settings=config.stage_values(settings, "track"))
+    score.run(out, root, results / "scores" / model / "toy-val.json", settings.score.draws)
+
+
+def make_answers(folder: Path, wrong: int, settings: config.Settings) -> None:
+    """Thirty answered questions, the first `wrong` of them wrongly."""
+    record, rows = files.Provenance("vqa", [folder / "weights"]), []
+    for k in range(30):
+        row = {"doc_id": str(k), "input": "Which colour?", "target": "red", "targets": ["red"], "metric": "exact"}
+        rows.append(vqa.scored({**row, "image": str(k), "filtered_resps": "blue" if k < wrong else "red"}))
+    files.write_text(folder / "easy-vqa.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    stage = config.stage_values(settings, "vqa")
+    manifest = {"settings": stage, "sets": {"easy-vqa": vqa.figures(rows)}, "self": None, "kl": {}}
+    files.write_json(folder / "manifest.json", manifest)
+    record.write(folder / "provenance.json", settings=stage)
+
+
+def make_report(results: Path) -> Path:
+    """The report of a run, beside its results."""
+    report.run(config.load(results / "config" / "report.json"), results, results / "report")
+    return results / "report"
