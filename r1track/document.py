@@ -130,7 +130,8 @@ def reference() -> str:
     for name, info in Settings.model_fields.items():
         if section := _section(info.annotation):
             stages = [stage for stage, needs in NEEDS.items() if name in needs]
-            read = f"Read by: {', '.join(stages)}." if stages else "Read by the workflow, which hands over the folders."
+            handed = " The workflow hands the folders to the other stages." if name == "data" else ""
+            read = f"Read by: {', '.join(stages)}.{handed}"
             parts.append(f"\n## {section.__doc__}\n\n{read}\n\n{_table(section, (name,), presets)}")
     return "".join(parts)
 
