@@ -89,7 +89,7 @@ function readable(figure) {
   });
   slider.addEventListener("input", show);
   svg.after(slider, told);
-  slider.value = limits[1] === 1 ? places.length / 2 : places.length - 1;
+  slider.value = limits[1] === 1 ? places.length >> 1 : places.length - 1;
   show();
 }
 

@@ -29,8 +29,8 @@ COLOURS = {"base": "#d9660f", "truth": "#1f9d55", "oracle": "#1f9d55", "template
 TUNED = ("#3b82f6", "#db3f8f", "#0f969c")
 SPAN = 10  # steps of the bold mean
 CURVES = {
-    "reward": "mean reward", "iou": "mean IoU of the answers", "giou": "mean GIoU", "format": "part of the format",
-    "length_cost": "part of the length", "reward_std": "deviation of the reward", "flat_groups": "share of flat groups",
+    "reward": "mean reward", "iou": "mean IoU of the answers", "giou": "mean GIoU", "format": "reward's part: format",
+    "length_cost": "reward's part: length", "reward_std": "deviation of the reward", "flat_groups": "share of flat groups",
     "parsed": "share of readable answers", "clipped": "share of answers cut off", "length": "tokens per answer",
     "kl": "KL to the model it started from", "entropy": "entropy of the answers",
     "token_accuracy": "share of right tokens", "loss": "loss",

@@ -125,8 +125,9 @@ def _of_set(scores: dict[str, Found], root: Path, draws: int) -> Found:
 def read_settings(results: Path) -> Found:
     """The resolved configuration of the run, as its stages kept it: the preset's name, and sections by name."""
     found: Found = {}
-    for path in sorted(results.glob("config/*.json")):
-        found |= files.read_json(path)
+    for stage in config.NEEDS:
+        path = results / "config" / f"{stage}.json"
+        found |= {} if stage == "toy" and not path.exists() else read(path, "settings")
     if "preset" not in found:
         raise ValueError(f"{results / 'config/report.json'}: names no preset; delete it and run `snakemake` again")
     return found
@@ -214,8 +215,8 @@ def summarise(results: Path) -> Found:
             f"{results / 'vqa/verdict.json'}: the last verdict is about {verdict['model']!r}, but scores are "
             f"there for {tuned}; run the stages `score` and `verdict` again"
         )
-    draws = read(results / "config" / "score.json", "settings")["score"]["draws"]
     settings = read_settings(results)
+    draws = settings["score"]["draws"]
     sets = {name: _of_set(each, root_of(results, name), draws) for name, each in scores.items()}
     return {
         "run": results.resolve().name,
