@@ -1,7 +1,7 @@
-"""The paper beside a run: the figures that R1-Track published and its settings, as data, each with its source.
+"""The paper beside a run: what R1-Track published, and its settings, as data, each with its source.
 
-All are from the public repository Wangbiao2/R1-Track at f585b82. The tables of the paper itself (arXiv 2506.21980) could
-not be read by us, so nothing is cited from them. A setting that the repository does not state is not listed.
+All are from the public repository Wangbiao2/R1-Track at f585b82. The tables of the paper itself (arXiv 2506.21980) were
+not readable to us, so none is cited. A setting that the repository does not state is not listed.
 """
 
 import re
@@ -21,14 +21,13 @@ PUBLISHED: list[tuple[str, float, float, float | None]] = [
     ("3B, GRPO, 5k pairs", 0.585, 0.673, 0.500),
     ("3B, GRPO, 100k pairs", 0.680, 0.766, 0.637),
 ]
-# By source, a file of the repository: our field and the paper's value; words where no value of ours says the same.
+# By source, a file of the repository: our field, and the paper's value; words where no value of ours says the same.
 Sources = dict[str, dict[str, Any]]
-EASYR1, SCRIPTS = "EasyR1/examples/config.yaml", "EasyR1/examples/qwen2_5_vl_3b_track*.sh"
-SAMPLER, TRACKER = "generation_data/sampling_data.py", "infer_script/r1track.py"
-SFT = "llamafactory/examples/train_lora/r1_track_lora_sft.yaml"
+README, EASYR1 = "README.md", "EasyR1/examples/config.yaml"
+SCRIPTS = "EasyR1/examples/qwen2_5_vl_3b_track*.sh"
 ALWAYS: Sources = {
-    "README.md": {"data.train": "GOT-10k train", "train.backend": "EasyR1 and vLLM"},
-    SAMPLER: {"sample.policy": "paper"},
+    README: {"data.train": "GOT-10k train", "train.backend": "EasyR1 and vLLM"},
+    "generation_data/sampling_data.py": {"sample.policy": "paper"},
     EASYR1: {
         "train.quantize": "none", "train.lora.rank": "no adapter: all weights are trained",
         "train.lora.vision": "the vision tower is trained too", "train.learning_rate": 1e-6, "train.warmup": 0.1,
@@ -36,19 +35,21 @@ ALWAYS: Sources = {
         "train.prompts_per_step": 128, "model.max_pixels": 313600,
     },
     SCRIPTS: {"model.base": "Qwen/Qwen2.5-VL-3B-Instruct", "train.reward": "paper"},
-    TRACKER: {
+    "infer_script/r1track.py": {
         "task.size": 336, "task.template_factor": 4.0, "task.search_factor": 4.0, "track.widen": 1.0,
         "track.min_side": 1.0,
     },
-    SFT: {"train.sft.learning_rate": 1e-5, "train.sft.schedule": "cosine", "train.sft.batch": 64},
+    "llamafactory/examples/train_lora/r1_track_lora_sft.yaml": {
+        "train.sft.learning_rate": 1e-5, "train.sft.schedule": "cosine", "train.sft.batch": 64
+    },
 }  # fmt: skip
 SMALL: Sources = {
+    README: {"sample.pairs": 5000, "sample.sizes": [], "task.templates": 1},
     EASYR1: {"train.optimizer": "adamw_torch", "model.min_pixels": 50176},
-    "README.md": {"sample.pairs": 5000, "sample.sizes": [], "task.templates": 1},
     SCRIPTS: {"train.group": 5, "train.rollout_steps": 4, "train.steps": 977},
 }
 LARGE: Sources = {
-    "README.md": {"sample.pairs": 100000, "sample.sizes": [112, 224, 336, 448], "task.templates": "1 and 2, mixed"},
+    README: {"sample.pairs": 100000, "sample.sizes": [112, 224, 336, 448], "task.templates": "1 and 2, mixed"},
     SCRIPTS: {
         "train.group": 6, "train.rollout_steps": 6, "train.steps": 6250, "train.optimizer": "AdamW in bfloat16",
         "model.min_pixels": 10000,
@@ -80,25 +81,20 @@ def departures(settings: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def beside(sets: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Groups of rows (model, ao, sr50, sr75), each group on one split: the paper's, then this run's sets.
+    """Groups of rows (model, ao, sr50, sr75), each on one split: the paper's figures, then those of this run's sets.
 
-    sets: as in `summarise`. The test split's boxes are withheld, so no figure of ours is on it.
+    sets: as in `summarise`. The boxes of the test split are withheld, so none of our figures is on it.
     """
     names = ("model", "ao", "sr50", "sr75")
     theirs = [dict(zip(names, row, strict=True)) for row in PUBLISHED]
-    groups = [
+    unscored = "nothing comparable was run: only the benchmark's server can score this split (`r1track submit`)"
+    groups: list[dict[str, Any]] = [
         {"split": SPLIT, "whose": "published by the paper", "rows": theirs, "note": f"README of {REPOSITORY}"},
-        {
-            "split": SPLIT, "whose": "this run", "rows": [],
-            "note": "nothing comparable was run: only the benchmark's server can score this split (`r1track submit`)",
-        },
-    ]  # fmt: skip
+        {"split": SPLIT, "whose": "this run", "rows": [], "note": unscored},
+    ]
+    note = f"other sequences than {SPLIT}: not to be compared with the figures above"
     for name, found in sets.items():
-        rows = [
-            {"model": model, **{key: row[key] for key in names[1:]}}
-            for model, row in found["models"].items()
-            if row["kind"] != "peer"
-        ]
-        note = f"other sequences than {SPLIT}: not to be compared with the figures above"
+        ours = [{"model": model, **row} for model, row in found["models"].items() if row["kind"] != "peer"]
+        rows = [{key: row[key] for key in names} for row in ours]
         groups.append({"split": name, "whose": "this run", "rows": rows, "note": note})
     return groups

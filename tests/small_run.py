@@ -29,7 +29,7 @@ def write_answers(folder: Path, wrong: int) -> None:
         rows.append({**row, **answer})
     folder.mkdir(parents=True)
     (folder / "easy-vqa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    files.write_json(folder / "provenance.json", record("vqa"))
+    files.write_json(folder / "provenance.json", record("vqa", wall_seconds=40.0))
     kl = {"tracking": {"prompts": 64, "tokens": 900, "nats": 0.25}}
     files.write_json(folder / "manifest.json", {"kl": kl if folder.name != "base" else {}})
 

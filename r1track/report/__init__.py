@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from r1track import config, files, schema
 from r1track.report import plots, strips
-from r1track.report.summary import BASE, Found, read, read_log, read_records, read_scores, read_settings, root_of, summarise
+from r1track.report.summary import BASE, Found, read, read_log, read_records, read_scores, root_of, summarise
 
 log = logging.getLogger(__name__)
 HERE = Path(__file__).parent
@@ -47,26 +47,21 @@ def _material(settings: config.Settings, results: Path, summary: Found) -> dict[
     """What the page shows beyond the summary."""
     scores, judged = read_scores(results), summary["verdict"]["model"]
     logs = {arm: read_log(results, arm) for arm in summary["training"]}
-    ran, wanted = read_settings(results), settings.report
-    think = ran.get("task", {}).get("think", False)
+    wanted, think = settings.report, summary["settings"]["task"]["think"]
     examples = {arm: results / "adapters" / arm / "examples" for arm in logs}
     return {
-        "asked": ran,
         "success": {name: plots.success(name, each) for name, each in scores.items()},
         "sequences": {name: _sequences(each, judged) for name, each in scores.items()},
         "curves": plots.training(logs, plots.CURVES),
         "machine": plots.training(logs, plots.MACHINE),
         "answers": {arm: strips.answers(folder, wanted.strips, think) for arm, folder in examples.items()},
-        "think": think,
         "verdict": read(results / "vqa" / "verdict.json", "verdict"),
         "strips": {name: _strips(wanted, results, name, each, judged) for name, each in scores.items()},
         "colours": {strips.TRUTH: plots.COLOURS["truth"], **plots.colours([BASE, judged])},
         "bars": plots.cost(summary["cost"]["stages"]),
         "records": read_records(results),
-        "configuration": {p.stem: p.read_text(encoding="utf-8") for p in sorted(results.glob("config/*.json"))},
         # Our own files, not results.
-        "css": Markup((HERE / "page.css").read_text(encoding="utf-8")),
-        "js": Markup((HERE / "page.js").read_text(encoding="utf-8")),
+        **{kind: Markup((HERE / f"page.{kind}").read_text(encoding="utf-8")) for kind in ("css", "js")},
     }
 
 
@@ -86,9 +81,8 @@ def _strips(wanted: schema.Report, results: Path, name: str, scores: dict[str, F
     changes = {row["name"]: row["change"] for row in _sequences(scores, judged) if row["change"] is not None}
     failed = strips.failures(scores[judged]["sequences"]) if wanted.strips else []
     root, picks = root_of(results, name), strips.choose(changes, wanted.strips)
-    found, missing = strips.read(
-        results / "tracks", name, root, [BASE, judged], [*picks, *failed], wanted.strip_frames
-    )
+    picked = [*picks, *failed]
+    found, missing = strips.read(results / "tracks", name, root, [BASE, judged], picked, wanted.strip_frames)
     if missing:
         log.warning("no film strips of %s: %s", name, missing)
     parts = {"ranked": found[: len(picks)], "failed": found[len(picks) :]}
@@ -103,9 +97,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "number": _number, "interval": _interval, "duration": _duration, "gib": _gib, "setting": _setting,
-    }  # fmt: skip
+    filters = {"number": _number, "interval": _interval, "duration": _duration, "gib": _gib, "setting": _setting}
+    environment.filters |= filters
     return environment
 
 

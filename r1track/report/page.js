@@ -49,11 +49,11 @@ function filter(place) {
 function readable(figure) {
   const { x, box, limits, lines } = JSON.parse(figure.querySelector("script").textContent);
   const svg = figure.querySelector("svg"), { width, height } = svg.viewBox.baseVal, places = lines[0].x;
-  const draw = (tag, attributes) => {
-    const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  const put = (made, attributes) => {
     for (const [name, set] of Object.entries(attributes)) made.setAttribute(name, set);
-    return svg.appendChild(made);
+    return made;
   };
+  const draw = (tag, attributes) => svg.appendChild(put(document.createElementNS(svg.namespaceURI, tag), attributes));
   const rule = draw("line", { class: "rule", y1: height * box[2], y2: height * box[3] });
   const dots = lines.map((line) => draw("circle", { r: 3, fill: line.colour }));
   const slider = make("input", { type: "range", min: 0, max: places.length - 1 });
@@ -64,21 +64,15 @@ function readable(figure) {
   const show = () => {
     const at = places[slider.value];
     const left = width * (box[0] + ((box[1] - box[0]) * (at - limits[0])) / (limits[1] - limits[0]));
-    rule.setAttribute("x1", left);
-    rule.setAttribute("x2", left);
-    const values = lines.map((line, k) => {
-      const found = line.x.indexOf(at);
-      dots[k].style.display = found < 0 ? "none" : "";
-      dots[k].setAttribute("cx", left);
-      dots[k].setAttribute("cy", height * (line.at[found] ?? 0));
-      return [line, `${line.name} ${line.y[found] ?? "–"}`];
-    });
-    slider.ariaValueText = `${at}: ${values.map(([, text]) => text).join(", ")}`;
-    told.replaceChildren(`${x} ${at}`, ...values.map(([line, text]) => {
-      const key = make("span", {}, text);
+    put(rule, { x1: left, x2: left });
+    const keys = lines.map((line, k) => {
+      const found = line.x.indexOf(at), key = make("span", {}, `${line.name} ${line.y[found] ?? "–"}`);
+      put(dots[k], { cx: left, cy: height * (line.at[found] ?? 0), visibility: found < 0 ? "hidden" : "visible" });
       key.style.borderColor = line.colour;
       return key;
-    }));
+    });
+    slider.ariaValueText = `${at}: ${keys.map((key) => key.textContent).join(", ")}`;
+    told.replaceChildren(`${x} ${at}`, ...keys);
   };
   svg.addEventListener("pointermove", (event) => {
     const frame = svg.getBoundingClientRect();
@@ -95,12 +89,12 @@ function readable(figure) {
 
 // A film strip: one frame at a time, by buttons, slider or arrow keys.
 function film(strip) {
-  const frames = every("figure", strip), last = frames.length - 1;
-  const slider = make("input", { type: "range", min: 0, max: last, value: Number(strip.dataset.first) });
+  const frames = every("figure", strip);
+  const slider = make("input", { type: "range", min: 0, max: frames.length - 1 });
   slider.ariaLabel = `Frame of ${strip.dataset.name}`;
   let timer = null;
   const show = (k) => {
-    slider.value = Math.max(0, Math.min(last, k));
+    slider.value = k; // the browser keeps it within the slider's ends
     frames.forEach((frame, each) => (frame.hidden = each !== Number(slider.value)));
     slider.ariaValueText = frames[slider.value].querySelector("figcaption").textContent.trim();
   };
@@ -110,22 +104,21 @@ function film(strip) {
     made.ariaLabel = `${label}, ${strip.dataset.name}`;
     return made;
   };
-  const stop = () => { clearInterval(timer); timer = null; play.textContent = "Play"; };
   const play = button("Play", "Play or pause", () => {
-    if (timer) return stop();
-    play.textContent = "Pause";
-    timer = setInterval(() => show((Number(slider.value) + 1) % frames.length), 350);
+    clearInterval(timer);
+    timer = timer ? null : setInterval(() => show((Number(slider.value) + 1) % frames.length), 350);
+    play.textContent = timer ? "Pause" : "Play";
   });
   const controls = make("div", { className: "controls" },
     button("◀", "Previous frame", () => step(-1)), slider, button("▶", "Next frame", () => step(1)), play);
   slider.addEventListener("input", () => show(Number(slider.value)));
   strip.addEventListener("keydown", (event) => {
     const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    if (by && event.target !== slider) step(by);
+    if (by && event.target !== slider) step(by); // the slider has these keys itself
   });
   strip.classList.add("film");
   strip.append(controls);
-  show(Number(strip.dataset.first));
+  show(strip.dataset.first);
 }
 
 every(".sortable table").forEach(sortable);

@@ -30,9 +30,9 @@ TUNED = ("#3b82f6", "#db3f8f", "#0f969c")
 SPAN = 10  # steps of the bold mean
 CURVES = {
     "reward": "mean reward", "iou": "mean IoU of the answers", "giou": "mean GIoU", "format": "reward's part: format",
-    "length_cost": "reward's part: length", "reward_std": "deviation of the reward", "flat_groups": "share of flat groups",
-    "parsed": "share of readable answers", "clipped": "share of answers cut off", "length": "tokens per answer",
-    "kl": "KL to the model it started from", "entropy": "entropy of the answers",
+    "length_cost": "reward's part: length", "reward_std": "deviation of the reward",
+    "flat_groups": "share of flat groups", "parsed": "share of readable answers", "clipped": "share of answers cut off",
+    "length": "tokens per answer", "kl": "KL to the model it started from", "entropy": "entropy of the answers",
     "token_accuracy": "share of right tokens", "loss": "loss",
 }  # fmt: skip
 MACHINE = {
@@ -85,8 +85,8 @@ def success(name: str, scores: dict[str, dict[str, Any]]) -> Markup:
         figure, axes = _axes(4.7, 3.9)
         for model, colour in colours(scores).items():
             peer = model in COLOURS and model != "base"
-            style = {"lw": 1.4, "ls": "--"} if peer else {"lw": 2.2, "ls": "-"}
-            axes.plot(THRESHOLDS, scores[model]["curve"], color=colour, label=model, **style)
+            width, style = (1.4, "--") if peer else (2.2, "-")
+            axes.plot(THRESHOLDS, scores[model]["curve"], color=colour, lw=width, ls=style, label=model)
         axes.set(xlabel="IoU threshold", ylabel="share of frames above it", xlim=(0, 1), ylim=(0, 1.02))
         labels = [f"{model} (AO {score['ao']:.3f})" for model, score in scores.items()]
         figure.legend(axes.get_lines(), labels, loc="outside lower center", ncols=2, fontsize=9)
@@ -135,8 +135,8 @@ def cost(stages: dict[str, dict[str, Any]]) -> Markup:
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes(4.7, 0.7 + 0.38 * len(stages))
         places = np.arange(len(stages))
-        for shift, key, name, colour in ((-0.2, "wall_seconds", "wall", TUNED[0]), (0.2, "cpu_seconds", "CPU", "#7d868f")):
-            minutes = [stage[key] / 60 for stage in stages.values()]
+        for shift, name, colour in ((-0.2, "wall", TUNED[0]), (0.2, "cpu", COLOURS["static"])):
+            minutes = [stage[f"{name}_seconds"] / 60 for stage in stages.values()]
             axes.barh(places + shift, minutes, 0.36, color=colour, label=name)
         axes.set(yticks=places, yticklabels=list(stages), xlabel="minutes")
         axes.invert_yaxis()

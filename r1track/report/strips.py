@@ -19,7 +19,6 @@ from r1track.sequences import Sequence, read_split, read_table
 
 SIDE = 480  # most pixels of a picture's longer side on the page
 QUALITY = 80
-WORDS = 90  # characters of an answer below a frame
 TRUTH = "truth"
 REMEDY = "run the stage `track` again"
 FAILURES = ("held", "absent", "clipped", "failed")  # statuses of the tracker
@@ -94,11 +93,10 @@ def _strip(
         here = {} if sequence.absent[t] else {TRUTH: sequence.boxes[t]}
         overlap = {m: float(iou(xywh_to_xyxy(b[t]), xywh_to_xyxy(here[TRUTH]))) for m, b in tracked.items() if here}
         words = ", ".join(f"{model} {value:.2f}" for model, value in overlap.items()) or "target absent"
-        answer = told[t] if told else {"status": "", "answer": ""}
-        alt = f"{sequence.name}, frame {t + 1}: {'IoU ' if overlap else ''}{words}; {answer['status']}"
+        said = told[t] if told else {"status": "", "answer": ""}
+        alt = f"{sequence.name}, frame {t + 1}: {'IoU ' if overlap else ''}{words}; {said['status']}"
         boxes = here | {model: rows[t] for model, rows in tracked.items()}
-        said = {"status": answer["status"], "answer": answer["answer"][:WORDS] + "…" * (len(answer["answer"]) > WORDS)}
-        shown.append({"frame": t + 1, "words": words, "alt": alt, **said, **_picture(sequence.frames[t], boxes)})
+        shown.append({**said, "frame": t + 1, "words": words, "alt": alt, **_picture(sequence.frames[t], boxes)})
     return {"frames": shown, "first": first}
 
 
@@ -117,8 +115,7 @@ def _picture(path: Path, boxes: dict[str, Array]) -> dict[str, Any]:
 def answers(folder: Path, count: int, think: bool) -> list[dict[str, Any]]:
     """At most `count` of the questions that a training run kept in `folder`, evenly spaced over its steps.
 
-    Each has its pictures (template, search, further templates), the search with the true box and the boxes of all
-    answers that can be read, and its answers with the parts of their rewards.
+    Each with its pictures, on the search region the true box and those of readable answers, and with all its answers.
     """
     paths = sorted(folder.glob("step-*.json"))
     shown = []

@@ -229,7 +229,7 @@ def summarise(results: Path) -> Found:
         "training": {arm: _training(results, arm) for arm in tuned},
         "paper": paper.beside(sets),
         "departures": paper.departures(settings),
-        "preset": settings["preset"],
         "changes": _changes(settings),
+        "settings": settings,
         "cost": _cost(read_records(results)),
     }
