@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 from small_run import ANSWERS, NASTY, SETTINGS, fail, small_run, stand_in, write_answers
 
-from r1track import config, files, paper, report, score, verdict
+from r1track import config, document, files, paper, report, score, verdict
 from r1track.report import plots
 
 SECTIONS = ("summary", "scores", "sequences", "training", "general", "strips", "cost", "making")
@@ -335,6 +335,10 @@ def test_the_presets_depart_from_the_paper_where_their_comments_say_so():
     demo = departs("demo")
     assert demo["data.train"] == "GOT-10k train"
     assert demo["model.base"] == "Qwen/Qwen2.5-VL-3B-Instruct"
+
+
+def test_the_table_of_deviations_is_up_to_date():
+    assert document.deviation_table() in (config.ROOT / "docs" / "deviations.md").read_text(), "run `make docs`"
 
 
 def test_the_cost_of_the_stages_adds_up_to_that_of_the_run(run):

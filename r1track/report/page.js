@@ -24,7 +24,7 @@ function sortable(table) {
       const order = (a, b) => {
         const [left, right] = [value(a, column), value(b, column)];
         if (left === null || right === null) return (left === null) - (right === null);
-        return up * (typeof left === "string" ? left.localeCompare(right) : left - right);
+        return up * (isNaN(left - right) ? String(left).localeCompare(right, "en", { numeric: true }) : left - right);
       };
       body.append(...[...body.rows].sort(order));
     });
@@ -48,7 +48,8 @@ function filter(place) {
 // A plot: its values at one place of the x axis, chosen by pointer or by the slider below it.
 function readable(figure) {
   const { x, box, limits, lines } = JSON.parse(figure.querySelector("script").textContent);
-  const svg = figure.querySelector("svg"), { width, height } = svg.viewBox.baseVal, places = lines[0].x;
+  const places = [...new Set(lines.flatMap((line) => line.x))].sort((a, b) => a - b);
+  const svg = figure.querySelector("svg"), { width, height } = svg.viewBox.baseVal;
   const put = (made, attributes) => {
     for (const [name, set] of Object.entries(attributes)) made.setAttribute(name, set);
     return made;
@@ -75,9 +76,8 @@ function readable(figure) {
     told.replaceChildren(`${x} ${at}`, ...keys);
   };
   svg.addEventListener("pointermove", (event) => {
-    const frame = svg.getBoundingClientRect();
-    const share = ((event.clientX - frame.left) / frame.width - box[0]) / (box[1] - box[0]);
-    const at = limits[0] + share * (limits[1] - limits[0]);
+    const frame = svg.getBoundingClientRect(), share = (event.clientX - frame.left) / frame.width;
+    const at = limits[0] + ((share - box[0]) / (box[1] - box[0])) * (limits[1] - limits[0]);
     slider.value = places.reduce((best, place, k) => (Math.abs(place - at) < Math.abs(places[best] - at) ? k : best), 0);
     show();
   });
@@ -112,9 +112,8 @@ function film(strip) {
   const controls = make("div", { className: "controls" },
     button("◀", "Previous frame", () => step(-1)), slider, button("▶", "Next frame", () => step(1)), play);
   slider.addEventListener("input", () => show(Number(slider.value)));
-  strip.addEventListener("keydown", (event) => {
-    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    if (by && event.target !== slider) step(by); // the slider has these keys itself
+  strip.addEventListener("keydown", ({ key, target }) => {
+    if (target !== slider) step({ ArrowLeft: -1, ArrowRight: 1 }[key] ?? 0); // the slider knows these keys itself
   });
   strip.classList.add("film");
   strip.append(controls);

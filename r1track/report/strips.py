@@ -53,38 +53,36 @@ def read(
         pick: {model: read_table(tracks / model / name / pick / f"{pick}_001.txt", 4, REMEDY) for model in models}
         for _, pick in picks
     }
-    told = {pick: _told(tracks / models[-1] / name / pick / f"{pick}_status.csv") for pick in boxes}
+    paths = {pick: tracks / models[-1] / name / pick / f"{pick}_status.csv" for pick in boxes}
+    told = {
+        p: list(csv.DictReader(io.StringIO(path.read_text("utf-8")))) for p, path in paths.items() if path.is_file()
+    }
     try:
         sequences = {sequence.name: sequence for sequence in read_split(root)}
         gone = [pick for pick in boxes if pick not in sequences]
         if gone:
             return [], f"{root} has no sequence {gone[0]} any more"
         return [
-            {"rank": rank, "sequence": pick, **_strip(sequences[pick], boxes[pick], told[pick], rank, frames)}
+            {"rank": rank, "sequence": pick, **_strip(sequences[pick], boxes[pick], told.get(pick), rank, frames)}
             for rank, pick in picks
         ], None
     except (OSError, ValueError) as error:
         return [], str(error)
 
 
-def _told(path: Path) -> list[dict[str, str]]:
-    """The rows of a status file (frame, status, answer); none where the tracker wrote none."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
-
-
 def _strip(
-    sequence: Sequence, tracked: dict[str, Array], told: list[dict[str, str]], rank: str, count: int
+    sequence: Sequence, tracked: dict[str, Array], told: list[dict[str, str]] | None, rank: str, count: int
 ) -> dict[str, Any]:
-    """Frames as the page shows them, and which of them stands first: evenly spaced, or around the first failure."""
+    """Frames as the page shows them, and which it opens at: evenly spaced, or around the first failure.
+
+    told: rows frame, status, answer of the status file; None where the tracker wrote none.
+    """
     total = len(sequence.frames)
     for model, rows in tracked.items():
         if not len(rows) == total == len(sequence.boxes):
             raise ValueError(f"{sequence.name} has {total} frames now, {len(rows)} when {model} tracked it")
     chosen, first = np.unique(np.linspace(min(1, total - 1), total - 1, count).round().astype(int)).tolist(), 0
-    if rank in FAILURES:
+    if told and rank in FAILURES:
         at = next(t for t, row in enumerate(told) if row["status"] == rank)
         start = max(0, min(at - count // 3, total - count))
         chosen, first = list(range(start, min(start + count, total))), at - start
@@ -92,9 +90,9 @@ def _strip(
     for t in chosen:
         here = {} if sequence.absent[t] else {TRUTH: sequence.boxes[t]}
         overlap = {m: float(iou(xywh_to_xyxy(b[t]), xywh_to_xyxy(here[TRUTH]))) for m, b in tracked.items() if here}
-        words = ", ".join(f"{model} {value:.2f}" for model, value in overlap.items()) or "target absent"
-        said = told[t] if told else {"status": "", "answer": ""}
-        alt = f"{sequence.name}, frame {t + 1}: {'IoU ' if overlap else ''}{words}; {said['status']}"
+        values = ", ".join(f"{model} {value:.2f}" for model, value in overlap.items())
+        words, said = f"IoU {values}" if here else "target absent", told[t] if told else {"status": "", "answer": ""}
+        alt = f"{sequence.name}, frame {t + 1}: {words}; {said['status']}"
         boxes = here | {model: rows[t] for model, rows in tracked.items()}
         shown.append({**said, "frame": t + 1, "words": words, "alt": alt, **_picture(sequence.frames[t], boxes)})
     return {"frames": shown, "first": first}
