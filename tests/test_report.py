@@ -1,5 +1,6 @@
 """Claims about the report, made from a small run in which peers stand in for the models."""
 
+import importlib
 import json
 import re
 import shutil
@@ -335,6 +336,12 @@ def test_the_presets_depart_from_the_paper_where_their_comments_say_so():
     demo = departs("demo")
     assert demo["data.train"] == "GOT-10k train"
     assert demo["model.base"] == "Qwen/Qwen2.5-VL-3B-Instruct"
+
+
+def test_the_bench_of_the_page_is_rehearsed():
+    found = importlib.import_module("report").main(["--sequences", "4", "--frames", "12", "--steps", "30"])
+    assert 0.5 < found["megabytes"] < 5
+    assert found["seconds"] > 0
 
 
 def test_the_table_of_deviations_is_up_to_date():
