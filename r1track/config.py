@@ -26,7 +26,7 @@ NEEDS = {
     "score": ("score",),
     "vqa": ("model", "vqa"),
     "verdict": ("verdict",),
-    "report": ("report",),
+    "report": ("preset", "data", "report"),  # what departs from the preset, and from the paper's data, is said there
 }
 
 
@@ -110,6 +110,14 @@ def stage_values(settings: Settings, stage: str) -> dict[str, Any]:
     """What a stage depends on, resolved: the content of results/<run>/config/<stage>.json."""
     values = settings.model_dump(mode="json")
     return {key: values[key] for key in NEEDS[stage]}
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as one dictionary of dotted paths; empty sections leave nothing."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
 
 
 def fields(section: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tuple[str, Any]]:

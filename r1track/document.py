@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel
 
+from r1track import paper
 from r1track.config import NEEDS, PRESETS, ROOT, Settings, resolve
 from r1track.files import write_text
 
@@ -130,7 +131,8 @@ def reference() -> str:
     for name, info in Settings.model_fields.items():
         if section := _section(info.annotation):
             stages = [stage for stage, needs in NEEDS.items() if name in needs]
-            read = f"Read by: {', '.join(stages)}." if stages else "Read by the workflow, which hands over the folders."
+            handed = " The workflow hands the folders to the other stages." if name == "data" else ""
+            read = f"Read by: {', '.join(stages)}.{handed}"
             parts.append(f"\n## {section.__doc__}\n\n{read}\n\n{_table(section, (name,), presets)}")
     return "".join(parts)
 
@@ -165,6 +167,17 @@ def preset_table() -> str:
     return "\n".join(rows) + "\n"
 
 
+def deviation_table() -> str:
+    """The table in docs/deviations.md: settings in which presets depart from the paper's, and which presets do."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for name in sorted(path.stem for path in PRESETS.glob("*.yaml")):
+        for row in paper.departures(resolve({"preset": name}).model_dump(mode="json")):
+            cells = (f"`{row['field']}`", _yaml(row["paper"]), _yaml(row["here"]), f"`{row['source']}`")
+            rows.setdefault(cells, []).append(f"`{name}`")
+    lines = [f"| {' | '.join(cells)} | {', '.join(names)} |" for cells, names in sorted(rows.items())]
+    return "\n".join(["| setting | the paper | here | source | presets |", "|---" * 5 + "|", *lines]) + "\n"
+
+
 def _put(page: Path, start: str, table: str) -> None:
     """Put a table in the place of the one in a page that begins with `start`."""
     old = re.compile(rf"(?<=\n\n){re.escape(start)}.*?\n(?=\n)", re.DOTALL)
@@ -175,5 +188,6 @@ if __name__ == "__main__":
     _put(ROOT / "docs" / "memory.md", "| base |", memory_table())
     for page in (ROOT / "README.md", ROOT / "docs" / "training.md"):
         _put(page, "| preset |", preset_table())
+    _put(ROOT / "docs" / "deviations.md", "| setting |", deviation_table())
     write_text(ROOT / "config.yaml", config_yaml())
     write_text(ROOT / "docs" / "configuration.md", reference())

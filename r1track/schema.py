@@ -323,7 +323,7 @@ class Report(Section):
     """report: the page."""
 
     strips: int = Field(6, ge=0, description="sequences shown as film strips")
-    strip_frames: int = Field(6, ge=1, description="frames per strip")
+    strip_frames: int = Field(10, ge=1, description="frames per strip")
 
 
 class Settings(Section):

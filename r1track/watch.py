@@ -23,9 +23,9 @@ log = logging.getLogger(__name__)
 NAMES = {
     "reward": "reward", "reward_std": "reward_std", "iou": "iou", "giou": "giou", "format": "format",
     "length_cost": "length_cost", "parsed": "parsed", "kl": "kl", "frac_reward_zero_std": "flat_groups",
-    "entropy": "entropy", "completions/mean_length": "length", "mean_token_accuracy": "token_accuracy",
-    "loss": "loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate", "seconds": "seconds",
-    "samples_per_second": "samples_per_second", "memory_gib": "memory_gib",
+    "entropy": "entropy", "completions/mean_length": "length", "completions/clipped_ratio": "clipped",
+    "mean_token_accuracy": "token_accuracy", "loss": "loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate",
+    "seconds": "seconds", "samples_per_second": "samples_per_second", "memory_gib": "memory_gib",
 }  # fmt: skip
 SHOWN = ("reward", "iou", "parsed", "flat_groups", "length", "kl", "entropy", "token_accuracy", "loss", "memory_gib")
 PATIENCE = 10  # steps in a row without anything to learn from before the warning

@@ -80,6 +80,10 @@ def test_general_ability_is_retained_on_a_thousand_questions_that_the_base_can_a
     assert asked["base"] >= 70
 
 
+def test_the_page_is_below_five_megabytes(demo: Path) -> None:
+    assert (demo / "results" / "demo" / "report" / "index.html").stat().st_size < 5e6
+
+
 def test_a_second_run_has_nothing_to_do(demo: Path) -> None:
     again = snakemake(demo)
     assert again.returncode == 0

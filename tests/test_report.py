@@ -1,21 +1,18 @@
 """Claims about the report, made from a small run in which peers stand in for the models."""
 
+import importlib
 import json
 import re
 import shutil
 from html.parser import HTMLParser
 
 import pytest
-from toys import toy_split
+from small_run import ANSWERS, NASTY, SETTINGS, fail, small_run, stand_in, write_answers
 
-from r1track import config, files, report, score, track, verdict
+from r1track import config, document, files, paper, report, score, verdict
 from r1track.report import plots
 
-SETTINGS = config.resolve(
-    {"preset": "demo", "score": {"draws": 200}, "verdict": {"min_items": 20, "on_regression": "warn"}}
-)
 SECTIONS = ("summary", "scores", "sequences", "training", "general", "strips", "cost", "making")
-NASTY = "<script>alert('x')</script> & \"so on\""
 VOID = {"meta", "img", "br", "hr", "link", "input", "path", "use"}
 
 
@@ -45,65 +42,9 @@ class Page(HTMLParser):
         self.text[self.section] = self.text.get(self.section, "") + data
 
 
-def write_answers(folder, wrong):
-    """Thirty questions, the first `wrong` of them answered with something that HTML would take for markup."""
-    rows = []
-    for k in range(30):
-        right = int(k >= wrong)
-        row = {"doc_id": str(k), "input": f"Which {NASTY}?", "target": "red", "doc_hash": str(k), "image": str(k)}
-        answer = {"filtered_resps": "red" if right else NASTY, "strict": right, "lenient": right, "unparsed": 0}
-        rows.append({**row, **answer})
-    folder.mkdir(parents=True)
-    (folder / "easy-vqa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    files.write_json(folder / "provenance.json", record("vqa"))
-    kl = {"tracking": {"prompts": 64, "tokens": 900, "nats": 0.25}}
-    files.write_json(folder / "manifest.json", {"kl": kl if folder.name != "base" else {}})
-
-
-def record(stage, **notes):
-    """A provenance as `files.Provenance` writes it."""
-    return {
-        "stage": stage, "finished": "2026-01-01T00:00:00Z", "git_commit": "abc", "versions": {"python": "3.12"},
-        "hardware": {"cpu": "a processor", "cores": 2, "gpu": None}, "seed": 0, "base": None, "wall_seconds": 120.0,
-        "cpu_seconds": 100.0, "peak_cpu_bytes": 2**30, "peak_gpu_bytes": None, "inputs": {"somewhere": None}, **notes,
-    }  # fmt: skip
-
-
-def stand_in(results, root, model, peer, name="toy-val"):
-    """Let a peer's tracks be those of `model`, and score them."""
-    tracks = results / "tracks" / model / name
-    shutil.rmtree(tracks, ignore_errors=True)
-    shutil.copytree(results.parent / "peers" / peer, tracks)
-    score.run(tracks, root, results / "scores" / model / f"{name}.json", 200)
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run whose base never moves and whose tuned model knows the truth; its folder and its split."""
-    folder = tmp_path_factory.mktemp("whole")
-    root, results = toy_split(folder / "toy" / "val", sequences=5), folder / "run"
-    for stage in config.NEEDS:
-        files.write_json(results / "config" / f"{stage}.json", config.stage_values(SETTINGS, stage))
-    for peer in ("static", "template", "oracle"):
-        track.run(SETTINGS, f"peer:{peer}", root, folder / "peers" / peer)
-        stand_in(results, root, peer, peer)
-    stand_in(results, root, "base", "static")
-    stand_in(results, root, "grpo", "oracle")
-    rows = [
-        {"step": k, "reward": k / 60, "iou": k / 60, "parsed": 1.0, "kl": None, "flat_groups": 0.1}
-        for k in range(1, 31)
-    ]
-    files.write_text(results / "adapters/grpo/log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    notes = {"quantize": "none", "train_seconds": 90.0}
-    files.write_json(results / "adapters/grpo/provenance.json", record("train", **notes))
-    files.write_json(
-        results / "models/grpo/merge.json",
-        {"pairs": 64, "agreement": 0.984375, "agreement_as_trained": None, "base": "tiny"},
-    )
-    for model, wrong in (("base", 0), ("grpo", 2)):
-        write_answers(results / "vqa" / model, wrong)
-    verdict.run(SETTINGS, results / "vqa/base", [results / "vqa/grpo"], results / "vqa/verdict.json")
-    return results, root
+    return small_run(tmp_path_factory.mktemp("whole"))
 
 
 @pytest.fixture
@@ -127,9 +68,19 @@ def test_every_section_has_content_and_every_picture_its_text(run):
     for section in SECTIONS:
         assert len(page.text[section].split()) > 20, section
     pictures = [load for load in page.loads if load.startswith("data:image/jpeg")]
-    assert len(pictures) == 5 * SETTINGS.report.strip_frames
-    assert len(page.alts) == len(pictures) + 1 + len(plots.CURVES)
+    assert len(pictures) == 5 * SETTINGS.report.strip_frames + 3 * 2  # the strips, and three questions of two crops
+    curves = ("mean reward", "mean IoU of the answers", "share of flat groups", "norm of the gradient")
+    assert len(page.alts) == len(pictures) + 1 + len(curves) + 1  # success plot, curves, cost
     assert all(page.alts)
+    assert {alt.split(" over the steps")[0] for alt in page.alts if " over the steps" in alt} == set(curves)
+
+
+def test_figures_without_a_curve_are_named_with_the_reason(run):
+    _, _, make = run
+    words = Page((make() / "index.html").read_text()).text["training"]
+    for title, reason in (("reward's part: format", "always 0"), ("share of readable answers", "always 1")):
+        assert f"{title}: {reason}" in words
+    assert f"{plots.CURVES['kl']}: not logged" in words
 
 
 def test_the_page_asks_for_nothing_outside_itself(run):
@@ -250,14 +201,20 @@ def test_missing_frames_are_said_on_the_page(run):
     page = Page((make() / "index.html").read_text())
     assert "No frames can be shown" in page.text["strips"]
     assert "toy/gone" in page.text["strips"]
-    assert not [load for load in page.loads if load.startswith("data:")]
+    assert len([load for load in page.loads if load.startswith("data:")]) == 6  # those of the training
 
 
 def test_what_a_model_answers_cannot_become_markup(run):
-    _, _, make = run
+    results, root, make = run
+    fail(results, root, "grpo", {("Toy_Val_000001", 3): "held"})
     text = (make() / "index.html").read_text()
-    assert "<script" not in text
-    assert NASTY in Page(text).text["general"]
+    page = Page(text)
+    assert NASTY not in text
+    assert "alert('x')" not in text
+    for section in ("general", "training", "strips"):
+        assert NASTY in page.text[section], section
+    assert set(re.findall("<script.*?>", text)) == {"<script>", '<script type="application/json">'}
+    assert text.count("<script>") == 1
 
 
 def test_a_sequence_without_scored_frames_is_listed_without_a_score(run):
@@ -283,11 +240,131 @@ def test_a_figure_on_got10k_is_never_without_its_note(run):
     assert (out / "summary.md").read_text().count(note) == 1
 
 
+def test_every_kind_of_failure_has_a_strip_around_its_first_frame_with_the_answer(run):
+    results, root, make = run
+    failures = {
+        ("Toy_Val_000001", 5): "held", ("Toy_Val_000002", 9): "held", ("Toy_Val_000002", 7): "held",
+        ("Toy_Val_000003", 12): "clipped", ("Toy_Val_000004", 2): "absent",
+    }  # fmt: skip
+    fail(results, root, "grpo", failures)
+    text = (make() / "index.html").read_text()
+    strips = re.findall(r'data-first="(\d+)" data-name="(\w+) \((\w+)\)">(.*?)</article>', text, re.DOTALL)
+    shown = {rank: (name, int(first), frames) for first, name, rank, frames in strips}
+    firsts = {"held": ("Toy_Val_000002", 7), "clipped": ("Toy_Val_000003", 12), "absent": ("Toy_Val_000004", 2)}
+    assert set(shown) == {"best", "median", "worst", *firsts}
+    for status, (name, frame) in firsts.items():
+        assert shown[status][0] == name
+        numbers = [int(number) for number in re.findall(r"Frame (\d+), IoU", shown[status][2])]
+        assert numbers[shown[status][1]] == frame
+        assert numbers == list(range(numbers[0], numbers[0] + SETTINGS.report.strip_frames))
+        assert len(numbers) == SETTINGS.report.strip_frames
+
+
+def test_kept_answers_stand_with_their_reward_and_only_readable_ones_have_a_box(run):
+    _, _, make = run
+    text = (make() / "index.html").read_text()
+    cards = re.findall(r"<h4>grpo, step (\d+) .*?</article>", text, re.DOTALL)
+    assert cards == ["0", "10", "20"]
+    card = text[text.index("<h4>grpo, step 0 ") : text.index("<h4>grpo, step 10 ")]
+    assert len(re.findall('<rect class="answer"', card)) == 2
+    assert len(re.findall('<rect class="truth"', card)) == 1
+    for answer in ANSWERS[:2]:
+        assert answer in card
+    assert "1.50" in card  # the reward of the exact answer
+    assert "not readable" in card
+
+
+def test_an_arm_without_kept_answers_says_so(run):
+    results, _, make = run
+    shutil.rmtree(results / "adapters/grpo/examples")
+    assert "grpo: no answers were kept" in Page((make() / "index.html").read_text()).text["training"]
+
+
+def test_changes_against_the_preset_are_exactly_what_the_run_set(run):
+    _, _, make = run
+    out = make()
+    changes = {row["field"]: (row["preset"], row["here"]) for row in files.read_json(out / "summary.json")["changes"]}
+    assert changes == {
+        "score.draws": (10000, 200), "verdict.min_items": (300, 20), "verdict.on_regression": ("fail", "warn")
+    }  # fmt: skip
+    page = Page((out / "index.html").read_text()).text["making"]
+    for field in changes:
+        assert field in page
+        assert field in (out / "summary.md").read_text()
+
+
+def test_a_run_that_names_no_preset_is_refused(run):
+    results, _, make = run
+    path = results / "config/report.json"
+    files.write_json(path, {"report": files.read_json(path)["report"]})
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        make()
+
+
+def test_the_papers_figures_are_never_in_one_group_with_ours(run):
+    results, _, make = run
+    groups = files.read_json(make() / "summary.json")["paper"]
+    assert [(group["split"], group["whose"]) for group in groups] == [
+        ("GOT-10k test", "published by the paper"), ("GOT-10k test", "this run"), ("toy-val", "this run")
+    ]  # fmt: skip
+    theirs, none, ours = (group["rows"] for group in groups)
+    assert {row["ao"] for row in theirs} == {row[1] for row in paper.PUBLISHED}
+    assert none == []
+    kept = {model: files.read_json(results / f"scores/{model}/toy-val.json")["ao"] for model in ("base", "grpo")}
+    assert {row["model"]: row["ao"] for row in ours} == kept
+    words = Page((results / "report/index.html").read_text()).text["scores"]
+    assert "no comparable figure" in words
+    assert "not to be compared with the figures above" in words
+
+
+def test_the_presets_depart_from_the_paper_where_their_comments_say_so():
+    def departs(preset):
+        settings = config.resolve({"preset": preset}).model_dump(mode="json")
+        return {row["field"]: row["paper"] for row in paper.departures(settings)}
+
+    standing = {
+        "train.backend", "train.quantize", "train.lora.rank", "train.lora.vision", "train.learning_rate",
+        "train.rollout_steps", "track.widen", "track.min_side",
+    }  # fmt: skip
+    assert set(departs("r1track-5k")) == standing
+    assert set(departs("r1track-5k-think")) == standing
+    assert set(departs("r1track-100k")) == standing | {"task.templates", "train.optimizer"}
+    assert departs("r1track-100k")["train.rollout_steps"] == 6
+    best = departs("best")
+    assert best.keys() >= {"sample.policy", "train.reward", "train.beta", "train.sft.learning_rate"}
+    assert not [field for field in departs("r1track-5k") if field.startswith("train.sft.")]
+    demo = departs("demo")
+    assert demo["data.train"] == "GOT-10k train"
+    assert demo["model.base"] == "Qwen/Qwen2.5-VL-3B-Instruct"
+
+
+def test_the_bench_of_the_page_is_rehearsed():
+    found = importlib.import_module("report").main(["--sequences", "4", "--frames", "12", "--steps", "30"])
+    assert 0.5 < found["megabytes"] < 5
+    assert found["seconds"] > 0
+
+
+def test_the_table_of_deviations_is_up_to_date():
+    assert document.deviation_table() in (config.ROOT / "docs" / "deviations.md").read_text(), "run `make docs`"
+
+
+def test_the_cost_of_the_stages_adds_up_to_that_of_the_run(run):
+    results, _, make = run
+    cost = files.read_json(make() / "summary.json")["cost"]
+    records = [files.read_json(path) for path in results.rglob("*provenance.json") if "report" not in path.parts]
+    assert {name: stage["results"] for name, stage in cost["stages"].items()} == {
+        stage: sum(record["stage"] == stage for record in records) for stage in {r["stage"] for r in records}
+    }
+    for key in ("wall_seconds", "cpu_seconds"):
+        assert sum(stage[key] for stage in cost["stages"].values()) == pytest.approx(cost[key])
+    assert max(stage["peak_cpu_bytes"] for stage in cost["stages"].values()) == cost["peak_cpu_bytes"]
+
+
 @pytest.mark.parametrize(
     "name",
     [
         "scores/grpo/toy-val.json", "vqa/verdict.json", "adapters/grpo/log.jsonl", "adapters/grpo/provenance.json",
-        "models/grpo/merge.json", "tracks/base/toy-val/provenance.json", "config/score.json",
+        "models/grpo/merge.json", "tracks/base/toy-val/provenance.json", "config/score.json", "config/sample.json",
     ],
 )  # fmt: skip
 def test_an_unfinished_run_is_refused_by_the_name_of_the_missing_file(run, name):

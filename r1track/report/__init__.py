@@ -3,9 +3,11 @@
     r1track report --results results/<run> --out DIR
 
 index.html holds everything that it shows. summary.json and summary.md have the figures of `summary.summarise`, and so
-has the page. Only the film strips need the frames; where they are gone, the page says so.
+has the page. Only the film strips need the frames; where they are gone, the page says so. It is whole without
+JavaScript; page.js adds sorting, a filter, values under the pointer and stepping.
 """
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -45,17 +47,21 @@ def _material(settings: config.Settings, results: Path, summary: Found) -> dict[
     """What the page shows beyond the summary."""
     scores, judged = read_scores(results), summary["verdict"]["model"]
     logs = {arm: read_log(results, arm) for arm in summary["training"]}
-    shown = {"truth": plots.COLOURS["truth"], **plots.colours([BASE, judged])}
+    wanted, think = settings.report, summary["settings"]["task"]["think"]
+    examples = {arm: results / "adapters" / arm / "examples" for arm in logs}
     return {
         "success": {name: plots.success(name, each) for name, each in scores.items()},
         "sequences": {name: _sequences(each, judged) for name, each in scores.items()},
-        "curves": plots.training(logs),
+        "curves": plots.training(logs, plots.CURVES),
+        "machine": plots.training(logs, plots.MACHINE),
+        "answers": {arm: strips.answers(folder, wanted.strips, think) for arm, folder in examples.items()},
         "verdict": read(results / "vqa" / "verdict.json", "verdict"),
-        "strips": {name: _strips(settings.report, results, name, each, judged, shown) for name, each in scores.items()},
-        "colours": shown,
+        "strips": {name: _strips(wanted, results, name, each, judged) for name, each in scores.items()},
+        "colours": {strips.TRUTH: plots.COLOURS["truth"], **plots.colours([BASE, judged])},
+        "bars": plots.cost(summary["cost"]["stages"]),
         "records": read_records(results),
-        "configuration": {p.stem: p.read_text(encoding="utf-8") for p in sorted(results.glob("config/*.json"))},
-        "css": Markup((HERE / "page.css").read_text(encoding="utf-8")),  # our own file, not a result
+        # Our own files, not results.
+        **{kind: Markup((HERE / f"page.{kind}").read_text(encoding="utf-8")) for kind in ("css", "js")},
     }
 
 
@@ -71,15 +77,16 @@ def _sequences(scores: dict[str, Found], judged: str) -> list[Found]:
     return sorted(rows, key=lambda row: (row["change"] is None, -(row["change"] or 0), row["name"]))
 
 
-def _strips(
-    wanted: schema.Report, results: Path, name: str, scores: dict[str, Found], judged: str, colours: dict[str, str]
-) -> Found:
+def _strips(wanted: schema.Report, results: Path, name: str, scores: dict[str, Found], judged: str) -> Found:
     changes = {row["name"]: row["change"] for row in _sequences(scores, judged) if row["change"] is not None}
+    failed = strips.failures(scores[judged]["sequences"]) if wanted.strips else []
     root, picks = root_of(results, name), strips.choose(changes, wanted.strips)
-    found, missing = strips.read(results / "tracks", name, root, colours, picks, wanted.strip_frames)
+    picked = [*picks, *failed]
+    found, missing = strips.read(results / "tracks", name, root, [BASE, judged], picked, wanted.strip_frames)
     if missing:
         log.warning("no film strips of %s: %s", name, missing)
-    return {"strips": found, "missing": missing, "root": str(root), "changes": changes}
+    parts = {"ranked": found[: len(picks)], "failed": found[len(picks) :]}
+    return {**parts, "missing": missing, "root": str(root), "changes": changes, "status": scores[judged]["status"]}
 
 
 def _environment() -> Environment:
@@ -90,7 +97,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _number, "interval": _interval, "duration": _duration, "gib": _gib}
+    filters = {"number": _number, "interval": _interval, "duration": _duration, "gib": _gib, "setting": _setting}
+    environment.filters |= filters
     return environment
 
 
@@ -110,3 +118,7 @@ def _duration(seconds: float) -> str:
 
 def _gib(size: int | None) -> str:
     return NONE if size is None else f"{size / 2**30:.2f} GiB"
+
+
+def _setting(value: Any) -> str:
+    return NONE if value is None else value if isinstance(value, str) else json.dumps(value)

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from r1track import files
+from r1track import config, files, paper
 from r1track.score import paired_difference
 from r1track.verdict import summary as verdict_line
 
@@ -122,6 +122,25 @@ def _of_set(scores: dict[str, Found], root: Path, draws: int) -> Found:
     }
 
 
+def read_settings(results: Path) -> Found:
+    """The resolved configuration of the run, as its stages kept it: the preset's name, and sections by name."""
+    found: Found = {}
+    for stage in config.NEEDS:
+        path = results / "config" / f"{stage}.json"
+        found |= {} if stage == "toy" and not path.exists() else read(path, "settings")
+    if "preset" not in found:
+        raise ValueError(f"{results / 'config/report.json'}: names no preset; delete it and run `snakemake` again")
+    return found
+
+
+def _changes(settings: Found) -> list[Found]:
+    """Fields in which resolved settings differ from the preset that they name: field, preset, here."""
+    values = config.resolve({"preset": settings["preset"]}).model_dump(mode="json")
+    there, here = config.flat({name: values[name] for name in settings}), config.flat(settings)
+    differ = [field for field in {**there, **here} if there.get(field) != here.get(field)]
+    return [{"field": field, "preset": there.get(field), "here": here.get(field)} for field in differ]
+
+
 def _training(results: Path, arm: str) -> Found:
     record = read(results / "adapters" / arm / "provenance.json", "train")
     merge = read(results / "models" / arm / "merge.json", "merge")
@@ -147,8 +166,15 @@ def _verdicts(results: Path) -> dict[str, Found]:
 
 
 def _cost(records: list[Found]) -> Found:
+    """Times summed, memory at its largest, of all results; `stages` has the same of each stage."""
+    stages = {stage: [record for record in records if record["stage"] == stage] for stage in config.NEEDS}
+    return {**_sums(records), "stages": {stage: _sums(found) for stage, found in stages.items() if found}}
+
+
+def _sums(records: list[Found]) -> Found:
     gpu = [record["peak_gpu_bytes"] for record in records if record["peak_gpu_bytes"]]
     return {
+        "results": len(records),
         "wall_seconds": sum(record["wall_seconds"] for record in records),
         "cpu_seconds": sum(record["cpu_seconds"] for record in records),
         "peak_cpu_bytes": max(record["peak_cpu_bytes"] for record in records),
@@ -189,7 +215,8 @@ def summarise(results: Path) -> Found:
             f"{results / 'vqa/verdict.json'}: the last verdict is about {verdict['model']!r}, but scores are "
             f"there for {tuned}; run the stages `score` and `verdict` again"
         )
-    draws = read(results / "config" / "score.json", "settings")["score"]["draws"]
+    settings = read_settings(results)
+    draws = settings["score"]["draws"]
     sets = {name: _of_set(each, root_of(results, name), draws) for name, each in scores.items()}
     return {
         "run": results.resolve().name,
@@ -200,5 +227,9 @@ def summarise(results: Path) -> Found:
         "verdict": verdict,
         "verdicts": verdicts,
         "training": {arm: _training(results, arm) for arm in tuned},
+        "paper": paper.beside(sets),
+        "departures": paper.departures(settings),
+        "changes": _changes(settings),
+        "settings": settings,
         "cost": _cost(read_records(results)),
     }
