@@ -194,16 +194,19 @@ def with_answers(pairs: Dataset, think: bool) -> Dataset:
     return with_prompts(pairs, think, [[{"role": "assistant", "content": text}] for text in told])
 
 
-def prepare_scratch(scratch: Path, identity: dict[str, Any]) -> Path | None:
-    """The newest whole checkpoint of this very run, if there is one; checkpoints of any other run are deleted."""
+def prepare_scratch(scratch: Path, identity: dict[str, Any], steps: int) -> Path | None:
+    """The newest whole checkpoint of this very run to go on from; checkpoints of any other run are deleted.
+
+    Not one of the last of the `steps`: the trainer would take one step more.
+    """
     mark = scratch / "identity.json"
     if mark.exists() and files.read_json(mark) != identity:
         log.warning("%s: checkpoints of other settings or pairs are deleted", scratch)
         shutil.rmtree(scratch)
     scratch.mkdir(parents=True, exist_ok=True)
     files.write_json(mark, identity)
-    done = [p for p in scratch.glob("checkpoint-*") if _whole(p / "trainer_state.json")]
-    return max(done, key=lambda p: int(p.name.split("-")[1]), default=None)
+    done = {int(p.name.split("-")[1]): p for p in scratch.glob("checkpoint-*") if _whole(p / "trainer_state.json")}
+    return done.get(max((step for step in done if step < steps), default=-1))
 
 
 def _whole(state: Path) -> bool:
@@ -276,7 +279,8 @@ def run(settings: config.Settings, arm: str, model: str, pairs: Path, scratch: P
     stage = config.stage_values(settings, "train")
     inputs = {"pairs": files.hash_file(pairs / "manifest.json"), "model": files.hash_path(folder)}
     kind = backend.enter(settings.train.backend, scratch)
-    checkpoint = prepare_scratch(scratch, {"arm": arm, "settings": stage, "backend": kind, **inputs})
+    steps = settings.train.sft.steps if arm == "sft" else settings.train.steps
+    checkpoint = prepare_scratch(scratch, {"arm": arm, "settings": stage, "backend": kind, **inputs}, steps)
     torch.manual_seed(settings.seed)
     trainer = make_trainer(settings, arm, folder, pairs, scratch)
     if checkpoint:

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from test_cli import logging_as_it_was, run
+from test_cli import run
 from toys import bare_sequence, toy_split
 
 from r1track import config, doctor, files, memory, models
 
-__all__ = ["logging_as_it_was"]  # a fixture that every test here needs
+pytestmark = pytest.mark.usefixtures("logging_as_it_was")
 Usage = namedtuple("Usage", "total used free")
 
 

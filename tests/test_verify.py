@@ -50,7 +50,7 @@ ALTERED = {
     "vqa/verdict.json": (r'"difference": -\d', '"difference": -1'),
     "report/summary.json": (r'"ao": 0\.', '"ao": 0.9'),
     "report/summary.md": (r"\| 0\.", "| 0.9"),
-    "report/index.html": (r"<td>0\.", "<td>0.9"),
+    "report/index.html": (r'<td class="">0\.', '<td class="">0.9'),
     "models/grpo/merge.json": ("0.984375", "1.0"),
     "adapters/grpo/log.jsonl": ('"iou": 0', '"iou": 1'),
     "adapters/grpo/adapter_model.safetensors": ("weights", "Weights"),
@@ -92,7 +92,7 @@ def forge(results, name):
         ("vqa/verdict.json", ("vqa/verdict.json", "models: grpo: difference: recorded -1.66")),
         ("report/summary.json", ("report/summary.json", "base: ao: recorded 0.9")),
         ("report/summary.md", ("report/summary.md", "| base | 0.9")),
-        ("report/index.html", ("report/index.html", "<td>0.9")),
+        ("report/index.html", ("report/index.html", '<td class="">0.9')),
         ("models/grpo/merge.json", ("report/summary.json", "merge: agreement: recorded 0.984375, now 1.0")),
     ],
 )  # fmt: skip
