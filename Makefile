@@ -24,7 +24,7 @@ test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 docs: install
-	$(BIN)/python -m r1track.document
+	$(BIN)/python tools/document.py
 
 # What is installed now, as constraints for everyone: no local versions, no paths.
 lock:

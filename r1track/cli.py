@@ -91,18 +91,6 @@ def toy(config_file: Config, out: OutDir) -> None:
     run(config.load(config_file), out)
 
 
-@app.command("toy-base")
-def toy_base(
-    out: OutDir,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 5200,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of weights and scenes.")] = 0,
-) -> None:
-    """Make the embedded tiny base anew (the repository holds one already)."""
-    from r1track.toy.teach import make
-
-    make(out, seed=seed, steps=steps)
-
-
 @app.command()
 def sample(
     config_file: Config,

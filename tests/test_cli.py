@@ -11,7 +11,6 @@ from r1track import cli, config
 
 FLAGS = {
     "toy": {"config", "out"},
-    "toy-base": {"out", "steps", "seed"},
     "sample": {"config", "root", "out", "processes", "export"},
     "train": {"config", "arm", "model", "pairs", "scratch", "out"},
     "merge": {"config", "model", "adapter", "out", "pairs"},
@@ -38,7 +37,7 @@ def run(*words: object):
 
 def test_there_is_a_command_for_every_stage_and_for_the_tiny_base() -> None:
     assert {command.name or command.callback.__name__ for command in cli.app.registered_commands} == set(FLAGS)
-    assert set(config.NEEDS) == set(FLAGS) - {"toy-base", "gate", "doctor", "submit", "video", "verify"}
+    assert set(config.NEEDS) == set(FLAGS) - {"gate", "doctor", "submit", "video", "verify"}
 
 
 @pytest.mark.parametrize("command", FLAGS)

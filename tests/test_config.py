@@ -5,11 +5,12 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import document
 import pytest
 import yaml
 from pydantic import ValidationError
 
-from r1track import config, document, schema
+from r1track import config, schema
 from r1track.files import write_json
 
 ROOT = config.ROOT

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import bitsandbytes
+import document
 import pytest
 import torch
 import yaml
@@ -15,7 +16,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from r1track import config, document, memory, models, prompts, schema
+from r1track import config, memory, models, prompts, schema
 
 ROWS, IMAGES, WORDS, ANSWER = 2, 2, 160, 8
 SIDE = 84  # pixels of an image: 36 patches, 9 tokens

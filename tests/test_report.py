@@ -6,10 +6,11 @@ import re
 import shutil
 from html.parser import HTMLParser
 
+import document
 import pytest
 from small_run import ANSWERS, NASTY, SETTINGS, fail, small_run, stand_in, write_answers
 
-from r1track import config, document, files, paper, report, score, verdict
+from r1track import config, files, paper, report, score, verdict
 from r1track.report import plots
 
 SECTIONS = ("summary", "scores", "sequences", "training", "general", "strips", "cost", "making")

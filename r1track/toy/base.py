@@ -1,7 +1,7 @@
 """The tiny base: a real Qwen2.5-VL of about two million parameters, with tokenizer and image processor of its own.
 
-Its weights lie in toy/tiny. `r1track toy-base --out DIR` makes them: see `lessons` for what it is taught and `teach`
-for how. It is able but undecided: see lessons.UNDECIDED.
+Its weights lie in toy/tiny. `python tools/teach.py OUT` makes them: see tools/lessons.py for what it is taught
+and tools/teach.py for how. It is able but undecided: see lessons.UNDECIDED.
 """
 
 import math

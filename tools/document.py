@@ -1,6 +1,6 @@
 """What is written about the configuration, from the model itself: `config.yaml`, `docs/configuration.md`, a table.
 
-`python -m r1track.document` (or `make docs`) writes them anew; tests fail while they differ from the model.
+`python tools/document.py` (or `make docs`) writes them anew; tests fail while they differ from the model.
 """
 
 import json

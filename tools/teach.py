@@ -1,4 +1,4 @@
-"""Teach: supervised training of the tiny base, by `r1track toy-base --out DIR [--steps N] [--seed N]`.
+"""Teach: supervised training of the tiny base that the repository holds, by `python tools/teach.py OUT`.
 
 One forward pass per kind of question and step; every token of an answer counts alike; targets of coordinates are narrow
 bells; helper heads, thrown away at the end, make the image tokens tell where things are.
@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
+import typer
+from lessons import UNDECIDED, Item, Lessons
 from numpy.typing import NDArray
 from rich.progress import track as progress_bar
 from torch.nn import functional
@@ -21,7 +23,6 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from r1track.files import atomic_folder
 from r1track.toy import base, world
-from r1track.toy.lessons import UNDECIDED, Item, Lessons
 
 logger = logging.getLogger(__name__)
 BLUR = 1.0  # deviation, in pixels, of the soft target around a true coordinate: near misses are near
@@ -231,7 +232,7 @@ def save(trainer: Trainer, folder: Path, record: dict[str, object]) -> None:
         (out / "made.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
-def make(folder: Path, *, seed: int = 0, steps: int = 5200, batch: int = 32, rate: float = 2e-3) -> None:
+def make(folder: Path, seed: int = 0, steps: int = 5200, batch: int = 32, rate: float = 2e-3) -> None:
     """Make the tiny base and write it to `folder`."""
     trainer = Trainer(seed, steps, batch, rate)
     began = time.time()
@@ -240,3 +241,8 @@ def make(folder: Path, *, seed: int = 0, steps: int = 5200, batch: int = 32, rat
     settings = {"seed": seed, "steps": steps, "batch": batch, "rate": rate, "undecided": UNDECIDED}
     cost = {"seconds": seconds, "threads": torch.get_num_threads()}
     save(trainer, folder, {**settings, **cost, "log": [*log[::10], log[-1]]})
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    typer.run(make)
