@@ -31,7 +31,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_files_that_are_named_exist(page: Path) -> None:
     text = re.sub(r"<[^>]*>", "", page.read_text(encoding="utf-8"))
-    named = set(re.findall(r"(?:`|python )((?:r1track|tests|bench|tools|presets|docs|workflow|profiles)/[\w./-]+)", text))
+    named = set(
+        re.findall(r"(?:`|python )((?:r1track|tests|bench|tools|presets|docs|workflow|profiles)/[\w./-]+)", text)
+    )
     named |= set(re.findall(r"`(\w+\.(?:py|md|smk))`", text))
     for file in named - {"summary.md", "compare.md"}:  # which the report writes
         assert any((base / file).exists() for base in BASES), f"{name(page)}: {file}"

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 import typer
-from lessons import UNDECIDED, Item, Lessons
+from lessons import ONE_UNTIL, UNDECIDED, Item, Lessons
 from numpy.typing import NDArray
 from rich.progress import track as progress_bar
 from torch.nn import functional
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from r1track import models
 from r1track.files import atomic_folder
 from r1track.toy import base, world
 
@@ -111,10 +112,13 @@ class Helper(torch.nn.Module):
 class Trainer:
     """Plain supervised training of the tiny base, one forward pass per kind of question and step."""
 
-    def __init__(self, seed: int, steps: int, batch: int, rate: float):
+    def __init__(self, seed: int, steps: int, batch: int, rate: float, start: Path | None = None):
         self.processor: Any = base.make_processor()
         self.tokenizer = self.processor.tokenizer
         self.model: Any = base.make_model(self.tokenizer, seed)
+        self.hardest = start is not None  # from the first step on
+        if start:
+            self.model.load_state_dict(models.load_weights(start, torch.float32, device="cpu").state_dict())
         self.helper = Helper(base.HIDDEN)
         self.zero = self.tokenizer.convert_tokens_to_ids("0")
         self.lessons = Lessons(seed)
@@ -192,7 +196,7 @@ class Trainer:
 
     def batches(self) -> Iterator[tuple[float, list[dict[str, torch.Tensor]]]]:
         for step in range(self.steps):
-            progress = step / self.steps
+            progress = max(step / self.steps, ONE_UNTIL if self.hardest else 0)
             draws = {kind: [getattr(self.lessons, kind)(progress) for _ in range(n)] for kind, n in self.parts.items()}
             yield progress, [self.collate(items) for items in draws.values()]
 
@@ -232,15 +236,18 @@ def save(trainer: Trainer, folder: Path, record: dict[str, object]) -> None:
         (out / "made.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
-def make(folder: Path, seed: int = 0, steps: int = 5200, batch: int = 32, rate: float = 2e-3) -> None:
-    """Make the tiny base and write it to `folder`."""
-    trainer = Trainer(seed, steps, batch, rate)
+def make(
+    folder: Path, seed: int = 0, steps: int = 5200, batch: int = 32, rate: float = 2e-3, start: Path | None = None
+) -> None:
+    """Make the tiny base and write it to `folder`; with `start`, the base in that folder is taught on."""
+    trainer = Trainer(seed, steps, batch, rate, start)
     began = time.time()
     log = trainer.run()
     seconds = round(time.time() - began)
     settings = {"seed": seed, "steps": steps, "batch": batch, "rate": rate, "undecided": UNDECIDED}
     cost = {"seconds": seconds, "threads": torch.get_num_threads()}
-    save(trainer, folder, {**settings, **cost, "log": [*log[::10], log[-1]]})
+    before = {"start": json.loads((start / "made.json").read_text())} if start else {}
+    save(trainer, folder, {**before, **settings, **cost, "log": [*log[::10], log[-1]]})
 
 
 if __name__ == "__main__":
