@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import typer
-from lessons import ONE_UNTIL, UNDECIDED, Item, Lessons
+from lessons import UNDECIDED, Item, Lessons
 from numpy.typing import NDArray
 from rich.progress import track as progress_bar
 from torch.nn import functional
@@ -112,18 +112,18 @@ class Helper(torch.nn.Module):
 class Trainer:
     """Plain supervised training of the tiny base, one forward pass per kind of question and step."""
 
-    def __init__(self, seed: int, steps: int, batch: int, rate: float, start: Path | None = None):
+    def __init__(self, seed: int, steps: int, batch: int, rate: float, ground: int, start: Path | None = None):
         self.processor: Any = base.make_processor()
         self.tokenizer = self.processor.tokenizer
         self.model: Any = base.make_model(self.tokenizer, seed)
-        self.hardest = start is not None  # from the first step on
+        self.hardest = start is not None  # the lessons, from the first step on
         if start:
             self.model.load_state_dict(models.load_weights(start, torch.float32, device="cpu").state_dict())
         self.helper = Helper(base.HIDDEN)
         self.zero = self.tokenizer.convert_tokens_to_ids("0")
         self.lessons = Lessons(seed)
         self.steps, self.rate = steps, rate
-        self.parts = {"vqa": batch // 4, "ground": 3 * batch // 8, "pair": batch - batch // 4 - 3 * batch // 8}
+        self.parts = {"vqa": batch // 4, "ground": ground, "pair": batch - batch // 4 - ground}
         self.positions: dict[tuple[int, int, int], torch.Tensor] = {}
         decay = [p for p in (*self.model.parameters(), *self.helper.parameters()) if p.ndim > 1]
         plain = [p for p in (*self.model.parameters(), *self.helper.parameters()) if p.ndim <= 1]
@@ -196,9 +196,9 @@ class Trainer:
 
     def batches(self) -> Iterator[tuple[float, list[dict[str, torch.Tensor]]]]:
         for step in range(self.steps):
-            progress = max(step / self.steps, ONE_UNTIL if self.hardest else 0)
-            draws = {kind: [getattr(self.lessons, kind)(progress) for _ in range(n)] for kind, n in self.parts.items()}
-            yield progress, [self.collate(items) for items in draws.values()]
+            hard = 1.0 if self.hardest else step / self.steps
+            draws = {kind: [getattr(self.lessons, kind)(hard) for _ in range(n)] for kind, n in self.parts.items()}
+            yield step / self.steps, [self.collate(items) for items in draws.values()]
 
     def run(self) -> list[dict[str, float]]:
         """Train; returns the log. Learning rate: linear warm-up over 2 % of the steps, then cosine to 2 %."""
@@ -237,14 +237,23 @@ def save(trainer: Trainer, folder: Path, record: dict[str, object]) -> None:
 
 
 def make(
-    folder: Path, seed: int = 0, steps: int = 5200, batch: int = 32, rate: float = 2e-3, start: Path | None = None
+    folder: Path,
+    seed: int = 0,
+    steps: int = 5200,
+    batch: int = 32,
+    rate: float = 2e-3,
+    ground: int = 12,
+    start: Path | None = None,
 ) -> None:
-    """Make the tiny base and write it to `folder`; with `start`, the base in that folder is taught on."""
-    trainer = Trainer(seed, steps, batch, rate, start)
+    """Make the tiny base and write it to `folder`; with `start`, teach the one in that folder on, at its hardest.
+
+    ground: of the `batch` examples of a step, those that ask for a named object.
+    """
+    trainer = Trainer(seed, steps, batch, rate, ground, start)
     began = time.time()
     log = trainer.run()
     seconds = round(time.time() - began)
-    settings = {"seed": seed, "steps": steps, "batch": batch, "rate": rate, "undecided": UNDECIDED}
+    settings = {"seed": seed, "steps": steps, "batch": batch, "rate": rate, "ground": ground, "undecided": UNDECIDED}
     cost = {"seconds": seconds, "threads": torch.get_num_threads()}
     before = {"start": json.loads((start / "made.json").read_text())} if start else {}
     save(trainer, folder, {**before, **settings, **cost, "log": [*log[::10], log[-1]]})
