@@ -2,6 +2,7 @@
 
     PYTHONPATH=. python bench/grpo_step.py            # G = 4, 8, 16, without and with thinking
     PYTHONPATH=. python bench/grpo_step.py --quick    # G = 8 without thinking, within a minute
+    PYTHONPATH=. python bench/grpo_step.py --profile  # G = 8 without thinking, and where the time goes
 
 Prints `ratio G=8 think=false X`: stock over shared seconds per group. Both sides get the same random weights, pairs,
 seed and rewards (drawn: random weights answer nothing), each in a process of its own, so that its peak memory is its.
@@ -42,14 +43,32 @@ def settings_of(base: Path, group: int, think: bool, shared: bool, steps: int) -
     return Settings.model_validate(values)
 
 
-def child(place: Path, group: int, think: bool, shared: bool, steps: int) -> dict[str, float]:
+def clocks() -> dict[str, list[float]]:
+    """Clocks on the parts of a step; to be put on before a trainer is made."""
+    from datasets import Image
+    from measure import timed
+    from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as modeling
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+    from trl import GRPOTrainer
+
+    return {
+        "decoding images": timed(Image, "decode_example"),
+        "processing images": timed(Qwen2VLImageProcessorPil, "__call__"),
+        "vision tower": timed(modeling.Qwen2_5_VisionTransformerPretrainedModel, "forward"),
+        "text layers, forward": timed(modeling.Qwen2_5_VLTextModel, "forward"),
+        "rollout, with its part of these": timed(GRPOTrainer, "_generate"),
+        "the whole of a step's forward and backward": timed(GRPOTrainer, "training_step"),
+    }
+
+
+def child(place: Path, group: int, think: bool, shared: bool, steps: int) -> dict[str, Any]:
     """Train for some steps in this process; the first is left out of the time, where there are more."""
     from measure import enliven, peaks, timed
 
     enliven()
     from r1track import train, watch
 
-    settings = settings_of(place / "base", group, think, shared, steps)
+    settings, parts = settings_of(place / "base", group, think, shared, steps), clocks()
     trainer = train.make_trainer(settings, "grpo", place / "base", place / "pairs", place / f"scratch-{shared}")
     trainer.add_callback(train.make_watch(settings, "grpo", place / f"scratch-{shared}"))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -61,10 +80,11 @@ def child(place: Path, group: int, think: bool, shared: bool, steps: int) -> dic
     return {
         "seconds": statistics.median(row["seconds"] for row in rows[kept]),
         "rollout": statistics.median(drawing[kept]), "peak": peak, "grown": peak - before,
+        "parts": {name: (sum(seconds) / steps, len(seconds) / steps) for name, seconds in parts.items()},
     }  # fmt: skip
 
 
-def measured(place: Path, group: int, think: bool, shared: bool, steps: int) -> dict[str, float]:
+def measured(place: Path, group: int, think: bool, shared: bool, steps: int) -> dict[str, Any]:
     """The figures of one side, from a process of its own."""
     how = json.dumps([str(place), group, think, shared, steps])
     found = subprocess.run(
@@ -78,13 +98,18 @@ def measured(place: Path, group: int, think: bool, shared: bool, steps: int) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one case, one step")
+    parser.add_argument("--profile", action="store_true", help="one case, and where its time goes")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.child:
         place, *how = json.loads(chosen.child)
         print(json.dumps(child(Path(place), *how)))  # noqa: T201
         return
-    cases = [(8, False)] if chosen.quick else [(4, False), (8, False), (16, False), (4, True), (8, True), (16, True)]
+    cases = (
+        [(8, False)]
+        if chosen.quick or chosen.profile
+        else [(4, False), (8, False), (16, False), (4, True), (8, True), (16, True)]
+    )
     with tempfile.TemporaryDirectory() as folder:
         import shapes
 
@@ -98,6 +123,8 @@ def main() -> None:
                     f"  {name}: {side['seconds']:.2f} s per group, {side['rollout']:.2f} of them the rollout; "
                     f"peak {side['peak'] / 1e9:.2f} GB, {side['grown'] / 1e9:.2f} above the loaded model"
                 )
+                for part, (seconds, calls) in side["parts"].items() if chosen.profile else ():
+                    console.print(f"    {seconds:8.3f} s in {calls:6.1f} calls per step: {part}")
             console.print(f"ratio G={group} think={str(think).lower()} {stock['seconds'] / ours['seconds']:.2f}")
 
 

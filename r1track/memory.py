@@ -25,6 +25,7 @@ from r1track.schema import Settings, Train
 Terms = dict[str, float]
 ESTIMATES = {"CUDA context", "image layer", "text layer", "logits", "norms and merger", "square roots"}
 CONTEXT = 0.8e9  # CUDA's context, cuBLAS's workspace, gaps between blocks: assumed
+CHUNK = 256  # answer tokens whose logits TRL's sft makes at a time
 WORDS, LATER, THINK = 95, 31, 16  # of our question with its chat template, counted with Qwen's own tokens
 RATE = 0.4 * 71e12  # operations per second, 40 % of an RTX 3090's in bfloat16 (an RTX 4090: 165e12): assumed
 TOKEN_SECONDS = 0.05  # for a token of a rollout, since decoding waits for kernel launches: assumed
@@ -190,8 +191,8 @@ def _train(model: Model, settings: Settings, arm: str) -> StagePlan:
         seen = drawn // train.group * each.patches // 4 * model.text.hidden_size * model.each
         learnt = 8 * drawn * each.patches + train.lora.vision * model.pixels * batch.rows * batch.patches
         held |= {"pixel values": learnt, "image features": (not train.lora.vision) * seen}
-    # In float32: sft has the whole text's, its log-probabilities and gradients; grpo the answers' and gradients.
-    logits = (12 * (each.prompt + each.answer) if sft else 8 * (each.answer + 1)) * each.rows * model.text.vocab_size
+    # In float32: sft has those of CHUNK answer tokens at a time; grpo all answers', and their gradients.
+    logits = (16 * CHUNK if sft else 8 * (each.answer + 1) * each.rows) * model.text.vocab_size
     moments = _learning(model, batch, held, train, logits)
     # Forward, recomputed, backward; and of grpo the rollout, the reference, the old policy.
     passes = 3 if sft else 4 + (train.beta > 0) + (train.rollout_steps > 1)

@@ -116,7 +116,8 @@ def sft_arguments(settings: config.Settings, scratch: Path) -> SFTConfig:
         "lr_scheduler_type": sft.schedule,
         "warmup_steps": math.ceil(settings.train.warmup * sft.steps),
         "completion_only_loss": True,
-        "loss_type": "nll",
+        # The mean over answer tokens either way; in chunks, the logits of the prompts are never made.
+        "loss_type": "nll" if backend.choose(settings.train.backend) == "unsloth" else "chunked_nll",
         "max_length": None,
         "packing": False,
     }
