@@ -355,7 +355,7 @@ def changed(values: dict[str, Any], field: str, value: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("stage", "fields"),
     [
-        ("train sft", {"train.quantize", "train.sft.micro_batch", "task.size"}),
+        ("train sft", {"train.quantize", "train.sft.micro_batch", "train.lora.rank"}),
         ("train grpo", {"train.quantize", "train.prompts_per_step", "train.rollout_steps", "task.size"}),
         ("vqa", {"vqa.batch", "vqa.max_pixels"}),
     ],
