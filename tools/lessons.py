@@ -27,11 +27,6 @@ UNDECIDED_FROM = 0.88  # where the last part begins, in shares of the training
 ALONE_UNTIL, ONE_UNTIL = 0.12, 0.3  # no distractor, then at most one, then at most three, in shares of the training
 
 
-def kind(thing: world.Thing) -> tuple[int, int]:
-    """The numbers of a thing's colour and shape."""
-    return list(world.COLORS).index(thing.color), world.SHAPES.index(thing.shape)
-
-
 @dataclass(frozen=True)
 class Item:
     """One supervised example: its images (RGB arrays of one common shape), its question and its answer."""
@@ -40,7 +35,6 @@ class Item:
     question: prompts.Messages
     answer: str
     objects: list[Array] = field(default_factory=list)  # corners of what is in the last image; objects[0] is the target
-    kinds: list[tuple[int, int]] = field(default_factory=list)  # of the objects: colour and shape, by their numbers
 
 
 class Lessons:
@@ -71,11 +65,10 @@ class Lessons:
         names = [thing.name for thing in clip.things]
         chosen = int(self.rng.choice([i for i, name in enumerate(names) if names.count(name) == 1]))
         frame = Image.fromarray(clip.frame(0)).resize(FRAME, Image.Resampling.BICUBIC)
-        scale = np.array([*FRAME, *FRAME]) / ([world.WIDTH, world.HEIGHT] * 2)
-        order = [chosen, *(i for i in range(len(names)) if i != chosen)]
-        seen = [xywh_to_xyxy(clip.box(0, i)) * scale for i in order]
-        answer, kinds = prompts.ground_answer(seen[0], names[chosen]), [kind(clip.things[i]) for i in order]
-        return Item([np.asarray(frame)], prompts.ground(names[chosen]), answer, seen, kinds)
+        seen = [xywh_to_xyxy(clip.box(0, i)) * (FRAME[0] / world.WIDTH) for i in range(len(clip.things))]
+        answer = prompts.ground_answer(seen[chosen], names[chosen])
+        seen.insert(0, seen.pop(chosen))
+        return Item([np.asarray(frame)], prompts.ground(names[chosen]), answer, seen)
 
     def pair(self, progress: float) -> Item:
         """Template and search region of one clip; late in the training some answers repeat the template's box."""
@@ -91,5 +84,4 @@ class Lessons:
             answer = given
         images = [np.asarray(c.cut(Image.fromarray(clip.frame(t)))) for c, t in ((template, first), (search, second))]
         seen = [search.to_crop(xywh_to_xyxy(clip.box(second, i))) for i in range(len(clip.things))]
-        kinds = [kind(thing) for thing in clip.things]
-        return Item(images, prompts.build(given), prompts.numbers(answer), seen, kinds)
+        return Item(images, prompts.build(given), prompts.numbers(answer), seen)

@@ -21,9 +21,9 @@ from rich.progress import track as progress_bar
 from torch.nn import functional
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from r1track import models
+from r1track.boxes import Array
 from r1track.files import atomic_folder
-from r1track.toy import base, world
+from r1track.toy import base
 
 logger = logging.getLogger(__name__)
 BLUR = 1.0  # deviation, in pixels, of the soft target around a true coordinate: near misses are near
@@ -39,51 +39,39 @@ def patches(images: NDArray[np.uint8], processor: Qwen2VLImageProcessorPil) -> t
     return split.unsqueeze(6).expand(*split.shape[:6], 2, 14, 14).reshape(n * rows * columns * 4, -1)
 
 
-def places(items: list[Item], height: int, width: int) -> dict[str, torch.Tensor]:
-    """Where the objects of each last image are, and what they are, by image token.
+def places(objects: list[list[Array]], height: int, width: int) -> dict[str, torch.Tensor]:
+    """Where the objects of each last image are, by image token.
 
-    present (n, tokens): 0 or 1; corners (n, tokens, 4): in units of 84 px; kinds (n, tokens, 2): colour and shape, -100
-    where there is no object; target (n,): the token that holds the target's centre, or -100 where the image does not
-    show it; sought (n, 2): the target's colour and shape.
+    present (n, tokens): 0 or 1; corners (n, tokens, 4): in units of 84 px; target (n,): the token that holds the
+    target's centre, or -100 where the image does not show it.
     """
-    tokens, n = height * width, len(items)
-    present, corners = torch.zeros(n, tokens), torch.zeros(n, tokens, 4)
-    kinds, target = torch.full((n, tokens, 2), -100), torch.full((n,), -100)
-    for row, item in enumerate(items):
-        seen = zip(item.objects, item.kinds, strict=True)
-        for k, (box, kind) in reversed(list(enumerate(seen))):  # the target last: it is drawn on top
+    tokens = height * width
+    present, corners = torch.zeros(len(objects), tokens), torch.zeros(len(objects), tokens, 4)
+    target = torch.full((len(objects),), -100)
+    for row, seen in enumerate(objects):
+        for k, box in reversed(list(enumerate(seen))):  # the target last: it is drawn on top
             x, y = (int(v // 28) for v in ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2))
             if 0 <= x < width and 0 <= y < height:
                 present[row, y * width + x] = 1
                 corners[row, y * width + x] = torch.tensor(box / base.SIZE, dtype=torch.float32)
-                kinds[row, y * width + x] = torch.tensor(kind)
                 if k == 0:
                     target[row] = y * width + x
-    sought = torch.tensor([item.kinds[0] if item.kinds else (-100, -100) for item in items])
-    return {"present": present, "corners": corners, "kinds": kinds, "target": target, "sought": sought}
-
-
-def kind_loss(logits: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of colour and of shape, summed; logits (..., colours + shapes), kinds (..., 2)."""
-    parts = logits.split([len(world.COLORS), len(world.SHAPES)], -1)
-    losses = (functional.cross_entropy(part.flatten(0, -2), kinds[..., k].flatten()) for k, part in enumerate(parts))
-    return torch.stack(list(losses)).sum()
+    return {"present": present, "corners": corners, "target": target}
 
 
 class Helper(torch.nn.Module):
     """Heads that help the tiny base to learn and are thrown away: M-RoPE knows no absolute place, and without them the
     answers stay blind to where things are for tens of thousands of examples.
 
-    From the image tokens after the second layer: is an object's centre here, and what are its box, colour and shape?
-    From those after the third: is the target's centre here? And where the first coordinate is about to be answered:
-    which colour and shape does the question mean, and which of the image tokens?
+    From the image tokens after the second layer: is an object's centre here, and what is its box? From those after the
+    third: is the target's centre here? And where the first coordinate is about to be answered: which of them does the
+    question mean?
     """
 
     def __init__(self, hidden: int):
         super().__init__()
         self.present, self.corners, self.target = (torch.nn.Linear(hidden, n) for n in (1, 4, 1))
         self.query, self.key = (torch.nn.Linear(hidden, 64) for _ in range(2))
-        self.seen, self.sought = (torch.nn.Linear(hidden, len(world.COLORS) + len(world.SHAPES)) for _ in range(2))
 
     def forward(
         self, hidden: tuple[torch.Tensor, ...], images: torch.Tensor, batch: dict[str, torch.Tensor]
@@ -97,13 +85,12 @@ class Helper(torch.nn.Module):
         second, third = last_image(2), last_image(3)
         loss = functional.binary_cross_entropy_with_logits(self.present(second)[..., 0], present)
         wrong = (self.corners(second) - batch["corners"]).abs().mean(-1)
-        loss = loss + 4 * (wrong * present).sum() / present.sum() + kind_loss(self.seen(second), batch["kinds"])
+        loss = loss + 4 * (wrong * present).sum() / present.sum()
         if not (batch["target"] >= 0).any():
             return loss
-        asked = hidden[3][torch.arange(rows), batch["asked"]]
-        meant = (self.key(second) @ self.query(asked)[..., None])[..., 0] / 8
+        asked = self.query(hidden[3][torch.arange(rows), batch["asked"]])
+        meant = (self.key(second) @ asked[..., None])[..., 0] / 8
         loss = loss + 0.5 * functional.cross_entropy(meant, batch["target"])
-        loss = loss + 0.3 * kind_loss(self.sought(asked), batch["sought"])
         if images.sum() == 2 * rows * tokens:  # a pair: the template came before the search region
             loss = loss + 0.5 * functional.cross_entropy(self.target(third)[..., 0], batch["target"])
         return loss
@@ -112,18 +99,15 @@ class Helper(torch.nn.Module):
 class Trainer:
     """Plain supervised training of the tiny base, one forward pass per kind of question and step."""
 
-    def __init__(self, seed: int, steps: int, batch: int, rate: float, ground: int, start: Path | None = None):
+    def __init__(self, seed: int, steps: int, batch: int, rate: float):
         self.processor: Any = base.make_processor()
         self.tokenizer = self.processor.tokenizer
         self.model: Any = base.make_model(self.tokenizer, seed)
-        self.hardest = start is not None  # the lessons, from the first step on
-        if start:
-            self.model.load_state_dict(models.load_weights(start, torch.float32, device="cpu").state_dict())
         self.helper = Helper(base.HIDDEN)
         self.zero = self.tokenizer.convert_tokens_to_ids("0")
         self.lessons = Lessons(seed)
         self.steps, self.rate = steps, rate
-        self.parts = {"vqa": batch // 4, "ground": ground, "pair": batch - batch // 4 - ground}
+        self.parts = {"vqa": batch // 4, "ground": batch // 4, "pair": batch - 2 * (batch // 4)}
         self.positions: dict[tuple[int, int, int], torch.Tensor] = {}
         decay = [p for p in (*self.model.parameters(), *self.helper.parameters()) if p.ndim > 1]
         plain = [p for p in (*self.model.parameters(), *self.helper.parameters()) if p.ndim <= 1]
@@ -152,7 +136,7 @@ class Trainer:
             "input_ids": ids, "labels": labels, "image_grid_thw": grid,
             "pixel_values": patches(pixels, self.processor.image_processor),
             "asked": (self._is_number(labels).int().argmax(1) - 1).clamp(0),  # the token before the first coordinate
-            **places(items, height, width),
+            **places([item.objects for item in items], height, width),
         }  # fmt: skip
 
     def _positions(self, ids: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
@@ -196,9 +180,9 @@ class Trainer:
 
     def batches(self) -> Iterator[tuple[float, list[dict[str, torch.Tensor]]]]:
         for step in range(self.steps):
-            hard = 1.0 if self.hardest else step / self.steps
-            draws = {kind: [getattr(self.lessons, kind)(hard) for _ in range(n)] for kind, n in self.parts.items()}
-            yield step / self.steps, [self.collate(items) for items in draws.values()]
+            progress = step / self.steps
+            draws = {kind: [getattr(self.lessons, kind)(progress) for _ in range(n)] for kind, n in self.parts.items()}
+            yield progress, [self.collate(items) for items in draws.values()]
 
     def run(self) -> list[dict[str, float]]:
         """Train; returns the log. Learning rate: linear warm-up over 2 % of the steps, then cosine to 2 %."""
@@ -236,27 +220,15 @@ def save(trainer: Trainer, folder: Path, record: dict[str, object]) -> None:
         (out / "made.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
-def make(
-    folder: Path,
-    seed: int = 0,
-    steps: int = 5200,
-    batch: int = 32,
-    rate: float = 2e-3,
-    ground: int = 12,
-    start: Path | None = None,
-) -> None:
-    """Make the tiny base and write it to `folder`; with `start`, teach the one in that folder on, at its hardest.
-
-    ground: of the `batch` examples of a step, those that ask for a named object.
-    """
-    trainer = Trainer(seed, steps, batch, rate, ground, start)
+def make(folder: Path, seed: int = 0, steps: int = 5200, batch: int = 32, rate: float = 2e-3) -> None:
+    """Make the tiny base and write it to `folder`."""
+    trainer = Trainer(seed, steps, batch, rate)
     began = time.time()
     log = trainer.run()
     seconds = round(time.time() - began)
-    settings = {"seed": seed, "steps": steps, "batch": batch, "rate": rate, "ground": ground, "undecided": UNDECIDED}
+    settings = {"seed": seed, "steps": steps, "batch": batch, "rate": rate, "undecided": UNDECIDED}
     cost = {"seconds": seconds, "threads": torch.get_num_threads()}
-    before = {"start": json.loads((start / "made.json").read_text())} if start else {}
-    save(trainer, folder, {**before, **settings, **cost, "log": [*log[::10], log[-1]]})
+    save(trainer, folder, {**settings, **cost, "log": [*log[::10], log[-1]]})
 
 
 if __name__ == "__main__":
