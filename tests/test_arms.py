@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from toys import thinker, varied_pairs
+from toys import thinker, varied_pairs, with_pixels
 
 from r1track import config, files, merge, models, sample, train, watch
 from r1track.toy import world
@@ -87,7 +87,7 @@ def reference_of(trainer: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     rollout = trainer._generate_and_score_completions(
         [trainer.train_dataset[0] for _ in range(trainer.num_generations)]
     )
-    return rollout["ref_per_token_logps"], rollout
+    return rollout["ref_per_token_logps"], with_pixels(trainer, rollout)
 
 
 def plain_logps(model: Any, rollout: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_shared import loss_and_gradients, moved_trainer, settings, with_pixels
-from toys import varied_pairs
+from test_shared import loss_and_gradients, moved_trainer, settings
+from toys import varied_pairs, with_pixels
 
 from r1track import gallery, models, sample
 from r1track.toy import world

@@ -4,14 +4,16 @@ import shutil
 from pathlib import Path
 
 import easy_vqa
+import lessons
 import numpy as np
 import pytest
+import teach
 import torch
 from PIL import Image
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from r1track import config, files, models, prompts
-from r1track.toy import base, lessons, teach
+from r1track.toy import base
 
 SETTINGS = config.resolve({"preset": "demo"})
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from scipy.stats import chisquare
-from toys import varied_pairs
+from toys import varied_pairs, with_pixels
 from trl import GRPOTrainer
 
 from r1track import config, decode, models, sample, shared, train
@@ -45,13 +45,6 @@ def moved_trainer(made: config.Settings, pairs: Path, scratch: Path) -> Any:
 def rows_of(trainer: Any) -> list[Any]:
     """A generation batch: each prompt as often as the group is large."""
     return [trainer.train_dataset[k] for k in range(len(trainer.train_dataset)) for _ in range(trainer.num_generations)]
-
-
-def with_pixels(trainer: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The inputs with the images' pixels, as TRL itself has them, in place of their numbers."""
-    hung, grids = trainer.gallery.hung, inputs["image_grid_thw"]
-    numbers = [int(128 * high + low) for high, low in inputs["pixel_values"][grids.prod(1).cumsum(0) - 1].tolist()]
-    return {**inputs, "pixel_values": torch.cat([hung[n].pixels for n in numbers])}
 
 
 def loss_and_gradients(trainer: Any, inputs: Any) -> tuple[float, dict[str, torch.Tensor], dict[str, list[float]]]:

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,3 +89,10 @@ def thinker(pairs: Path, out: Path, steps: int = 32) -> Path:
         if not (out / file.name).exists():
             shutil.copy(file, out)
     return out
+
+
+def with_pixels(trainer: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs with the images' pixels, as TRL itself has them, in place of their numbers."""
+    hung, grids = trainer.gallery.hung, inputs["image_grid_thw"]
+    numbers = [int(128 * high + low) for high, low in inputs["pixel_values"][grids.prod(1).cumsum(0) - 1].tolist()]
+    return {**inputs, "pixel_values": torch.cat([hung[n].pixels for n in numbers])}

@@ -32,7 +32,7 @@ def run(settings: config.Settings, results: Path, out: Path) -> None:
     inputs = [results / "config", results / "scores", results / "vqa" / "verdict.json"]
     provenance = files.Provenance("report", inputs)
     summary = summarise(results)
-    pages = _environment()
+    pages = environment()
     page = pages.get_template("page.html.j2").render(summary=summary, **_material(settings, results, summary))
     text = pages.get_template("summary.md.j2").render(summary=summary)
     with files.atomic_folder(out) as aside:
@@ -89,7 +89,8 @@ def _strips(wanted: schema.Report, results: Path, name: str, scores: dict[str, F
     return {**parts, "missing": missing, "root": str(root), "changes": changes, "status": scores[judged]["status"]}
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """What renders pages and texts: the templates beside this file, and how figures are written in them."""
     environment = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=select_autoescape(["html.j2"], default=False),

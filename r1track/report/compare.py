@@ -17,8 +17,8 @@ import numpy as np
 from markupsafe import Markup
 from scipy.stats import permutation_test
 
-from r1track import files
-from r1track.report import HERE, _environment
+from r1track import config, files
+from r1track.report import HERE, environment
 from r1track.report.summary import BASE, read, summarise
 from r1track.score import SEED, paired_difference
 from r1track.vqa.statistics import holm
@@ -44,7 +44,7 @@ def run(folders: list[Path], out: Path) -> None:
     if len({folder.resolve() for folder in folders}) < max(2, len(folders)):
         raise ValueError(f"{' '.join(map(str, folders))}: give two or more results folders, none of them twice")
     provenance = files.Provenance("compare", [folder / part for folder in folders for part in ("config", "scores")])
-    found, pages = compare(folders), _environment()
+    found, pages = compare(folders), environment()
     shown = {"tables": _tables(found, pages.filters["number"]), "css": Markup((HERE / "page.css").read_text("utf-8"))}
     with files.atomic_folder(out) as aside:
         files.write_text(aside / "index.html", pages.get_template("compare.html.j2").render(shown))
@@ -80,7 +80,7 @@ def _read(folder: Path) -> Found:
     model, cost = summary["verdict"]["model"], summary["cost"]
     for path in sorted(folder.glob("config/*.json")):
         settings |= files.read_json(path)
-    seed, fields = settings.pop("seed"), dict(_flat(settings))
+    seed, fields = settings.pop("seed"), config.flat(settings)
     fields["training split"] = [*read(folder / "pairs" / "provenance.json", "sample")["inputs"].values()]
     for name, each in summary["sets"].items():
         tracked = read(folder / "tracks" / model / name / "provenance.json", "track")
@@ -96,11 +96,6 @@ def _read(folder: Path) -> Found:
         figures[key] = size and size / 2**30
     told = {"run": str(folder), "model": model, "seed": seed, "draws": summary["draws"]}
     return {**told, "figures": figures, "fields": fields, "scores": scores}
-
-
-def _flat(values: Found, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        yield from _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else [(f"{prefix}{key}", value)]
 
 
 def _spreads(members: list[Found]) -> dict[str, Found]:
