@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from toys import thinker, varied_pairs, with_pixels
+from toys import thinker, toy_pairs, varied_pairs, with_pixels
 
-from r1track import config, files, merge, models, sample, train, watch
-from r1track.toy import world
+from r1track import config, files, merge, models, train, watch
 
 THOUGHT = "the same target"
 
@@ -34,10 +33,7 @@ def settings(think: bool = False, templates: int = 1, dtype: str = "float32", **
 
 @pytest.fixture(scope="module")
 def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    world.write_split(folder / "train", "train", sequences=8, length=16, seed=5)
-    sample.run(settings(), folder / "train", folder / "pairs")
-    return folder / "pairs"
+    return toy_pairs(tmp_path_factory.mktemp("data"), settings())
 
 
 @pytest.fixture(scope="module")

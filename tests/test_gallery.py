@@ -7,18 +7,15 @@ from typing import Any
 import pytest
 import torch
 from test_shared import loss_and_gradients, moved_trainer, settings
-from toys import varied_pairs, with_pixels
+from toys import toy_pairs, varied_pairs, with_pixels
 
-from r1track import gallery, models, sample
-from r1track.toy import world
+from r1track import gallery, models
 
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    world.write_split(folder / "train", "train", sequences=4, length=16, seed=5)
-    sample.run(settings(), folder / "train", folder / "pairs")
-    return varied_pairs(folder / "pairs", folder / "mixed", rows=4, later="some")
+    return varied_pairs(toy_pairs(folder, settings(), sequences=4), folder / "mixed", rows=4, later="some")
 
 
 def fetched(trainer: Any) -> list[Any]:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from toys import toy_pairs
 
-from r1track import config, files, merge, models, sample, train
+from r1track import config, files, merge, models, train
 from r1track.pairs import held_out
-from r1track.toy import world
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -26,10 +26,7 @@ def settings(onto: str = "original", **changes: Any) -> config.Settings:
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    world.write_split(folder / "train", "train", sequences=8, length=16, seed=5)
-    sample.run(settings(), folder / "train", folder / "pairs")
-    return folder / "pairs"
+    return toy_pairs(tmp_path_factory.mktemp("data"), settings())
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 import torch
 from scipy.stats import chisquare
-from toys import varied_pairs, with_pixels
+from toys import toy_pairs, varied_pairs, with_pixels
 from trl import GRPOTrainer
 
-from r1track import config, decode, models, sample, shared, train
-from r1track.toy import world
+from r1track import config, decode, models, shared, train
 
 STOCK = GRPOTrainer._get_per_token_logps_and_entropies
 
@@ -24,9 +23,9 @@ def settings(**changes: Any) -> config.Settings:
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    world.write_split(folder / "train", "train", sequences=8, length=16, seed=5)
-    sample.run(settings(), folder / "train", folder / "pairs")
-    return varied_pairs(folder / "pairs", folder / "mixed", rows=4, later="some")  # prompts of unequal length
+    return varied_pairs(
+        toy_pairs(folder, settings()), folder / "mixed", rows=4, later="some"
+    )  # prompts of unequal length
 
 
 def moved_trainer(made: config.Settings, pairs: Path, scratch: Path) -> Any:

@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from toys import toy_pairs
 
-from r1track import config, files, models, prompts, rewards, sample, train
+from r1track import config, files, models, prompts, rewards, train
 from r1track.pairs import load as open_pairs
-from r1track.toy import world
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -29,10 +29,7 @@ def settings(**changes: Any) -> config.Settings:
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    world.write_split(folder / "train", "train", sequences=8, length=16, seed=5)
-    sample.run(settings(), folder / "train", folder / "pairs")
-    return folder / "pairs"
+    return toy_pairs(tmp_path_factory.mktemp("data"), settings())
 
 
 def trained(folder: Path, pairs: Path, arm: str = "grpo", **changes: Any) -> Path:

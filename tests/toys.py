@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset, Value
 from numpy.typing import ArrayLike
 
-from r1track import config, models, prompts
+from r1track import config, models, prompts, sample
 from r1track.pairs import FEATURES, questions
 from r1track.pairs import load as open_pairs
 from r1track.toy.world import write_split
@@ -45,6 +45,13 @@ def bare_sequence(
     with (root / "list.txt").open("a") as stream:
         stream.write(f"{name}\n")
     return folder
+
+
+def toy_pairs(folder: Path, settings: config.Settings, sequences: int = 8) -> Path:
+    """Pairs of a few toy clips, as the settings want them."""
+    write_split(folder / "train", "train", sequences=sequences, length=16, seed=5)
+    sample.run(settings, folder / "train", folder / "pairs")
+    return folder / "pairs"
 
 
 def varied_pairs(pairs: Path, out: Path, *, rows: int = 4, later: str = "none", thought: str | None = None) -> Path:
