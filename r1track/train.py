@@ -231,6 +231,21 @@ def make_watch(settings: config.Settings, arm: str, scratch: Path) -> watch.Watc
     return watch.Watch(scratch / "log.jsonl", samples, train.save_every)
 
 
+def seed_epochs(trainer: GRPOTrainer) -> None:
+    """Let the order of the pairs in an epoch follow from the seed and the epoch's number.
+
+    TRL's sampler draws each where the last one ended, so a run gone on from a checkpoint would get the first one's.
+    """
+    make = trainer._get_train_sampler
+
+    def seeded(dataset: Any = None) -> Any:
+        sampler: Any = make(dataset)
+        sampler.set_epoch = lambda epoch: sampler.generator.manual_seed(sampler.seed + epoch)
+        return sampler
+
+    trainer._get_train_sampler = seeded  # type: ignore[method-assign]
+
+
 def make_trainer(settings: config.Settings, arm: str, folder: Path, pairs: Path, scratch: Path) -> Any:
     """TRL's trainer for the arm, over the weights in `folder`; the adapter's weights are float32."""
     processor = models.load_processor(folder, settings.model)
@@ -259,6 +274,7 @@ def make_trainer(settings: config.Settings, arm: str, folder: Path, pairs: Path,
         if shares_prefix(settings):
             trainer_of, shared["rollout_func"] = SharedPrefixTrainer, make_rollout(settings.train, processor)
         trainer = trainer_of(reward_funcs=reward, args=args, train_dataset=asked, **shared)
+        seed_epochs(trainer)
     if adapter is not None:  # Unsloth has its own way with the tower
         models.spare_tower(trainer.model)
     for noisy in (ProgressCallback, PrinterCallback):

@@ -118,6 +118,23 @@ def test_the_kl_is_to_the_model_that_grpo_starts_from_and_to_no_other(cut: Path,
     assert (reference - policy)[mask].abs().max() > 0.05  # and so would the policy itself
 
 
+@pytest.mark.parametrize("arm", ["sft", "grpo"])
+def test_a_run_gone_on_from_a_later_epoch_ends_with_the_same_adapter(
+    cut: Path, tmp_path: Path, arm: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    sft = {"steps": 8, "batch": 2, "micro_batch": 2}
+    made = settings(steps=8, save_every=2, rollout_steps=2, group=4, micro_batch=4, sft=sft)
+    few = varied_pairs(cut, tmp_path / "pairs", rows=8)  # four steps are an epoch
+    caplog.set_level("INFO")
+    for out in ("whole", "again"):
+        train.run(made, arm, "tiny", few, tmp_path / "scratch", tmp_path / out)
+    whole, again = (files.hash_file(tmp_path / out / "adapter_model.safetensors") for out in ("whole", "again"))
+    assert [line for line in caplog.messages if "going on" in line] == [
+        f"going on from {tmp_path / 'scratch' / 'checkpoint-6'}"
+    ]
+    assert whole == again
+
+
 def _train_in_silence(made: config.Settings, data: Path, folder: Path) -> None:
     torch.set_num_threads(1)
     with open(os.devnull, "w") as nothing:  # noqa: PTH123
@@ -128,12 +145,13 @@ def _train_in_silence(made: config.Settings, data: Path, folder: Path) -> None:
 
 def test_a_run_killed_ten_times_at_random_moments_ends_with_the_same_adapter(cut: Path, tmp_path: Path) -> None:
     made = settings(steps=24, save_every=2, rollout_steps=2, group=4, micro_batch=4)
+    few = varied_pairs(cut, tmp_path / "pairs", rows=8)  # four steps are an epoch
     fork = multiprocessing.get_context("forkserver")
     fork.set_forkserver_preload(["r1track.train"])  # imported once, not once per life
     chance = random.Random(4)
 
     def begin(folder: Path) -> Any:
-        worker = fork.Process(target=_train_in_silence, args=(made, cut, folder))
+        worker = fork.Process(target=_train_in_silence, args=(made, few, folder))
         worker.start()
         return worker
 
@@ -146,7 +164,7 @@ def test_a_run_killed_ten_times_at_random_moments_ends_with_the_same_adapter(cut
         worker = begin(killed)
         while life and worker.is_alive() and not log.exists():  # the first life ends before its training begins
             time.sleep(0.01)
-        time.sleep(chance.uniform(0, 4 * step))
+        time.sleep(chance.uniform(0, 3 * step))
         assert worker.is_alive()
         os.kill(worker.pid, signal.SIGKILL)
         worker.join()
