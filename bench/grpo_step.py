@@ -25,6 +25,7 @@ from typing import Any
 from rich.console import Console
 
 HERE = Path(__file__).resolve().parent
+ROLLOUT = "rollout, with its part of these"
 ANSWER = {False: 20, True: 160}
 console = Console(soft_wrap=True, highlight=False)
 
@@ -56,14 +57,14 @@ def clocks() -> dict[str, list[float]]:
         "processing images": timed(Qwen2VLImageProcessorPil, "__call__"),
         "vision tower": timed(modeling.Qwen2_5_VisionTransformerPretrainedModel, "forward"),
         "text layers, forward": timed(modeling.Qwen2_5_VLTextModel, "forward"),
-        "rollout, with its part of these": timed(GRPOTrainer, "_generate"),
+        ROLLOUT: timed(GRPOTrainer, "_generate"),
         "the whole of a step's forward and backward": timed(GRPOTrainer, "training_step"),
     }
 
 
 def child(place: Path, group: int, think: bool, shared: bool, steps: int) -> dict[str, Any]:
     """Train for some steps in this process; the first is left out of the time, where there are more."""
-    from measure import enliven, peaks, timed
+    from measure import enliven, peaks
 
     enliven()
     from r1track import train, watch
@@ -72,14 +73,13 @@ def child(place: Path, group: int, think: bool, shared: bool, steps: int) -> dic
     trainer = train.make_trainer(settings, "grpo", place / "base", place / "pairs", place / f"scratch-{shared}")
     trainer.add_callback(train.make_watch(settings, "grpo", place / f"scratch-{shared}"))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    drawing = timed(trainer, "_generate")
     trainer.train()
     rows = watch.history(trainer.state.log_history)
     peak = next(iter(peaks().values()))
     kept = slice(1 if steps > 1 else 0, None)
     return {
         "seconds": statistics.median(row["seconds"] for row in rows[kept]),
-        "rollout": statistics.median(drawing[kept]), "peak": peak, "grown": peak - before,
+        "rollout": statistics.median(parts[ROLLOUT][kept]), "peak": peak, "grown": peak - before,
         "parts": {name: (sum(seconds) / steps, len(seconds) / steps) for name, seconds in parts.items()},
     }  # fmt: skip
 

@@ -17,7 +17,7 @@ from transformers import BatchFeature
 from transformers.image_utils import make_flat_list_of_images
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from r1track.models import ImageProcessorOnly
+from r1track.models import ImageProcessorOnly, is_frozen
 
 DIGIT = 128  # a number has two digits, so that every 16-bit float holds them exactly: up to 16384 images
 
@@ -35,7 +35,7 @@ class Gallery:
     def __init__(self, processor: ImageProcessorOnly, tower: Any):
         self.processor, self.process = processor, processor.image_processor
         self.tower, self.encode = tower, tower.forward
-        self.frozen = not any(parameter.requires_grad for parameter in tower.parameters())
+        self.frozen = is_frozen(tower)
         self.numbers: dict[bytes, int] = {}  # by the image's content: the trainer hands on copies
         self.hung: list[Hung] = []
         self.features: dict[int, torch.Tensor] = {}

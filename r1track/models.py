@@ -114,13 +114,18 @@ def make_adapter(lora: schema.Lora) -> LoraConfig:
     )
 
 
+def is_frozen(tower: Any) -> bool:
+    """Whether nothing in a vision tower learns, an adapter on it neither."""
+    return not any(parameter.requires_grad for parameter in tower.parameters())
+
+
 def spare_tower(model: Any) -> None:
     """Let a frozen vision tower run without gradients; else transformers asks for them, for checkpointing's sake.
 
     model: PEFT's wrapper. What is learned stays the same; a backward pass and the kept inputs of every layer are saved.
     """
     tower = model.get_base_model().model.visual
-    if not any(parameter.requires_grad for parameter in tower.parameters()):
+    if is_frozen(tower):
         tower.forward = torch.no_grad()(tower.forward)
 
 
