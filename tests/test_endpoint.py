@@ -458,7 +458,7 @@ def transformers_serve(tmp_path_factory):
 @pytest.mark.parametrize("start", ["box", "text"])
 def test_the_tiny_model_behind_transformers_serve_gives_the_local_boxes(start, tmp_path, transformers_serve):
     root = toy_split(tmp_path / "val", sequences=2)
-    made = config.resolve({"model": {"max_pixels": 9500}, "track": {"start": start}})
+    made = config.resolve({"track": {"start": start}})
     assert made.model.dtype == "float32"
     track.run(made, "tiny", root, tmp_path / "here")
     served = schema.Endpoint(url=transformers_serve)

@@ -55,7 +55,7 @@ def test_every_whole_number_of_a_crop_is_one_token_and_texts_survive_the_round_t
 def test_lessons_are_patched_as_the_processor_patches_them(
     kind: str, tiny: models.Loaded, drawn: lessons.Lessons
 ) -> None:
-    item = getattr(drawn, kind)(0.5)
+    item = getattr(drawn, kind)()
     images = [Image.fromarray(image) for image in item.images]
     inputs = models.inputs(tiny, [item.question], [images])
     ours = teach.patches(np.stack(item.images), tiny.processor.image_processor)
@@ -63,7 +63,7 @@ def test_lessons_are_patched_as_the_processor_patches_them(
 
 
 def test_answers_do_not_depend_on_the_batch(tiny: models.Loaded, drawn: lessons.Lessons) -> None:
-    items = [getattr(drawn, kind)(0.5) for kind in ("pair", "vqa", "ground", "pair", "vqa", "pair")]
+    items = [getattr(drawn, kind)() for kind in ("pair", "vqa", "ground", "pair", "vqa", "pair")]
     questions = [item.question for item in items]
     images = [[Image.fromarray(image) for image in item.images] for item in items]
     together = models.answer(tiny, questions, images, max_tokens=16, batch=6)
@@ -95,9 +95,10 @@ def test_a_chat_template_is_found_in_either_of_its_places_or_missed(tmp_path: Pa
 
 def test_teaching_lowers_the_loss(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    teach.make(tmp_path / "base", seed=1, steps=12, batch=15)
+    teach.make(tmp_path / "base", seed=1, look=12, steps=12, settle=2, batch=16)
     made = models.load(str(tmp_path / "base"), SETTINGS.model)
     log = files.read_json(tmp_path / "base" / "made.json")
     assert made.processor.tokenizer.get_vocab() == base.make_tokenizer().get_vocab()
     assert log["steps"] == 12
     assert log["log"][-1]["pair_loss"] < log["log"][0]["pair_loss"]
+    assert log["looked"][-1]["loss"] < log["looked"][0]["loss"]

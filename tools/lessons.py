@@ -1,5 +1,6 @@
 """Lessons: what the tiny base is taught, drawn anew for every step.
 
+- single objects, for the vision tower alone (tools/sight.py);
 - easy-VQA's training questions (its test questions are never seen);
 - a named object to be found in a whole toy frame, in Qwen's grounding form;
 - tracking pairs cut from toy clips. In the last part of the training a share of their answers (UNDECIDED) repeats the
@@ -9,7 +10,9 @@
 No clip of the splits toy/train and toy/val is among them: those have random streams of their own.
 """
 
+import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import easy_vqa
 import numpy as np
@@ -22,9 +25,20 @@ from r1track.crops import Crop, drift
 from r1track.toy import world
 from r1track.toy.base import FRAME, SIZE
 
+SINGLE = 56  # side of an image with a single object, in pixels
 UNDECIDED = 0.55  # share of pair answers that repeat the template's box, in the last part
-UNDECIDED_FROM = 0.88  # where the last part begins, in shares of the training
-ALONE_UNTIL, ONE_UNTIL = 0.12, 0.3  # no distractor, then at most one, then at most three, in shares of the training
+
+
+class Seen(NamedTuple):
+    """An object in an image: its corners in pixels, the numbers of its colour and its shape."""
+
+    box: Array
+    color: int
+    shape: int
+
+
+def seen(thing: world.Thing, box: Array) -> Seen:
+    return Seen(box, list(world.COLORS).index(thing.color), world.SHAPES.index(thing.shape))
 
 
 @dataclass(frozen=True)
@@ -34,45 +48,59 @@ class Item:
     images: list[NDArray[np.uint8]]
     question: prompts.Messages
     answer: str
-    objects: list[Array] = field(default_factory=list)  # corners of what is in the last image; objects[0] is the target
+    objects: list[Seen] = field(default_factory=list)  # what is in the last image; objects[0] is the target
 
 
 class Lessons:
-    """Draws training items; `progress` in [0, 1] decides how hard they are."""
+    """Draws training items; while `undecided`, some pairs' answers repeat the template's box."""
 
     def __init__(self, seed: int):
-        self.rng = np.random.default_rng(seed)
+        self.rng, self.undecided = np.random.default_rng(seed), False
         self.grounds = [world.make_ground(self.rng) for _ in range(400)]
         questions, answers, ids = easy_vqa.get_train_questions()
         paths = easy_vqa.get_train_image_paths()
         self.photos = {i: np.asarray(Image.open(p).convert("RGB").resize((SIZE, SIZE), 3)) for i, p in paths.items()}
         self.questions = list(zip(questions, answers, ids, strict=True))
 
-    def _world(self, progress: float, length: int) -> world.World:
-        most = 0 if progress < ALONE_UNTIL else 1 if progress < ONE_UNTIL else 3
+    def _world(self, length: int) -> world.World:
         rng = self.rng
         ground = self.grounds[rng.integers(len(self.grounds))]
-        return world.make(rng, length, int(rng.integers(0, most + 1)), False, ground)
+        return world.make(rng, length, int(rng.integers(0, 4)), False, ground)
 
-    def vqa(self, progress: float) -> Item:
+    def single(self) -> tuple[NDArray[np.uint8], Seen]:
+        """One object in front of a piece of background, at about the scales of frames and crops, SINGLE px a side."""
+        rng = self.rng
+        side = round(SINGLE / math.exp(rng.uniform(math.log(0.6), math.log(1.1))))
+        ground = self.grounds[rng.integers(len(self.grounds))]
+        x, y = rng.integers(0, ground.shape[1] - side), rng.integers(0, ground.shape[0] - side)
+        canvas = np.ascontiguousarray(ground[y : y + side, x : x + side])
+        thing = world.make_thing(rng, 1, str(rng.choice(world.SHAPES)), str(rng.choice(list(world.COLORS))))
+        thing.centre = side / 2 + rng.uniform(-1, 1, (1, 2)) * max(4, (side - thing.size[0]) / 2)
+        thing.draw(canvas, 0)
+        image = Image.fromarray(canvas).resize((SINGLE, SINGLE), Image.Resampling.BICUBIC)
+        points = thing.points(0) * SINGLE / side
+        return np.asarray(image), seen(thing, np.concatenate([points.min(0), points.max(0)]))
+
+    def vqa(self) -> Item:
         """A question of easy-VQA's training split."""
         question, answer, photo = self.questions[self.rng.integers(len(self.questions))]
         return Item([self.photos[photo]], prompts.ask(question + prompts.SHORT), answer)
 
-    def ground(self, progress: float) -> Item:
+    def ground(self) -> Item:
         """A named object in a whole toy frame; any object whose kind is there once may be asked for."""
-        clip = self._world(progress, 1)
+        clip = self._world(1)
         names = [thing.name for thing in clip.things]
         chosen = int(self.rng.choice([i for i, name in enumerate(names) if names.count(name) == 1]))
         frame = Image.fromarray(clip.frame(0)).resize(FRAME, Image.Resampling.BICUBIC)
-        seen = [xywh_to_xyxy(clip.box(0, i)) * (FRAME[0] / world.WIDTH) for i in range(len(clip.things))]
-        answer = prompts.ground_answer(seen[chosen], names[chosen])
-        seen.insert(0, seen.pop(chosen))
-        return Item([np.asarray(frame)], prompts.ground(names[chosen]), answer, seen)
+        scale = np.array(FRAME) / (world.WIDTH, world.HEIGHT)
+        objects = [seen(thing, xywh_to_xyxy(clip.box(0, i)) * np.tile(scale, 2)) for i, thing in enumerate(clip.things)]
+        answer = prompts.ground_answer(objects[chosen].box, names[chosen])
+        objects.insert(0, objects.pop(chosen))
+        return Item([np.asarray(frame)], prompts.ground(names[chosen]), answer, objects)
 
-    def pair(self, progress: float) -> Item:
-        """Template and search region of one clip; late in the training some answers repeat the template's box."""
-        clip = self._world(progress, 12)
+    def pair(self) -> Item:
+        """Template and search region of one clip."""
+        clip = self._world(12)
         first, second = self.rng.integers(0, clip.length, 2)
         box = clip.box(second)
         template = Crop.around(clip.box(first), 4, SIZE)
@@ -80,8 +108,9 @@ class Lessons:
         search = Crop.around(drift(box, self.rng, shift=shift, scale=0.12), 4, SIZE)
         given = template.to_crop(xywh_to_xyxy(clip.box(first)))
         answer = np.clip(search.to_crop(xywh_to_xyxy(box)), 0, SIZE)
-        if progress >= UNDECIDED_FROM and self.rng.random() < UNDECIDED:
+        if self.undecided and self.rng.random() < UNDECIDED:
             answer = given
         images = [np.asarray(c.cut(Image.fromarray(clip.frame(t)))) for c, t in ((template, first), (search, second))]
-        seen = [search.to_crop(xywh_to_xyxy(clip.box(second, i))) for i in range(len(clip.things))]
-        return Item(images, prompts.build(given), prompts.numbers(answer), seen)
+        boxes = [search.to_crop(xywh_to_xyxy(clip.box(second, i))) for i in range(len(clip.things))]
+        objects = [seen(*each) for each in zip(clip.things, boxes, strict=True)]
+        return Item(images, prompts.build(given), prompts.numbers(answer), objects)

@@ -1,14 +1,13 @@
 """Teach: supervised training of the tiny base that the repository holds, by `python tools/teach.py OUT`.
 
-One forward pass per kind of question and step; every token of an answer counts alike; targets of coordinates are narrow
-bells; helper heads, thrown away at the end, make the image tokens tell where things are.
+First the vision tower learns to see (tools/sight.py). Then the whole learns: one forward pass per kind of question and
+step; every token of an answer counts alike; targets of coordinates are narrow bells; helper heads, thrown away at the
+end, make the image tokens tell what is where. At last, without them, it settles into being undecided.
 """
 
 import json
 import logging
-import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,62 +15,34 @@ import numpy as np
 import torch
 import typer
 from lessons import UNDECIDED, Item, Lessons
-from numpy.typing import NDArray
 from rich.progress import track as progress_bar
+from sight import Sight, learn_to_see, patches, places, rate_at
 from torch.nn import functional
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from r1track.boxes import Array
 from r1track.files import atomic_folder
 from r1track.toy import base
 
 logger = logging.getLogger(__name__)
+RATE, SHARES = 2e-3, {"vqa": 6, "ground": 12, "pair": 14}  # highest learning rate; questions of each kind in 32
+SETTLE_RATE, SETTLE_SHARES = 4e-4, {"vqa": 14, "ground": 6, "pair": 12}
 BLUR = 1.0  # deviation, in pixels, of the soft target around a true coordinate: near misses are near
-
-
-def patches(images: NDArray[np.uint8], processor: Qwen2VLImageProcessorPil) -> torch.Tensor:
-    """Pixels (n, height, width, 3) as the image processor would give them, all at once: (n * patches, features)."""
-    mean, std = (torch.tensor(v) for v in (processor.image_mean, processor.image_std))
-    pixels = (torch.from_numpy(images).float() / 255 - mean) / std
-    n, height, width, _ = pixels.shape
-    rows, columns = height // 28, width // 28
-    split = pixels.reshape(n, rows, 2, 14, columns, 2, 14, 3).permute(0, 1, 4, 2, 5, 7, 3, 6)
-    return split.unsqueeze(6).expand(*split.shape[:6], 2, 14, 14).reshape(n * rows * columns * 4, -1)
-
-
-def places(objects: list[list[Array]], height: int, width: int) -> dict[str, torch.Tensor]:
-    """Where the objects of each last image are, by image token.
-
-    present (n, tokens): 0 or 1; corners (n, tokens, 4): in units of 84 px; target (n,): the token that holds the
-    target's centre, or -100 where the image does not show it.
-    """
-    tokens = height * width
-    present, corners = torch.zeros(len(objects), tokens), torch.zeros(len(objects), tokens, 4)
-    target = torch.full((len(objects),), -100)
-    for row, seen in enumerate(objects):
-        for k, box in reversed(list(enumerate(seen))):  # the target last: it is drawn on top
-            x, y = (int(v // 28) for v in ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2))
-            if 0 <= x < width and 0 <= y < height:
-                present[row, y * width + x] = 1
-                corners[row, y * width + x] = torch.tensor(box / base.SIZE, dtype=torch.float32)
-                if k == 0:
-                    target[row] = y * width + x
-    return {"present": present, "corners": corners, "target": target}
 
 
 class Helper(torch.nn.Module):
     """Heads that help the tiny base to learn and are thrown away: M-RoPE knows no absolute place, and without them the
     answers stay blind to where things are for tens of thousands of examples.
 
-    From the image tokens after the second layer: is an object's centre here, and what is its box? From those after the
-    third: is the target's centre here? And where the first coordinate is about to be answered: which of them does the
-    question mean?
+    From the image tokens as the vision tower gives them: what is here (Sight)? From those after the second layer: is an
+    object's centre here, and what is its box? From those after the third: is the target's centre here? And where the
+    first coordinate is about to be answered: after the second layer, which of them does the question mean; after the
+    third, what is its box? (So that all four coordinates are of one object.)
     """
 
     def __init__(self, hidden: int):
         super().__init__()
+        self.sight = Sight(hidden)
         self.present, self.corners, self.target = (torch.nn.Linear(hidden, n) for n in (1, 4, 1))
-        self.query, self.key = (torch.nn.Linear(hidden, 64) for _ in range(2))
+        self.query, self.key, self.box = (torch.nn.Linear(hidden, n) for n in (64, 64, 4))
 
     def forward(
         self, hidden: tuple[torch.Tensor, ...], images: torch.Tensor, batch: dict[str, torch.Tensor]
@@ -83,14 +54,18 @@ class Helper(torch.nn.Module):
             return hidden[layer][images].reshape(rows, -1, hidden[layer].shape[-1])[:, -tokens:]
 
         second, third = last_image(2), last_image(3)
-        loss = functional.binary_cross_entropy_with_logits(self.present(second)[..., 0], present)
+        loss = 0.5 * self.sight(last_image(0), batch)
+        loss = loss + functional.binary_cross_entropy_with_logits(self.present(second)[..., 0], present)
         wrong = (self.corners(second) - batch["corners"]).abs().mean(-1)
         loss = loss + 4 * (wrong * present).sum() / present.sum()
-        if not (batch["target"] >= 0).any():
+        known = torch.arange(rows)[batch["target"] >= 0]
+        if not len(known):
             return loss
-        asked = self.query(hidden[3][torch.arange(rows), batch["asked"]])
-        meant = (self.key(second) @ asked[..., None])[..., 0] / 8
-        loss = loss + 0.5 * functional.cross_entropy(meant, batch["target"])
+        target, asked = batch["target"][known], batch["asked"][known]
+        meant = (self.key(second[known]) @ self.query(hidden[2][known, asked])[..., None])[..., 0] / 8
+        loss = loss + 0.5 * functional.cross_entropy(meant, target)
+        wrong = (self.box(hidden[3][known, asked]) - batch["corners"][known, target]).abs().mean()
+        loss = loss + 4 * wrong
         if images.sum() == 2 * rows * tokens:  # a pair: the template came before the search region
             loss = loss + 0.5 * functional.cross_entropy(self.target(third)[..., 0], batch["target"])
         return loss
@@ -99,20 +74,14 @@ class Helper(torch.nn.Module):
 class Trainer:
     """Plain supervised training of the tiny base, one forward pass per kind of question and step."""
 
-    def __init__(self, seed: int, steps: int, batch: int, rate: float):
+    def __init__(self, seed: int, batch: int):
         self.processor: Any = base.make_processor()
         self.tokenizer = self.processor.tokenizer
         self.model: Any = base.make_model(self.tokenizer, seed)
         self.helper = Helper(base.HIDDEN)
         self.zero = self.tokenizer.convert_tokens_to_ids("0")
-        self.lessons = Lessons(seed)
-        self.steps, self.rate = steps, rate
-        self.parts = {"vqa": batch // 4, "ground": batch // 4, "pair": batch - 2 * (batch // 4)}
+        self.lessons, self.batch = Lessons(seed), batch
         self.positions: dict[tuple[int, int, int], torch.Tensor] = {}
-        decay = [p for p in (*self.model.parameters(), *self.helper.parameters()) if p.ndim > 1]
-        plain = [p for p in (*self.model.parameters(), *self.helper.parameters()) if p.ndim <= 1]
-        groups = [{"params": decay, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))
 
     def collate(self, items: list[Item]) -> dict[str, torch.Tensor]:
         """Model inputs and labels of items of one kind; labels are -100 outside the answers."""
@@ -161,7 +130,7 @@ class Trainer:
         logits = self.model.lm_head(hidden[chosen])
         right = (logits.argmax(-1) == labels[chosen]).float().mean().item()
         loss = -(self._targets(labels[chosen]) * logits.log_softmax(-1)).sum(-1).mean()
-        if batch["present"].any():
+        if batch["present"].any() and not self.lessons.undecided:
             images = batch["input_ids"] == self.model.config.image_token_id
             loss = loss + self.helper(output.hidden_states, images, batch)
         return loss, right
@@ -178,30 +147,31 @@ class Trainer:
         targets[number, self.zero : self.zero + base.NUMBERS] = torch.softmax(-(distance**2) / (2 * BLUR**2), -1)
         return targets
 
-    def batches(self) -> Iterator[tuple[float, list[dict[str, torch.Tensor]]]]:
-        for step in range(self.steps):
-            progress = step / self.steps
-            draws = {kind: [getattr(self.lessons, kind)(progress) for _ in range(n)] for kind, n in self.parts.items()}
-            yield progress, [self.collate(items) for items in draws.values()]
-
-    def run(self) -> list[dict[str, float]]:
-        """Train; returns the log. Learning rate: linear warm-up over 2 % of the steps, then cosine to 2 %."""
+    def run(self, steps: int, rate: float, shares: dict[str, int]) -> list[dict[str, float]]:
+        """Train for some steps with so many questions of each kind in 32; returns the log."""
         log, began = [], time.time()
+        parts = {kind: self.batch * share // 32 for kind, share in shares.items()}
+        parameters = [*self.model.parameters(), *self.helper.parameters()]
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.02},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))
         self.model.train()
-        for step, (progress, parts) in enumerate(progress_bar(self.batches(), "teach", self.steps)):
-            factor = min(1.0, (step + 1) / (0.02 * self.steps)) * (0.02 + 0.49 * (1 + math.cos(math.pi * progress)))
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.rate * factor
-            losses, shares = zip(*(self.loss(part) for part in parts), strict=True)
-            weighted = sum(loss * n for loss, n in zip(losses, self.parts.values(), strict=True))
-            (weighted / sum(self.parts.values())).backward()
+        for step in progress_bar(range(steps), "teach"):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * rate_at(step / steps)
+            batches = [self.collate([getattr(self.lessons, kind)() for _ in range(n)]) for kind, n in parts.items()]
+            losses, right = zip(*(self.loss(batch) for batch in batches), strict=True)
+            weighted = sum(loss * n for loss, n in zip(losses, parts.values(), strict=True))
+            (weighted / sum(parts.values())).backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            if step % 50 == 0 or step == self.steps - 1:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if step % 50 == 0 or step == steps - 1:
                 row = {"step": step, "seconds": round(time.time() - began, 1)}
-                row |= {f"{kind}_loss": round(loss.item(), 3) for kind, loss in zip(self.parts, losses, strict=True)}
-                row |= {f"{kind}_right": round(share, 3) for kind, share in zip(self.parts, shares, strict=True)}
+                row |= {f"{kind}_loss": round(loss.item(), 3) for kind, loss in zip(parts, losses, strict=True)}
+                row |= {f"{kind}_right": round(share, 3) for kind, share in zip(parts, right, strict=True)}
                 log.append(row)
                 logger.info("%s", row)
         return log
@@ -220,15 +190,19 @@ def save(trainer: Trainer, folder: Path, record: dict[str, object]) -> None:
         (out / "made.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
-def make(folder: Path, seed: int = 0, steps: int = 5200, batch: int = 32, rate: float = 2e-3) -> None:
-    """Make the tiny base and write it to `folder`."""
-    trainer = Trainer(seed, steps, batch, rate)
+def make(folder: Path, seed: int = 0, look: int = 1100, steps: int = 2800, settle: int = 450, batch: int = 32) -> None:
+    """Make the tiny base and write it to `folder`. look, steps, settle: steps of the three parts of its making."""
+    trainer = Trainer(seed, batch)
     began = time.time()
-    log = trainer.run()
+    tower = trainer.model.model.visual
+    looked = learn_to_see(tower, trainer.helper.sight, trainer.lessons, trainer.processor, look)
+    log = trainer.run(steps, RATE, SHARES)
+    trainer.lessons.undecided = True
+    settled = trainer.run(settle, SETTLE_RATE, SETTLE_SHARES)
     seconds = round(time.time() - began)
-    settings = {"seed": seed, "steps": steps, "batch": batch, "rate": rate, "undecided": UNDECIDED}
+    settings = {"seed": seed, "look": look, "steps": steps, "settle": settle, "batch": batch, "undecided": UNDECIDED}
     cost = {"seconds": seconds, "threads": torch.get_num_threads()}
-    save(trainer, folder, {**settings, **cost, "log": [*log[::10], log[-1]]})
+    save(trainer, folder, {**settings, **cost, "looked": looked, "log": [*log[::10], log[-1]], "settled": settled})
 
 
 if __name__ == "__main__":

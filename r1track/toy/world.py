@@ -171,7 +171,8 @@ def _walk(rng: np.random.Generator, length: int, size: Array) -> Array:
     return path
 
 
-def _thing(rng: np.random.Generator, length: int, shape: str, color: str) -> Thing:
+def make_thing(rng: np.random.Generator, length: int, shape: str, color: str) -> Thing:
+    """A thing of that kind, its path, size and turning drawn from `rng`."""
     growth = np.exp(np.cumsum(rng.normal(0, 0.018, length)))
     size: Array = np.clip(rng.uniform(24, 40) * growth, 20, 46)
     spin = rng.normal(0, 0.03) if shape != "triangle" else 0.0
@@ -194,7 +195,7 @@ def make(rng: np.random.Generator, length: int, distractors: int, panel: bool, g
     """A new clip drawn from `rng`; its background too, unless one is given."""
     shape, color = str(rng.choice(SHAPES)), str(rng.choice(list(COLORS)))
     kinds = [(shape, color), *distractor_kinds(rng, shape, color, distractors)]
-    things = [_thing(rng, length, s, c) for s, c in kinds]
+    things = [make_thing(rng, length, s, c) for s, c in kinds]
     drift = np.cumsum(rng.normal(0, 0.8, (length, 2)), 0) + 12
     world = World(length, things, make_ground(rng) if ground is None else ground, np.clip(drift, 0, 23))
     if panel and length > World.PANEL_FRAMES + 6:
