@@ -72,13 +72,15 @@ def varied_pairs(pairs: Path, out: Path, *, rows: int = 4, later: str = "none", 
     return out
 
 
-def thinker(pairs: Path, out: Path, steps: int = 32) -> Path:
-    """The tiny base, all of its weights trained for a moment on thoughts and boxes, so that it answers in that form."""
+def accustomed(pairs: Path, out: Path, steps: int = 32) -> Path:
+    """The tiny base, all of its weights trained for a moment on these pairs, to answer their form of question."""
     rows = open_pairs(pairs / "train")
     processor = models.load_processor(models.TINY, config.resolve({}).model)
-    told = [prompts.thoughtful(t, prompts.numbers(b)) for t, b in zip(rows["thought"], rows["answer"], strict=True)]
+    told = [prompts.numbers(box) for box in rows["answer"]]
+    if thoughts := "thought" in rows.column_names:
+        told = [prompts.thoughtful(thought, answer) for thought, answer in zip(rows["thought"], told, strict=True)]
     answers = [{"role": "assistant", "content": [{"type": "text", "text": text}]} for text in told]
-    chats = [[*asked, answer] for asked, answer in zip(questions(rows, True), answers, strict=True)]
+    chats = [[*asked, answer] for asked, answer in zip(questions(rows, thoughts), answers, strict=True)]
     texts = processor.apply_chat_template(chats, tokenize=False)
     images = [image for row in rows["images"] for image in prompts.places(row)]
     batch = processor(text=texts, images=images, padding=True, return_tensors="pt")
