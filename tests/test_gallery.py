@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_shared import loss_and_gradients, moved_trainer, settings
+from test_shared import apart_and_size, loss_and_gradients, moved_trainer, settings, step_of
 from toys import toy_pairs, varied_pairs, with_pixels
 
 from r1track import gallery, models
@@ -51,7 +51,7 @@ def test_every_image_is_decoded_processed_and_encoded_once_for_rollout_reference
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts = counted(monkeypatch)
-    trainer = moved_trainer(settings(beta=0.05), pairs, tmp_path)
+    trainer = moved_trainer(settings(beta=0.05), models.TINY, pairs, tmp_path)
     rows = fetched(trainer)
     images = len({image.tobytes() for row in rows for image in row["images"]})
     assert images < sum(len(row["images"]) for row in rows) / trainer.num_generations
@@ -66,14 +66,13 @@ def test_every_image_is_decoded_processed_and_encoded_once_for_rollout_reference
 
 def test_a_tower_that_learns_gets_the_stock_paths_gradients(pairs: Path, tmp_path: Path) -> None:
     lora = {"vision": True, "rank": 4, "alpha": 8}
-    trainer = moved_trainer(settings(quantize="none", lora=lora), pairs, tmp_path)
-    inputs = trainer._prepare_inputs(fetched(trainer))
+    trainer = moved_trainer(settings(quantize="none", lora=lora), models.TINY, pairs, tmp_path, by=0.1)
+    inputs = step_of(trainer, fetched(trainer))
     ours, stock = (loss_and_gradients(trainer, each)[1] for each in (inputs, with_pixels(trainer, inputs)))
-    tower = [name for name in stock if ".visual." in name]
-    assert tower
-    for name in tower:
-        assert torch.allclose(ours[name], stock[name], rtol=1e-4, atol=1e-7), name
-    assert max(stock[name].abs().max() for name in tower) > 1e-6
+    tower = {name: grad for name, grad in stock.items() if ".visual." in name}
+    apart, size = apart_and_size(ours, tower)
+    assert apart <= 1e-5 * size
+    assert size > 1e-6
 
 
 def test_numbers_survive_sixteen_bit_floats() -> None:
@@ -84,7 +83,7 @@ def test_numbers_survive_sixteen_bit_floats() -> None:
 
 
 def test_outside_a_rollout_processor_and_tower_work_on_pixels(pairs: Path, tmp_path: Path) -> None:
-    trainer = moved_trainer(settings(quantize="none"), pairs, tmp_path)
+    trainer = moved_trainer(settings(quantize="none"), models.TINY, pairs, tmp_path)
     row, loaded = trainer.train_dataset[0], models.Loaded(trainer.model, trainer.processing_class, torch.device("cpu"))
     before = models.answer(loaded, [row["prompt"]], [row["images"]], max_tokens=8, batch=1)
     trainer._prepare_inputs(fetched(trainer))

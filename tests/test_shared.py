@@ -22,16 +22,20 @@ def settings(**changes: Any) -> config.Settings:
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pairs whose prompts are of unequal length and, beside them, a base that answers both forms."""
+    """Pairs whose prompts are of unequal length."""
     folder = tmp_path_factory.mktemp("data")
-    mixed = varied_pairs(toy_pairs(folder, settings()), folder / "mixed", rows=4, later="some")
-    accustomed(mixed, folder / "base", steps=16)
-    return mixed
+    return varied_pairs(toy_pairs(folder, settings()), folder / "mixed", rows=4, later="some")
 
 
-def moved_trainer(made: config.Settings, pairs: Path, scratch: Path, by: float = 0.02) -> Any:
+@pytest.fixture(scope="module")
+def base(pairs: Path) -> Path:
+    """A base that answers both forms of prompt."""
+    return accustomed(pairs, pairs.parent / "base", steps=16)
+
+
+def moved_trainer(made: config.Settings, base: Path, pairs: Path, scratch: Path, by: float = 0.02) -> Any:
     """A trainer whose adapter has moved away from the reference, a little or far."""
-    trainer = train.make_trainer(made, "grpo", pairs.parent / "base", pairs, scratch)
+    trainer = train.make_trainer(made, "grpo", base, pairs, scratch)
     torch.manual_seed(3)
     with torch.no_grad():
         for name, value in trainer.model.named_parameters():
@@ -40,6 +44,13 @@ def moved_trainer(made: config.Settings, pairs: Path, scratch: Path, by: float =
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps  # as train() would set it
     return trainer
+
+
+def step_of(trainer: Any, rows: list[Any]) -> Any:
+    """Inputs of one step. Its advantages are given: no group is flat by chance, and gradients do not cancel."""
+    inputs = trainer._prepare_inputs(rows)
+    inputs["advantages"] = torch.linspace(1, 2, len(inputs["advantages"]))
+    return inputs
 
 
 def rows_of(trainer: Any) -> list[Any]:
@@ -56,19 +67,33 @@ def loss_and_gradients(trainer: Any, inputs: Any) -> tuple[float, dict[str, torc
     return loss.item(), found, {key: list(trainer._metrics["train"][key]) for key in ("kl", "entropy")}
 
 
+def apart_and_size(ours: dict[str, torch.Tensor], stock: dict[str, torch.Tensor]) -> tuple[float, float]:
+    """The norm of the difference of two gradients, and of the second."""
+    apart, size = (
+        torch.cat([each.flatten() for each in parts]).norm().item()
+        for parts in ([ours[name] - grad for name, grad in stock.items()], stock.values())
+    )
+    return apart, size
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("quantize", ["nf4", "none"])
 @pytest.mark.parametrize("micro_batch", [16, 8, 2])
 def test_losses_kl_and_gradients_are_those_of_the_stock_path(
-    micro_batch: int, quantize: str, checkpointing: bool, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    micro_batch: int,
+    quantize: str,
+    checkpointing: bool,
+    base: Path,
+    pairs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Far: next to the reference, KL is a difference of numbers near 1, and float32 keeps too few digits of it.
-    trainer = moved_trainer(settings(micro_batch=micro_batch, quantize=quantize), pairs, tmp_path, by=0.1)
+    trainer = moved_trainer(settings(micro_batch=micro_batch, quantize=quantize), base, pairs, tmp_path, by=0.1)
     if checkpointing:
         trainer.model.enable_input_require_grads()
         trainer.model.gradient_checkpointing_enable({"use_reentrant": False})
-    inputs = trainer._prepare_inputs(rows_of(trainer))
-    inputs["advantages"] = torch.randn(len(inputs["advantages"]))  # no group is flat by chance
+    inputs = step_of(trainer, rows_of(trainer))
     ours = loss_and_gradients(trainer, inputs)
     reference = inputs["ref_per_token_logps"]
     monkeypatch.setattr(shared.SharedPrefixTrainer, "_get_per_token_logps_and_entropies", STOCK)
@@ -78,8 +103,7 @@ def test_losses_kl_and_gradients_are_those_of_the_stock_path(
     assert ours[2]["entropy"] == pytest.approx(stock[2]["entropy"], rel=1e-5)
     assert ours[2]["kl"][0] > 1e-5
     assert ours[1].keys() == stock[1].keys()
-    size = torch.cat([grad.flatten() for grad in stock[1].values()]).norm()
-    apart = torch.cat([(ours[1][name] - grad).flatten() for name, grad in stock[1].items()]).norm()
+    apart, size = apart_and_size(ours[1], stock[1])
     assert apart <= 1e-5 * size
     assert size > 0
     assert torch.isfinite(reference).all()
@@ -87,11 +111,10 @@ def test_losses_kl_and_gradients_are_those_of_the_stock_path(
 
 @pytest.mark.parametrize("fault", ["mask", "positions"])
 def test_a_wrong_mask_and_a_wrong_position_would_be_seen(
-    fault: str, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fault: str, base: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = moved_trainer(settings(), pairs, tmp_path)
-    inputs = trainer._prepare_inputs(rows_of(trainer))
-    inputs["advantages"] = torch.randn(len(inputs["advantages"]))  # no group is flat by chance
+    trainer = moved_trainer(settings(), base, pairs, tmp_path)
+    inputs = step_of(trainer, rows_of(trainer))
     right = loss_and_gradients(trainer, inputs)[1]
     if fault == "mask":  # answers see those before them
         causal = lambda prompt, each, answer: torch.ones(  # noqa: E731
@@ -102,12 +125,14 @@ def test_a_wrong_mask_and_a_wrong_position_would_be_seen(
         real = torch.Tensor.repeat
         monkeypatch.setattr(torch.Tensor, "repeat", lambda self, *n: real(self, *n) + (1 if n == (1, 4) else 0))
     wrong = loss_and_gradients(trainer, inputs)[1]
-    size = torch.cat([grad.flatten() for grad in right.values()]).norm()
-    assert torch.cat([(wrong[name] - grad).flatten() for name, grad in right.items()]).norm() > 1e-3 * size
+    apart, size = apart_and_size(wrong, right)
+    assert apart > 1e-3 * size
 
 
-def test_greedy_rollouts_are_those_of_generate(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = moved_trainer(settings(quantize="none"), pairs, tmp_path)
+def test_greedy_rollouts_are_those_of_generate(
+    base: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = moved_trainer(settings(quantize="none"), base, pairs, tmp_path)
     monkeypatch.setattr(decode, "sampled", lambda temperature: decode.greedy)
     ours = trainer._generate_and_score_completions(rows_of(trainer))
     trainer.rollout_func = None
@@ -120,8 +145,8 @@ def test_greedy_rollouts_are_those_of_generate(pairs: Path, tmp_path: Path, monk
     assert (ours["ref_per_token_logps"] - stock["ref_per_token_logps"]).abs().max() < 1e-5
 
 
-def test_the_kept_log_probabilities_are_those_of_the_policy(pairs: Path, tmp_path: Path) -> None:
-    trainer = moved_trainer(settings(quantize="none", temperature=0.8), pairs, tmp_path)
+def test_the_kept_log_probabilities_are_those_of_the_policy(base: Path, pairs: Path, tmp_path: Path) -> None:
+    trainer = moved_trainer(settings(quantize="none", temperature=0.8), base, pairs, tmp_path)
     rollout = with_pixels(trainer, trainer._generate_and_score_completions(rows_of(trainer)))
     answers = rollout["completion_ids"]
     ids = torch.cat([rollout["prompt_ids"], answers], 1)
@@ -148,9 +173,9 @@ def stock_probabilities(model: Any, inputs: dict[str, torch.Tensor], tokens: lis
         return model(**whole).logits[0, -1].double().softmax(-1)
 
 
-def test_answers_are_drawn_from_the_stock_paths_distribution(pairs: Path, tmp_path: Path) -> None:
+def test_answers_are_drawn_from_the_stock_paths_distribution(base: Path, pairs: Path, tmp_path: Path) -> None:
     """First three tokens, over 20 000 draws: the stock path's probabilities are computed, not drawn."""
-    trainer = moved_trainer(settings(quantize="none"), pairs, tmp_path)
+    trainer = moved_trainer(settings(quantize="none"), base, pairs, tmp_path)
     row, processor = trainer.train_dataset[0], trainer.processing_class
     loaded = models.Loaded(trainer.model, processor, torch.device("cpu"))
     inputs = models.inputs(loaded, [row["prompt"]], [row["images"]])
@@ -184,7 +209,7 @@ def test_answers_are_drawn_from_the_stock_paths_distribution(pairs: Path, tmp_pa
     assert pvalue(drawn(1.1)) < 1e-6  # another temperature would be seen
 
 
-def test_training_by_either_path_learns_and_the_shared_one_says_so(pairs: Path, tmp_path: Path) -> None:
+def test_training_by_either_path_learns_and_the_shared_one_says_so(base: Path, pairs: Path, tmp_path: Path) -> None:
     from r1track import files
 
     for each in (True, False):
