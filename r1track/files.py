@@ -99,6 +99,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return value or {}
 
 
+def place_of(name: str | Path) -> Path:
+    """Where a file, a folder or a base lies: the embedded base for `tiny`, else the path as it is."""
+    return Path(__file__).parent / "toy" / "tiny" if str(name) == "tiny" else Path(name)
+
+
 def hash_file(path: Path) -> str:
     """SHA-256 of a file's bytes, as hexadecimal digits."""
     with path.open("rb") as stream:
@@ -182,7 +187,8 @@ class Provenance:
     def hashes(self) -> dict[str, str | None]:
         """Hashes of the inputs, taken once; None for what is not a file or folder, such as a hub id."""
         if self.hashed is None:
-            self.hashed = {str(p): hash_path(p) if p.exists() else None for p in self.inputs}
+            places = {str(p): place_of(p) for p in self.inputs}
+            self.hashed = {name: hash_path(place) if place.exists() else None for name, place in places.items()}
         return self.hashed
 
     def write(self, path: Path, *, seed: int | None = None, base: str | None = None, **notes: Any) -> None:

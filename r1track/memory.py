@@ -17,7 +17,7 @@ from huggingface_hub import try_to_load_from_cache
 from pydantic import ValidationError
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from r1track import models
+from r1track import files, models
 from r1track.faults import PATCH, contradiction
 from r1track.pairs import answer_size
 from r1track.schema import Settings, Train
@@ -80,7 +80,7 @@ def shape_of(base: str, revision: str | None) -> Qwen2_5_VLConfig:
     """
     if base in PUBLISHED:
         return full_size(PUBLISHED[base])
-    file = (models.TINY if base == "tiny" else Path(base)) / "config.json"
+    file = files.place_of(base) / "config.json"
     if not file.is_file() and re.fullmatch(r"\w[\w.-]*/[\w.-]+", base):
         file = Path(try_to_load_from_cache(base, "config.json", revision=revision) or file)
     if not file.is_file():

@@ -26,7 +26,7 @@ from r1track import files, schema
 from r1track.prompts import Messages
 
 disable_progress_bar()  # ours say what is being done
-TINY = Path(__file__).parent / "toy" / "tiny"
+TINY = files.place_of("tiny")
 # A sampled vision token would count as an image that is not there, and stop the next forward pass.
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 
@@ -55,9 +55,7 @@ def folder_of(base: str, revision: str | None = None) -> Path:
 
     Raises FileNotFoundError when there is neither.
     """
-    if base == "tiny":
-        return TINY
-    path = Path(base)
+    path = files.place_of(base)
     if (path / "config.json").is_file():
         return path
     if path.exists() or base.startswith((".", "/")) or base.count("/") != 1:

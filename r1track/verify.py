@@ -54,7 +54,7 @@ class Run:
         """Where a recorded path lies: in this folder, which may have been moved or copied, or where it was."""
         parts, home = Path(recorded).parts, self.results.resolve()
         own = [home.joinpath(*parts[k:]) for k in range(1, len(parts)) if parts[k - 1] == self.name]
-        places = [*own, Path(recorded), home.parent.parent / recorded]
+        places = [*own, files.place_of(recorded), home.parent.parent / recorded]
         return next((place for place in places if place.exists()), None)
 
     def compare(self, record: Record, file: Path | str, saved: Any, made: Any, state: str | None = None) -> Finding:

@@ -10,7 +10,7 @@ from runs import SETTINGS, make_report, make_run, make_tracks
 from toys import toy_split
 from typer.testing import CliRunner
 
-from r1track import cli, config, files, score, verify
+from r1track import cli, config, files, models, score, verify
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +173,17 @@ def test_what_is_not_there_any_more_is_counted_and_no_lie(results):
     assert "adapters/grpo/adapter_model.safetensors" in names
     assert "scores/grpo/toy-val.json" in names  # cannot be scored again
     assert [finding.words for finding in found if "Toy_Val_000002/Toy_Val_000002_001.txt" in finding.words]
+
+
+def test_a_result_is_held_against_the_embedded_base_that_it_was_made_from(results):
+    place = results / "vqa/base/provenance.json"
+    made = files.Provenance("vqa", ["tiny"]).hashes()
+    assert made == {"tiny": files.hash_path(models.TINY)}
+    for inputs, state in ((made, "agrees"), ({"tiny": "0" * 64}, "stale")):
+        files.write_json(place, {**files.read_json(place), "inputs": inputs})
+        found = [each for each in verify.examine(results)["sources"] if each.file == "vqa/base"]
+        assert found[0].state == state
+    assert "made from tiny" in found[0].words
 
 
 def test_a_run_whose_data_is_gone_is_believed_as_far_as_it_goes(tmp_path):
