@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -99,9 +100,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return value or {}
 
 
-def place_of(name: str | Path) -> Path:
-    """Where a file, a folder or a base lies: the embedded base for `tiny`, else the path as it is."""
-    return Path(__file__).parent / "toy" / "tiny" if str(name) == "tiny" else Path(name)
+def on_hub(name: str | Path) -> bool:
+    """Whether a name is a hub id: two words around a slash, and no file or folder of that name is here."""
+    return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(name))) and not Path(name).exists()
+
+
+def place_of(name: str | Path, revision: str | None = None) -> Path:
+    """Where a file, a folder or a base lies: `tiny` in this package, a hub id in the hub's cache, else its own path.
+
+    revision: of a hub id; None for the newest. An id that is not in the cache is a path that does not exist.
+    """
+    if not on_hub(name):
+        return Path(__file__).parent / "toy" / "tiny" if str(name) == "tiny" else Path(name)
+    from huggingface_hub import try_to_load_from_cache
+
+    kept = try_to_load_from_cache(str(name), "config.json", revision=revision)
+    return Path(kept).parent if isinstance(kept, str) else Path(name)
 
 
 def hash_file(path: Path) -> str:
@@ -175,27 +189,34 @@ def hardware() -> dict[str, Any]:
 
 
 class Provenance:
-    """Where a result came from: started with the work, written beside the result when it is done."""
+    """Where a result came from: started with the work, written beside the result when it is done.
 
-    def __init__(self, stage: str, inputs: Iterable[Path | str]):
-        self.stage = stage
+    inputs: files, folders and bases, see `place_of`. revision: of the base, where it is on the hub.
+    """
+
+    def __init__(self, stage: str, inputs: Iterable[Path | str], revision: str | None = None):
+        self.stage, self.revision = stage, revision
         self.inputs = [Path(p) for p in inputs]
         self.hashed: dict[str, str | None] | None = None
         self.started = time.time()
         self.cpu_started = time.process_time()
 
     def hashes(self) -> dict[str, str | None]:
-        """Hashes of the inputs, taken once; None for what is not a file or folder, such as a hub id."""
+        """Hashes of the inputs, taken once, when a base on the hub is in its cache; None for what is not here."""
         if self.hashed is None:
-            places = {str(p): place_of(p) for p in self.inputs}
+            places = {str(p): place_of(p, self.revision) for p in self.inputs}
             self.hashed = {name: hash_path(place) if place.exists() else None for name, place in places.items()}
         return self.hashed
 
-    def write(self, path: Path, *, seed: int | None = None, base: str | None = None, **notes: Any) -> None:
-        """Write to `path` commit, versions, hardware, seed, base, times, memory, hashes of input and output, notes."""
+    def write(self, path: Path, *, seed: int | None = None, **notes: Any) -> None:
+        """Write to `path` commit, versions, hardware, seed, times, memory, hashes of input and output, notes.
+
+        `base` is the commit of a base on the hub, else null.
+        """
         import torch
 
         one = path.name.removesuffix("provenance.json").removesuffix(".")  # else it is about all of its folder
+        commits = [place_of(name, self.revision) for name in self.inputs if on_hub(name)]
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         gpu = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else None
         record = {
@@ -205,7 +226,7 @@ class Provenance:
             "versions": versions(),
             "hardware": hardware(),
             "seed": seed,
-            "base": base,
+            "base": next((place.name for place in commits if place.exists()), None),
             "wall_seconds": round(time.time() - self.started, 3),
             "cpu_seconds": round(time.process_time() - self.cpu_started, 3),
             "peak_cpu_bytes": peak,

@@ -9,11 +9,9 @@ import functools
 import math
 import re
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from pydantic import ValidationError
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -80,9 +78,7 @@ def shape_of(base: str, revision: str | None) -> Qwen2_5_VLConfig:
     """
     if base in PUBLISHED:
         return full_size(PUBLISHED[base])
-    file = files.place_of(base) / "config.json"
-    if not file.is_file() and re.fullmatch(r"\w[\w.-]*/[\w.-]+", base):
-        file = Path(try_to_load_from_cache(base, "config.json", revision=revision) or file)
+    file = files.place_of(base, revision) / "config.json"
     if not file.is_file():
         remedy = f"give a folder with a config.json, `tiny`, or a hub id that is in its cache (`hf download {base}`)"
         raise FileNotFoundError(f"model.base = {base!r}: its shape is not known here; {remedy}")

@@ -119,7 +119,8 @@ def run(settings: config.Settings, model: str, adapter: Path, pairs: Path | None
     Raises ValueError, and writes nothing, when the merge is empty or changes too many answers, or when it is to be into
     dequantised weights and nothing was quantised.
     """
-    provenance = files.Provenance("merge", [model, adapter, *([pairs / "manifest.json"] if pairs else [])])
+    inputs: list[Path | str] = [model, adapter, *([pairs / "manifest.json"] if pairs else [])]
+    provenance = files.Provenance("merge", inputs, settings.model.revision)
     if settings.merge.base == "dequantised" and files.read_json(adapter / "provenance.json")["quantize"] == "none":
         raise ValueError(f"{adapter}: trained over 16 bits, not over dequantised weights; take merge.base original")
     folder = models.folder_of(model, settings.model.revision)
@@ -135,4 +136,4 @@ def run(settings: config.Settings, model: str, adapter: Path, pairs: Path | None
             aside / "merge.json", {**measured, "update_kept": share, "base": model, "onto": settings.merge.base}
         )
         stage = config.stage_values(settings, "merge")
-        provenance.write(aside / "provenance.json", base=settings.model.revision, settings=stage)
+        provenance.write(aside / "provenance.json", settings=stage)

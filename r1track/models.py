@@ -55,14 +55,13 @@ def folder_of(base: str, revision: str | None = None) -> Path:
 
     Raises FileNotFoundError when there is neither.
     """
-    path = files.place_of(base)
-    if (path / "config.json").is_file():
-        return path
-    if path.exists() or base.startswith((".", "/")) or base.count("/") != 1:
-        raise FileNotFoundError(f"model {base!r}: no folder with a config.json; give one, a hub id, or `tiny`")
-    from huggingface_hub import snapshot_download
+    if files.on_hub(base):
+        from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(base, revision=revision))
+        return Path(snapshot_download(base, revision=revision))
+    if not (files.place_of(base) / "config.json").is_file():
+        raise FileNotFoundError(f"model {base!r}: no folder with a config.json; give one, a hub id, or `tiny`")
+    return files.place_of(base)
 
 
 def load_processor(folder: Path, settings: schema.Model) -> ImageProcessorOnly:

@@ -202,14 +202,15 @@ def run(settings: Settings, model: str, root: Path, out: Path, start: Literal["b
     settings, oracle = asking.adapt(settings, model, start), model == "peer:oracle"
     url, base = settings.track.endpoint.url, settings.model.base
     served = {"url": url, "model": base, "weights": "not a local file"} if url else None
-    provenance = Provenance("track", [root] if url or model.startswith(asking.PEER) else [root, base])
+    inputs: list[Path | str] = [root] if url or model.startswith(asking.PEER) else [root, base]
+    provenance = Provenance("track", inputs, settings.model.revision)
     sequences = read_split(root)
     _check(sequences, root, settings.track.start, oracle)
     ask, answer = asking.load(settings, model)
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    values, inputs = stage_values(settings, "track"), provenance.hashes()
+    values = stage_values(settings, "track")
     values["track"]["endpoint"] = served  # patience with a server changes no answer
-    identity = {"settings": values, "model": model, "inputs": inputs}
+    identity = {"settings": values, "model": model, "inputs": provenance.hashes()}
     with resumed_folder(out, identity) as aside, Progress(*columns) as bar:
         left = [sequence for sequence in sequences if not (aside / sequence.name).is_dir()]
         if len(left) < len(sequences):
@@ -223,6 +224,6 @@ def run(settings: Settings, model: str, root: Path, out: Path, start: Literal["b
                 aside, track.sequence.name, zip(track.boxes, track.seconds, track.status, track.answers, strict=True)
             )
         frames, begun = sum(len(sequence.frames) - 1 for sequence in sequences), settings.track.start
-        notes: dict[str, Any] = {"start": begun, "sequences": len(sequences), "frames": frames, "endpoint": served}
-        provenance.write(aside / "provenance.json", base=model, settings=stage, **notes)
+        notes: dict[str, Any] = {"model": model, "start": begun, "sequences": len(sequences), "frames": frames}
+        provenance.write(aside / "provenance.json", settings=stage, endpoint=served, **notes)
     log.info("%s: %d frames of %d sequences", model, frames, len(sequences))

@@ -291,13 +291,12 @@ def run(settings: config.Settings, arm: str, model: str, pairs: Path, scratch: P
     Raises FileNotFoundError for missing pairs or model, ValueError for arguments that the trainer would not keep,
     FloatingPointError when the loss is not finite.
     """
-    provenance = files.Provenance("train", [pairs / "manifest.json", model])
+    provenance = files.Provenance("train", [pairs / "manifest.json", model], settings.model.revision)
     folder = models.folder_of(model, settings.model.revision)
-    stage = config.stage_values(settings, "train")
-    inputs = {"pairs": files.hash_file(pairs / "manifest.json"), "model": files.hash_path(folder)}
+    stage, inputs = config.stage_values(settings, "train"), provenance.hashes()
     kind = backend.enter(settings.train.backend, scratch)
     steps = settings.train.sft.steps if arm == "sft" else settings.train.steps
-    checkpoint = prepare_scratch(scratch, {"arm": arm, "settings": stage, "backend": kind, **inputs}, steps)
+    checkpoint = prepare_scratch(scratch, {"arm": arm, "settings": stage, "backend": kind, "inputs": inputs}, steps)
     torch.manual_seed(settings.seed)
     trainer = make_trainer(settings, arm, folder, pairs, scratch)
     if checkpoint:
@@ -317,7 +316,7 @@ def run(settings: config.Settings, arm: str, model: str, pairs: Path, scratch: P
         (aside / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         if arm == "grpo":
             shutil.copytree(scratch / "examples", aside / "examples")
-        provenance.write(aside / "provenance.json", seed=settings.seed, base=settings.model.revision, **notes)
+        provenance.write(aside / "provenance.json", seed=settings.seed, **notes)
     measure = "reward" if arm == "grpo" else "loss"
     seen = [row[measure] for row in rows if measure in row]
     log.info("%s: %s %.3f -> %.3f over %d steps", arm, measure, seen[0], seen[-1], len(rows))

@@ -50,11 +50,14 @@ class Run:
         paths = sorted(path.relative_to(results) for path in results.rglob("*provenance.json"))
         self.records: dict[Path, Record] = {p: files.read_json(results / p) for p in paths if "/." not in f"/{p}"}
 
-    def find(self, recorded: str) -> Path | None:
-        """Where a recorded path lies: in this folder, which may have been moved or copied, or where it was."""
+    def find(self, recorded: str, revision: str | None = None) -> Path | None:
+        """Where a recorded path lies: in this folder, which may have been moved or copied, or where it was.
+
+        revision: of a base on the hub, which is looked for in the hub's cache.
+        """
         parts, home = Path(recorded).parts, self.results.resolve()
         own = [home.joinpath(*parts[k:]) for k in range(1, len(parts)) if parts[k - 1] == self.name]
-        places = [*own, files.place_of(recorded), home.parent.parent / recorded]
+        places = [*own, files.place_of(recorded, revision), home.parent.parent / recorded]
         return next((place for place in places if place.exists()), None)
 
     def compare(self, record: Record, file: Path | str, saved: Any, made: Any, state: str | None = None) -> Finding:
@@ -105,7 +108,7 @@ def _files(run: Run, place: Path, record: Record) -> Iterator[Finding]:
 def _sources(run: Run, place: Path, record: Record) -> Iterator[Finding]:
     """What a result was made from against the recorded hashes, and its settings against those of the run."""
     for name, was in record["inputs"].items():
-        path, told = run.find(name), f"made from {name}"
+        path, told = run.find(name, record["base"]), f"made from {name}"
         if was is None or path is None:
             yield Finding("gone", _result(place), f"{told}, which is not here")
         else:

@@ -52,7 +52,7 @@ def make_tracks(
         record = files.Provenance("track", [root])
         for sequence in sequences.read_split(root):
             np.savetxt(out / sequence.name / f"{sequence.name}_001.txt", boxes(sequence), fmt="%.3f", delimiter=",")
-        record.write(out / "provenance.json", base=model, settings=config.stage_values(settings, "track"))
+        record.write(out / "provenance.json", settings=config.stage_values(settings, "track"))
     score.run(out, root, results / "scores" / model / "toy-val.json", settings.score.draws)
 
 

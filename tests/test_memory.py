@@ -7,6 +7,7 @@ from typing import Any
 
 import bitsandbytes
 import document
+import huggingface_hub
 import pytest
 import torch
 import yaml
@@ -333,7 +334,7 @@ def test_the_shape_of_a_base_is_read_from_its_folder_or_the_hub_cache(
 ) -> None:
     assert memory.shape_of(str(base), None).text_config.num_hidden_layers == LAYERS
     assert memory.shape_of("tiny", None).text_config.hidden_size == 128
-    monkeypatch.setattr(memory, "try_to_load_from_cache", lambda *asked, revision: str(base / "config.json"))
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *asked, revision: str(base / "config.json"))
     assert memory.shape_of("somebody/their-model", "main").text_config.num_hidden_layers == LAYERS
 
 

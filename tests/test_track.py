@@ -363,7 +363,7 @@ def test_what_was_done_with_other_settings_is_not_taken_up(toy, tmp_path, answer
 def test_provenance_stands_beside_the_tracks(toy, tmp_path):
     track.run(settings(), "peer:static", toy, tmp_path / "out")
     record = json.loads((tmp_path / "out" / "provenance.json").read_text())
-    assert (record["stage"], record["base"], record["frames"]) == ("track", "peer:static", 44)
+    assert (record["stage"], record["model"], record["frames"]) == ("track", "peer:static", 44)
 
 
 def test_a_frame_that_cannot_be_decoded_is_named(tmp_path):

@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from runs import SETTINGS, make_report, make_run, make_tracks
 from toys import toy_split
@@ -184,6 +185,32 @@ def test_a_result_is_held_against_the_embedded_base_that_it_was_made_from(result
         found = [each for each in verify.examine(results)["sources"] if each.file == "vqa/base"]
         assert found[0].state == state
     assert "made from tiny" in found[0].words
+
+
+def test_a_base_on_the_hub_is_recorded_by_its_commit_and_held_against_the_cached_copy(results, tmp_path, monkeypatch):
+    cache, name, commit = tmp_path / "hub", "somebody/their-model", "0123456789" * 4
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    home = cache / "models--somebody--their-model"
+    files.write_text(home / "refs/main", commit)
+    copy = shutil.copytree(models.TINY, home / "snapshots" / commit)
+    assert models.folder_of(name) == files.place_of(name, commit) == copy
+    files.Provenance("vqa", [name]).write(tmp_path / "made/provenance.json")
+    made = files.read_json(tmp_path / "made/provenance.json")
+    assert made["base"] == commit
+    assert made["inputs"] == {name: files.hash_path(copy)}
+    files.write_text(home / "refs/main", "f" * 40)  # a newer one has come out since
+    place = results / "vqa/base/provenance.json"
+    files.write_json(place, {**files.read_json(place), "base": commit, "inputs": made["inputs"]})
+
+    def state():
+        return next(each.state for each in verify.examine(results)["sources"] if each.file == "vqa/base")
+
+    assert state() == "agrees"
+    files.write_text(copy / "config.json", "{}")
+    assert state() == "stale"
+    shutil.rmtree(copy)
+    assert state() == "gone"
 
 
 def test_a_run_whose_data_is_gone_is_believed_as_far_as_it_goes(tmp_path):

@@ -39,12 +39,13 @@ def run(settings: config.Settings, model: str, out: Path, pairs: Path | None = N
     from r1track import models
     from r1track.vqa import divergence
 
-    record = files.Provenance("vqa", [model])
+    record = files.Provenance("vqa", [model], settings.model.revision)
     vqa, base = settings.vqa, models.folder_of(settings.model.base, settings.model.revision)
     limits = settings.model.model_copy(update={"max_pixels": vqa.max_pixels or settings.model.max_pixels})
     chosen = {name: sets.load(name, spec, vqa.seed, limits) for name, spec in vqa.sets.items()}
     folder = models.folder_of(model, settings.model.revision)
-    identity: Row = {"model": model, "weights": files.hash_path(folder), "commit": files.git_commit()}
+    [weights] = record.hashes().values()
+    identity: Row = {"model": model, "weights": weights, "commit": files.git_commit()}
     identity["settings"] = config.stage_values(settings, "vqa")
     with files.resumed_folder(out, identity) as work:
         kept = work / "manifest.json"
@@ -60,7 +61,7 @@ def run(settings: config.Settings, model: str, out: Path, pairs: Path | None = N
         manifest["self"] = _pooled([found["self"] for found in manifest["sets"].values()])
         manifest["kl"] = divergence.measure(loaded, told)
         files.write_json(kept, manifest)
-        record.write(work / "provenance.json", seed=vqa.seed, base=settings.model.base, settings=manifest["settings"])
+        record.write(work / "provenance.json", seed=vqa.seed, settings=manifest["settings"])
 
 
 def _ask_set(loaded: Any, name: str, vqa: schema.Vqa, items: Sequence[sets.Item], out: Path) -> Row:
