@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -110,8 +111,10 @@ def place_of(name: str | Path, revision: str | None = None) -> Path:
 
     revision: of a hub id; None for the newest. An id that is not in the cache is a path that does not exist.
     """
+    if str(name) == "tiny":
+        return Path(__file__).parent / "toy" / "tiny"
     if not on_hub(name):
-        return Path(__file__).parent / "toy" / "tiny" if str(name) == "tiny" else Path(name)
+        return Path(name)
     from huggingface_hub import try_to_load_from_cache
 
     kept = try_to_load_from_cache(str(name), "config.json", revision=revision)
@@ -201,11 +204,15 @@ class Provenance:
         self.started = time.time()
         self.cpu_started = time.process_time()
 
+    @cached_property
+    def places(self) -> dict[str, Path]:
+        """Where the inputs lie, looked up once: a newer copy of a base may reach the hub's cache while a stage runs."""
+        return {str(p): place_of(p, self.revision) for p in self.inputs}
+
     def hashes(self) -> dict[str, str | None]:
         """Hashes of the inputs, taken once, when a base on the hub is in its cache; None for what is not here."""
         if self.hashed is None:
-            places = {str(p): place_of(p, self.revision) for p in self.inputs}
-            self.hashed = {name: hash_path(place) if place.exists() else None for name, place in places.items()}
+            self.hashed = {name: hash_path(place) if place.exists() else None for name, place in self.places.items()}
         return self.hashed
 
     def write(self, path: Path, *, seed: int | None = None, **notes: Any) -> None:
@@ -216,7 +223,7 @@ class Provenance:
         import torch
 
         one = path.name.removesuffix("provenance.json").removesuffix(".")  # else it is about all of its folder
-        commits = [place_of(name, self.revision) for name in self.inputs if on_hub(name)]
+        commits = [place.name for name, place in self.places.items() if on_hub(name) and place.exists()]
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         gpu = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else None
         record = {
@@ -226,7 +233,7 @@ class Provenance:
             "versions": versions(),
             "hardware": hardware(),
             "seed": seed,
-            "base": next((place.name for place in commits if place.exists()), None),
+            "base": next(iter(commits), None),
             "wall_seconds": round(time.time() - self.started, 3),
             "cpu_seconds": round(time.process_time() - self.cpu_started, 3),
             "peak_cpu_bytes": peak,

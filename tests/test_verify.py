@@ -195,11 +195,14 @@ def test_a_base_on_the_hub_is_recorded_by_its_commit_and_held_against_the_cached
     files.write_text(home / "refs/main", commit)
     copy = shutil.copytree(models.TINY, home / "snapshots" / commit)
     assert models.folder_of(name) == files.place_of(name, commit) == copy
-    files.Provenance("vqa", [name]).write(tmp_path / "made/provenance.json")
+    record = files.Provenance("vqa", [name])
+    record.hashes()
+    newer = shutil.copytree(copy, home / "snapshots" / ("f" * 40))
+    files.write_text(home / "refs/main", newer.name)  # one that comes out while the stage runs
+    record.write(tmp_path / "made/provenance.json")
     made = files.read_json(tmp_path / "made/provenance.json")
     assert made["base"] == commit
     assert made["inputs"] == {name: files.hash_path(copy)}
-    files.write_text(home / "refs/main", "f" * 40)  # a newer one has come out since
     place = results / "vqa/base/provenance.json"
     files.write_json(place, {**files.read_json(place), "base": commit, "inputs": made["inputs"]})
 
