@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from r1track import files
 from r1track.config import ConfigError, Settings, resolve
 
 PACKAGE = Path(__file__).parent
@@ -79,8 +80,9 @@ class Plan:
         if name in self.peers:
             return []
         base = str(self.settings.track.extra.model) if name == "extra" else self.settings.model.base
-        folder = PACKAGE / "toy" / "tiny" if base == "tiny" else Path(base)
-        return [os.path.relpath(file) for file in sorted(folder.glob("*")) if file.is_file()]
+        if files.on_hub(base):
+            return []
+        return [os.path.relpath(file) for file in sorted(files.place_of(base).glob("*")) if file.is_file()]
 
 
 def plan(values: dict[str, Any]) -> Plan:

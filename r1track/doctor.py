@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from packaging.requirements import Requirement
 from PIL import Image
 
-from r1track import backend, config, memory
+from r1track import backend, config, files, memory
 from r1track.sequences import read_split
 
 Line = tuple[str, str, str]  # `ok`, `warning` or `error`; what was looked at; what was found, and the remedy
@@ -73,12 +72,11 @@ def _card(settings: config.Settings) -> Iterator[Line]:
 
 
 def _base(settings: config.Settings, model: memory.Model) -> Line:
-    base, folder, revision = settings.model.base, Path(settings.model.base), settings.model.revision
-    names = ("model.safetensors", "model.safetensors.index.json")
-    there = base == "tiny" or any((folder / name).is_file() for name in names)
-    if folder.is_dir():
+    base, names = settings.model.base, ("model.safetensors", "model.safetensors.index.json")
+    folder = files.place_of(base, settings.model.revision)
+    there = any((folder / name).is_file() for name in names)
+    if not files.on_hub(base):
         return _line(there, "model.base", base, f"no {' or '.join(names)} there; copy the weights")
-    there |= any(isinstance(try_to_load_from_cache(base, name, revision=revision), str) for name in names)
     download = f"{2e-9 * model.parameters:.1f} GB are to be downloaded; `hf download {base}` does it beforehand"
     return _line(there, "model.base", base, download, "warning")
 

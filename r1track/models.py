@@ -59,9 +59,10 @@ def folder_of(base: str, revision: str | None = None) -> Path:
         from huggingface_hub import snapshot_download
 
         return Path(snapshot_download(base, revision=revision))
-    if not (files.place_of(base) / "config.json").is_file():
+    path = files.place_of(base)
+    if not (path / "config.json").is_file():
         raise FileNotFoundError(f"model {base!r}: no folder with a config.json; give one, a hub id, or `tiny`")
-    return files.place_of(base)
+    return path
 
 
 def load_processor(folder: Path, settings: schema.Model) -> ImageProcessorOnly:

@@ -8,7 +8,7 @@ report from all of them. What needs the models (agreement of a merge, KL) is che
 altered   a file is not what its stage wrote
 stale     a result was made from sources, or with settings, that have changed since: its stage is to run again
 differs   a recorded figure is not what its sources give
-gone      not there any more, or never on this machine (a hub id): no lie, but not checked either
+gone      not there any more, or never on this machine: no lie, but not checked either
 """
 
 import json

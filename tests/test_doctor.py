@@ -7,6 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from test_cli import run
@@ -106,8 +107,10 @@ def test_a_base_is_looked_for_in_its_folder_and_in_the_hubs_cache(
     hub = {"preset": "r1track-5k", "data": {"train": "toy/train", "sets": {"toy": "toy/val"}}}
     state, finding = bad(examined(**hub))["model.base"]
     assert (state, "7.5 GB are to be downloaded; `hf download Qwen/" in finding) == ("warning", True)
-    monkeypatch.setattr(doctor, "try_to_load_from_cache", lambda base, name, revision: "/somewhere")
-    assert "model.base" not in bad(examined(**hub))
+    with monkeypatch.context() as patch:
+        kept = str(models.TINY / "config.json")
+        patch.setattr(huggingface_hub, "try_to_load_from_cache", lambda base, name, revision: kept)
+        assert "model.base" not in bad(examined(**hub))
     assert "its shape is not known here" in bad(examined(model={"base": "some/body"}))["configuration"][1]
 
 

@@ -209,7 +209,7 @@ def test_answers_are_drawn_from_the_stock_paths_distribution(base: Path, pairs: 
     assert pvalue(drawn(1.1)) < 1e-6  # another temperature would be seen
 
 
-def test_training_by_either_path_learns_and_the_shared_one_says_so(base: Path, pairs: Path, tmp_path: Path) -> None:
+def test_training_by_either_path_learns_and_the_shared_one_says_so(pairs: Path, tmp_path: Path) -> None:
     from r1track import files
 
     for each in (True, False):
