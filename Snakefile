@@ -5,9 +5,9 @@ import sys
 import time
 from pathlib import Path
 
-from r1track import config as configuration
-from r1track import dag, ending
-from r1track.files import write_json
+from r1track import failures, plan
+from r1track.core import config as configuration
+from r1track.core.files import write_json
 
 
 configfile: "config.yaml"
@@ -16,7 +16,7 @@ configfile: "config.yaml"
 # The rules run `r1track` from the environment that runs Snakemake, activated or not.
 os.environ.update(PATH=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
 try:
-    PLAN = dag.plan(config)
+    PLAN = plan.make_plan(config)
 except configuration.ConfigError as error:
     sys.exit(f"error: {error}")
 
@@ -26,11 +26,11 @@ BEGAN = time.time()
 
 # What came out, or what went wrong, stands below Snakemake's own last words.
 onsuccess:
-    atexit.register(ending.tell, log, PLAN.results, BEGAN)
+    atexit.register(failures.tell, log, PLAN.results, BEGAN)
 
 
 onerror:
-    atexit.register(ending.tell, log, PLAN.results, BEGAN)
+    atexit.register(failures.tell, log, PLAN.results, BEGAN)
 
 
 wildcard_constraints:
@@ -58,7 +58,7 @@ rule all:
 
 include: "workflow/rules/settings.smk"
 include: "workflow/rules/data.smk"
-include: "workflow/rules/train.smk"
-include: "workflow/rules/track.smk"
-include: "workflow/rules/vqa.smk"
-include: "workflow/rules/report.smk"
+include: "workflow/rules/training.smk"
+include: "workflow/rules/tracking.smk"
+include: "workflow/rules/ability.smk"
+include: "workflow/rules/reporting.smk"

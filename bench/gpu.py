@@ -23,7 +23,7 @@ from typing import Any
 from cases import FULL, REHEARSAL, SECONDS, Case
 from rich.console import Console
 
-from r1track import files
+from r1track.core import files
 
 HERE = Path(__file__).resolve().parent
 # Set for every case. A killed one has written all of its log, and nothing waits for a network.
@@ -96,7 +96,7 @@ def child(keys: list[str], scratch: Path, limit: float) -> None:
     """Measure the cases in this process and write their records."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     cases = [Case.parse(key) for key in keys]
-    from r1track import backend
+    from r1track.training import backend
 
     backend.enter(cases[0].backend, scratch)  # before anything imports TRL
     from measure import run

@@ -31,7 +31,7 @@ console = Console(soft_wrap=True, highlight=False)
 
 
 def settings_of(base: Path, group: int, think: bool, shared: bool, steps: int) -> Any:
-    from r1track.schema import Settings
+    from r1track.core.schema import Settings
 
     train = {
         "backend": "transformers", "quantize": "none", "shared_prefix": shared, "group": group, "micro_batch": group,
@@ -67,14 +67,14 @@ def child(place: Path, group: int, think: bool, shared: bool, steps: int) -> dic
     from measure import enliven, peaks
 
     enliven()
-    from r1track import train, watch
+    from r1track.training import progress, train
 
     settings, parts = settings_of(place / "base", group, think, shared, steps), clocks()
     trainer = train.make_trainer(settings, "grpo", place / "base", place / "pairs", place / f"scratch-{shared}")
     trainer.add_callback(train.make_watch(settings, "grpo", place / f"scratch-{shared}"))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     trainer.train()
-    rows = watch.history(trainer.state.log_history)
+    rows = progress.history(trainer.state.log_history)
     peak = next(iter(peaks().values()))
     kept = slice(1 if steps > 1 else 0, None)
     return {

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from cases import TRAINING, Case
 
-from r1track import files, memory
-from r1track.schema import Settings
+from r1track.core import files
+from r1track.core.schema import Settings
+from r1track.preflight import memory
 
 log = logging.getLogger(__name__)
 Figures = dict[str, Any]
@@ -73,7 +74,7 @@ def _wait() -> None:
 
 def enliven() -> None:
     """Draw rewards at random: random weights answer nothing readable, so that no group would have a gradient."""
-    from r1track import rewards
+    from r1track.training import rewards
 
     rng = np.random.default_rng(0)
 
@@ -86,8 +87,8 @@ def enliven() -> None:
 
 def prompt_tokens(settings: Settings, place: Path) -> int:
     """Tokens of the first pair's question, images included."""
-    from r1track import models, prompts
-    from r1track.pairs import load
+    from r1track.core import models, prompts
+    from r1track.core.pairs import load
 
     pair = load(place / "pairs" / "train")[0]
     processor = models.load_processor(place / "base", settings.model)
@@ -100,7 +101,7 @@ def training(case: Case, settings: Settings, place: Path, work: Path) -> Figures
     """Steps of an arm. Medians leave the first step out, which also warms up."""
     import trl
 
-    from r1track import train
+    from r1track.training import train
 
     enliven()
     rollouts = timed(trl.GRPOTrainer, "_generate") if hasattr(trl.GRPOTrainer, "_generate") else []
@@ -135,7 +136,7 @@ def _mean(rows: list[dict[str, Any]], name: str) -> float | None:
 
 def tracking(settings: Settings, place: Path, work: Path) -> Figures:
     """64 frames of 16 sequences side by side; the median leaves the first round out, which also warms up."""
-    from r1track import track
+    from r1track.tracking import track
 
     track.run(settings, str(place / "base"), place / "toy" / "val", work / "tracks")
     seconds = [float(line) for file in work.glob("tracks/*/*_time.txt") for line in file.read_text().split()[2:]]
@@ -147,7 +148,7 @@ def tracking(settings: Settings, place: Path, work: Path) -> Figures:
 
 def merging(case: Case, settings: Settings, scratch: Path, work: Path) -> Figures:
     """The adapter of the SFT case of the same precision; the merged weights are deleted again."""
-    from r1track import merge
+    from r1track.training import merge
 
     place, adapter = case.place(scratch), case.after[-1].work(scratch) / "adapter"
     merge.run(settings, str(place / "base"), adapter, place / "pairs", work / "merged")
@@ -158,7 +159,7 @@ def merging(case: Case, settings: Settings, scratch: Path, work: Path) -> Figure
 
 def loading(settings: Settings, place: Path) -> Figures:
     """The weights on the card (in memory, without one)."""
-    from r1track import models
+    from r1track.core import models
 
     began = time.perf_counter()
     model = models.load_weights(place / "base", getattr(torch, settings.model.dtype), settings.train.quantize)
@@ -184,7 +185,7 @@ def peaks() -> Figures:
 
 
 def planned(case: Case, settings: Settings) -> float | None:
-    """The peak in bytes that r1track.memory plans for the stage, or None where it plans none; the context left out."""
+    """The peak in bytes that r1track.preflight.memory plans for the stage, or None where it plans none; the context left out."""
     stage = f"train {settings.train.arms[0]}" if case.kind in TRAINING else case.kind
     return next((plan.peak[0] - memory.CONTEXT for plan in memory.plan(settings) if plan.stage == stage), None)
 

@@ -20,8 +20,13 @@ import small_run
 from PIL import Image
 from rich.progress import track as progress
 
-from r1track import config, files, report, rewards, score, verdict, watch
-from r1track.sequences import Sequence, read_split
+from r1track.ability import verdict
+from r1track.core import config, files
+from r1track.core.sequences import Sequence, read_split
+from r1track.reporting import report
+from r1track.tracking import score
+from r1track.training import progress as training_progress
+from r1track.training import rewards
 
 SIZE = 336
 WANDER = {"base": 40.0, "sft": 16.0, "grpo": 8.0, "static": 80.0, "template": 30.0, "oracle": 0.5}  # pixels
@@ -41,7 +46,7 @@ def write_track(folder: Path, sequence: Sequence, wander: float, rng: np.random.
 
 def write_arm(adapter: Path, steps: int, rng: np.random.Generator) -> None:
     """A log of every figure, kept answers every 25 steps, and the provenance."""
-    names = list(watch.NAMES.values())
+    names = list(training_progress.NAMES.values())
     rows = [{"step": k, **dict(zip(names, rng.random(len(names)), strict=True))} for k in range(1, steps + 1)]
     files.write_text(adapter / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     for step in range(0, steps, 25):
@@ -49,7 +54,7 @@ def write_arm(adapter: Path, steps: int, rng: np.random.Generator) -> None:
         answers = [json.dumps(rng.integers(90, 190, 2).tolist() + rng.integers(200, 300, 2).tolist()) for _ in range(8)]
         target = [100.0, 100.0, 250.0, 250.0]
         shown = [dict(rewards.score(text, target, size=SIZE), answer=text) for text in answers]
-        watch.keep_example(adapter / "examples", step, crops, {"target": target, "answers": shown})
+        training_progress.keep_example(adapter / "examples", step, crops, {"target": target, "answers": shown})
     files.write_json(adapter / "provenance.json", small_run.record("train", quantize="nf4", train_seconds=9000.0))
 
 

@@ -23,8 +23,8 @@ import numpy as np
 import psutil
 import yaml
 
-from r1track import config, cuts, files
-from r1track.toy import world
+from r1track.core import config, files
+from r1track.data import shards, toy
 
 WIDTH, HEIGHT, FRAMES, LENGTH = 1920, 1080, 40, 40
 SIDES = (150, 750)  # of targets: sqrt(w * h)
@@ -37,7 +37,7 @@ def write_data(root: Path, sequences: int) -> None:
     rng = np.random.default_rng(0)
     (root / "frames").mkdir(parents=True)
     for k in range(FRAMES):
-        frame = cv2.resize(world.make_ground(rng), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
+        frame = cv2.resize(toy.make_ground(rng), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
         noisy = np.clip(frame + rng.normal(0, 3, frame.shape), 0, 255).astype(np.uint8)
         cv2.imwrite(str(root / "frames" / f"{k}.jpg"), noisy, [cv2.IMWRITE_JPEG_QUALITY, 85])
     for number in range(sequences):
@@ -57,7 +57,7 @@ def write_data(root: Path, sequences: int) -> None:
 
 def plain(root: Path, cut: Path, out: Path, how: int) -> None:
     """The crops of the first pairs at `cut`, one pair after another, shrunk as OpenCV's `how` says."""
-    from r1track import pairs
+    from r1track.core import pairs
 
     out.mkdir(exist_ok=True)
     for k, row in enumerate(pairs.load(cut / "train").remove_columns("images").select(range(PLAIN))):
@@ -68,7 +68,7 @@ def plain(root: Path, cut: Path, out: Path, how: int) -> None:
             beyond = (-top, top + side - HEIGHT, -left, left + side - WIDTH)
             window = cv2.copyMakeBorder(inside, *(max(0, v) for v in beyond), cv2.BORDER_CONSTANT)
             shown = cv2.resize(window, (row["size"], row["size"]), interpolation=how)
-            cv2.imwrite(str(out / f"{k}-{i}.jpg"), shown, cuts.JPEG)
+            cv2.imwrite(str(out / f"{k}-{i}.jpg"), shown, shards.JPEG)
 
 
 def clock(work: Callable[[], object], count: int = 1) -> tuple[float, float]:
@@ -108,7 +108,7 @@ def peak_memory(settings: config.Settings, root: Path, out: Path, processes: int
 
 def main() -> None:
     """Print the figures."""
-    from r1track import sample  # not above: the processes that it starts import this file's modules, too
+    from r1track.data import sample  # not above: the processes that it starts import this file's modules, too
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=2000)

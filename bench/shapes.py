@@ -12,9 +12,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import AutoModelForImageTextToText, GenerationConfig, PreTrainedTokenizerFast, Qwen2_5_VLConfig
 
-from r1track import files, memory, models, prompts, sample
-from r1track.schema import Settings
-from r1track.toy import world
+from r1track.core import files, models, prompts
+from r1track.core.schema import Settings
+from r1track.data import sample, toy
+from r1track.preflight import memory
 
 log = logging.getLogger(__name__)
 TEXT_TOKENS = 99  # with two crops of 336 px, 144 tokens each, our question has 387, as with Qwen's own tokens
@@ -108,7 +109,7 @@ def write_base(shape: str, folder: Path) -> None:
 
 def write_place(shape: str, settings: Settings, place: Path) -> None:
     """What the cases of a shape work on: `place/base`, `place/pairs`, and `place/toy/val` of 64 frames to track."""
-    world.write_split(place / "toy" / "train", "train", sequences=8, length=12, seed=0)
-    world.write_split(place / "toy" / "val", "val", sequences=16, length=5, seed=0)
+    toy.write_split(place / "toy" / "train", "train", sequences=8, length=12, seed=0)
+    toy.write_split(place / "toy" / "val", "val", sequences=16, length=5, seed=0)
     sample.run(settings, place / "toy" / "train", place / "pairs")
     write_base(shape, place / "base")

@@ -18,9 +18,10 @@ import torch
 from measure import timed
 from rich.console import Console
 
-from r1track import asking, config, decode, models, prompts, track
-from r1track.sequences import Sequence, read_split
-from r1track.toy import world
+from r1track.core import config, generation, models, prompts
+from r1track.core.sequences import Sequence, read_split
+from r1track.data import toy
+from r1track.tracking import predictors, track
 
 console = Console(soft_wrap=True, highlight=False)
 
@@ -30,7 +31,7 @@ def settings_of(model: str, batch: int, reuse: bool) -> config.Settings:
 
 
 def ask_of(settings: config.Settings, model: str) -> Any:
-    return asking.load(asking.adapt(settings, model), model)[0]
+    return predictors.load_predictor(predictors.settings_for(settings, model), model)[0]
 
 
 def seconds(sequences: list[Sequence], ask: Any, settings: config.Settings) -> float:
@@ -51,9 +52,9 @@ def shares(sequences: list[Sequence], model: str) -> dict[str, float]:
     spent = {
         "reading frames (beside the rest)": timed(track, "open_frame"),
         "vision tower": timed(loaded.model.model.visual, "forward"),
-        "prefixes, with their vision": timed(decode.Decoder, "prefixes"),
-        "decoding tokens": timed(decode.Decoder, "go_on"),
-        "answers in all": timed(decode.Decoder, "answers"),
+        "prefixes, with their vision": timed(generation.Decoder, "prefixes"),
+        "decoding tokens": timed(generation.Decoder, "decode"),
+        "answers in all": timed(generation.Decoder, "answers"),
         "reading answers": timed(prompts, "parse_box"),
     }
     ask = ask_of(settings, model)
@@ -71,7 +72,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one turn, no growth, no shares")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        world.write_split(Path(folder) / "val", "val", sequences=max(64, chosen.sequences), length=24, seed=1)
+        toy.write_split(Path(folder) / "val", "val", sequences=max(64, chosen.sequences), length=24, seed=1)
         sequences = read_split(Path(folder) / "val")
         plain, ours = (settings_of(chosen.model, *how) for how in ((1, False), (chosen.sequences, True)))
         asks = {id(each): ask_of(each, chosen.model) for each in (plain, ours)}

@@ -13,9 +13,9 @@ import sys
 import numpy as np
 from rich.progress import track as progress
 
-from r1track import schema
-from r1track.boxes import Array
-from r1track.verdict import decide, weigh
+from r1track.ability.verdict import decide, set_statistics
+from r1track.core import schema
+from r1track.core.boxes import Array
 
 RULE = schema.Verdict()
 DIFFERENCES = (0, -1, -2, -5)
@@ -58,7 +58,7 @@ def simulate(case: tuple[str, int, int, float, int, bool], drop: float, runs: in
     random = np.random.default_rng([count, items, int(1000 * flips), shared, soft, abs(int(drop))])
     for run in range(runs):
         weighed = [
-            weigh(scores(random, items, each, flips, shared, soft), images, RULE, [run, place])
+            set_statistics(scores(random, items, each, flips, shared, soft), images, RULE, [run, place])
             for place, each in enumerate(drops)
         ]
         sets = {str(place): found for place, (found, _) in enumerate(weighed)}

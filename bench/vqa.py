@@ -10,8 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from r1track import config, models, vqa
-from r1track.vqa import sets
+from r1track.ability import questions, vqa
+from r1track.core import config, models
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     given = parser.parse_args()
     settings = config.load(given.config)
     name, spec = next(iter(settings.vqa.sets.items()))
-    items = sets.load(name, spec.model_copy(update={"items": given.items}), settings.vqa.seed, settings.model)
+    items = questions.load(name, spec.model_copy(update={"items": given.items}), settings.vqa.seed, settings.model)
     loaded = models.load(given.model, settings.model)
     rates, answers = {}, {}
     for batch in (given.batch, 1):

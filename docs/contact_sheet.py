@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from r1track import files
-from r1track.boxes import xywh_to_xyxy
-from r1track.sequences import Sequence, read_split, read_table
+from r1track.core import files
+from r1track.core.boxes import xywh_to_xyxy
+from r1track.core.sequences import Sequence, read_split, read_table
 
 COLUMNS, SET, SCALE = 6, "toy-val", 1.25
 COLOURS = {"truth": (255, 255, 255), "base": (255, 70, 70), "grpo": (60, 255, 60)}

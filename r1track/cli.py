@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
-from r1track import config, schema
+from r1track.core import config, schema
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def main(log_file: Annotated[Path | None, typer.Option("--log", help="Also keep 
 @app.command()
 def toy(config_file: Config, out: OutDir) -> None:
     """Write the toy world: procedural sequences in OUT/train and OUT/val."""
-    from r1track.toy.world import run
+    from r1track.data.toy import run
 
     run(config.load(config_file), out)
 
@@ -100,7 +100,7 @@ def sample(
     export: Annotated[Literal["sharegpt", "easyr1"] | None, typer.Option(help="Also write OUT-<form>.")] = None,
 ) -> None:
     """Cut pairs of template and search region from a training split."""
-    from r1track.sample import run
+    from r1track.data.sample import run
 
     run(config.load(config_file), root, out, processes=processes, form=export)
 
@@ -115,11 +115,11 @@ def train(
     out: OutDir,
 ) -> None:
     """Train an adapter on the pairs."""
-    from r1track import backend
+    from r1track.training import backend
 
     settings = config.load(config_file)
     backend.enter(settings.train.backend, scratch)  # before anything imports TRL
-    from r1track.train import run
+    from r1track.training.train import run
 
     run(settings, arm.value, model, pairs, scratch, out)
 
@@ -133,7 +133,7 @@ def merge(
     pairs: Annotated[Path | None, typer.Option(help="Folder of pairs, to compare answers before and after.")] = None,
 ) -> None:
     """Merge an adapter into 16-bit weights, and compare both on held-out pairs."""
-    from r1track.merge import run
+    from r1track.training.merge import run
 
     run(config.load(config_file), model, adapter, pairs, out)
 
@@ -154,7 +154,7 @@ def track(
     endpoint: Server = None,
 ) -> None:
     """Track every sequence of a split from its first box or its description."""
-    from r1track.track import run
+    from r1track.tracking.track import run
 
     run(_served(config.load(config_file), endpoint), model, root, out, start)
 
@@ -171,7 +171,7 @@ def video(
     endpoint: Server = None,
 ) -> None:
     """Follow one target through a video, and draw it."""
-    from r1track.video import run
+    from r1track.tracking.video import run
 
     if bool(box) == bool(text) or not re.fullmatch(r"-?\d+(\.\d*)?(,-?\d+(\.\d*)?){3}", box or "0,0,0,0"):
         raise ValueError(f"--box {box} --text {text}: give one of the two, a box as x,y,w,h")
@@ -186,7 +186,7 @@ def submit(
     root: Annotated[Path | None, typer.Option(help="The split, to compare first boxes and lengths with.")] = None,
 ) -> None:
     """Write the zip that the GOT-10k server takes, checked."""
-    from r1track.submit import run
+    from r1track.tracking.submit import run
 
     run(tracks, out, root)
 
@@ -201,7 +201,7 @@ def score(
     ].default,
 ) -> None:
     """Score tracks against the true boxes: AO, SR.50, SR.75, with intervals."""
-    from r1track.score import run
+    from r1track.tracking.score import run
 
     run(tracks, root, out, draws)
 
@@ -214,7 +214,7 @@ def vqa(
     pairs: Annotated[Path | None, typer.Option(help="Folder of pairs, for the KL to the base on tracking.")] = None,
 ) -> None:
     """Put general questions to a model."""
-    from r1track.vqa import run
+    from r1track.ability.vqa import run
 
     run(config.load(config_file), model, out, pairs)
 
@@ -227,7 +227,7 @@ def verdict(
     out: OutFile,
 ) -> None:
     """Say by the rule fixed beforehand whether general ability was kept."""
-    from r1track.verdict import run
+    from r1track.ability.verdict import run
 
     run(config.load(config_file), base, tuned, out)
 
@@ -238,7 +238,7 @@ def gate(
     on_regression: Annotated[str, typer.Option(help="`fail` stops on REGRESSED or INVALID, `warn` never does.")],
 ) -> None:
     """End with an error when general ability was lost."""
-    from r1track.verdict import gate
+    from r1track.ability.verdict import gate
 
     gate(verdict_file, on_regression)
 
@@ -253,8 +253,8 @@ def report(
     """Write the report of a run (--results DIR) or of several (--compare RUNS), and show its summary."""
     if compare != bool(runs) or compare != (results is None):
         raise ValueError("give either --results DIR, or --compare and the results folders: --compare DIR DIR --out DIR")
-    from r1track.report import compare as several
-    from r1track.report import run
+    from r1track.reporting import compare as several
+    from r1track.reporting.report import run
 
     if results:
         run(config.load(results / "config" / "report.json"), results, out)
@@ -267,7 +267,7 @@ def report(
 @app.command()
 def verify(results: Annotated[Path, typer.Argument(help="Results folder of a run: results/<run>.")]) -> None:
     """Say whether a report tells the truth: hashes, scores, verdicts and the report itself, computed again."""
-    from r1track.verify import STATES, examine
+    from r1track.reporting.verify import STATES, examine
 
     logging.getLogger("r1track").setLevel(logging.ERROR)  # the stages would speak of what they make again
     found, console, table = examine(results), get_console(), Table("checked", *STATES)
@@ -291,8 +291,8 @@ def doctor(
     budget: Annotated[float | None, typer.Option(min=0.1, help="GB of the card, if not of the one here.")] = None,
 ) -> None:
     """Look at the machine, the data and a configuration, and plan the memory, before hours are spent."""
-    from r1track.doctor import examine
-    from r1track.memory import ESTIMATES
+    from r1track.preflight.doctor import examine
+    from r1track.preflight.memory import ESTIMATES
 
     found, console = examine(config_file, budget and budget * 1e9), get_console()
     for state, subject, finding in found.lines:

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from r1track import config, files, report, score, sequences, track, verdict, vqa
+from r1track.ability import verdict, vqa
+from r1track.core import config, files, sequences
+from r1track.reporting import report
+from r1track.tracking import score, track
 
 SETTINGS = config.resolve(
     {

@@ -9,7 +9,10 @@ from typing import Any
 from PIL import Image
 from toys import toy_split
 
-from r1track import config, files, rewards, score, track, verdict, watch
+from r1track.ability import verdict
+from r1track.core import config, files
+from r1track.tracking import score, track
+from r1track.training import progress, rewards
 
 SETTINGS = config.resolve(
     {"preset": "demo", "score": {"draws": 200}, "verdict": {"min_items": 20, "on_regression": "warn"}}
@@ -75,7 +78,7 @@ def write_training(adapter: Path, steps: int = 30) -> None:
     crop = Image.new("RGB", (84, 84), "#556677")
     for step in range(0, steps, 10):
         shown = [dict(rewards.score(text, TARGET, size=84), answer=text) for text in ANSWERS]
-        watch.keep_example(adapter / "examples", step, [crop, crop], {"target": TARGET, "answers": shown})
+        progress.keep_example(adapter / "examples", step, [crop, crop], {"target": TARGET, "answers": shown})
     files.write_json(adapter / "provenance.json", record("train", quantize="none", train_seconds=90.0))
 
 

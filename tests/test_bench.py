@@ -15,7 +15,7 @@ import measure
 import pytest
 import torch
 
-from r1track import config, files
+from r1track.core import config, files
 
 # What every kind of case must have measured.
 FIGURES = {
@@ -58,7 +58,7 @@ def test_every_rehearsed_case_has_measured_what_it_is_for(rehearsed: Path) -> No
             assert record["figures"][name] > 0, (key, name)
 
 
-@pytest.mark.skipif(find_spec("r1track.memory") is None, reason="there is no plan of memory to compare with")
+@pytest.mark.skipif(find_spec("r1track.preflight.memory") is None, reason="there is no plan of memory to compare with")
 def test_beside_what_was_measured_stands_what_was_planned(rehearsed: Path) -> None:
     for key, record in records(rehearsed).items():
         if cases.Case.parse(key).kind in ("grpo", "sft", "merge", "track") and record["status"] == "measured":

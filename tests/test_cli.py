@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from r1track import cli, config
+from r1track import cli
+from r1track.core import config
 
 FLAGS = {
     "toy": {"config", "out"},
@@ -86,7 +87,7 @@ def test_the_log_file_has_the_traceback_that_the_console_spares(tmp_path: Path) 
     result = run("--log", log, "toy", "--config", tmp_path / "none.yaml", "--out", tmp_path / "out")
     assert "Traceback" not in result.output
     assert "Traceback" in log.read_text()
-    assert log.read_text().splitlines()[-1].startswith("r1track.config.ConfigError: ")
+    assert log.read_text().splitlines()[-1].startswith("r1track.core.config.ConfigError: ")
 
 
 def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

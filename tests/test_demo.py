@@ -13,7 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from toys import needs_real
 
-from r1track import config, files, models, score, verdict, verify, vqa
+from r1track.ability import verdict, vqa
+from r1track.core import config, files, models
+from r1track.reporting import verify
+from r1track.tracking import score
 
 ROOT = config.ROOT
 

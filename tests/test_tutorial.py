@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 from PIL import Image
 
-from r1track import config, files
+from r1track.core import config, files
 
 ROOT = config.ROOT
 PAGE = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")

@@ -12,7 +12,8 @@ import pytest
 import yaml
 from typer.main import get_command
 
-from r1track import cli, config, dag
+from r1track import cli, plan
+from r1track.core import config
 
 ROOT = config.ROOT
 MODELS = ("base", "grpo", "static", "template", "oracle")
@@ -144,15 +145,15 @@ def test_every_stage_takes_its_own_configuration_and_source_files_as_inputs() ->
     text = "\n".join(file.read_text() for file in (ROOT / "workflow" / "rules").glob("*.smk"))
     rules = dict(re.findall(r"^rule (\w+):\n(.*?)(?=^rule |\Z)", text, re.MULTILINE | re.DOTALL))
     assert set(rules) == {"settings", "gate", "submit", *config.NEEDS}
-    assert 'sources=dag.sources("submit")' in rules["submit"]
+    assert 'sources=plan.sources("submit")' in rules["submit"]
     for stage in config.NEEDS:
-        assert f'sources=dag.sources("{stage}")' in rules[stage]
+        assert f'sources=plan.sources("{stage}")' in rules[stage]
         assert f"config/{stage}.json" in rules[stage]
 
 
 def test_a_stage_has_the_sources_that_it_imports_and_no_others() -> None:
-    assert "r1track/prompts.py" in relative(dag.sources("track"))
-    assert "r1track/prompts.py" not in relative(dag.sources("score"))
+    assert "r1track/core/prompts.py" in relative(plan.sources("track"))
+    assert "r1track/core/prompts.py" not in relative(plan.sources("score"))
 
 
 def relative(files: list[str]) -> set[str]:
@@ -161,17 +162,17 @@ def relative(files: list[str]) -> set[str]:
 
 @pytest.mark.parametrize("stage", config.NEEDS)
 def test_sources_of_a_stage_are_its_modules_without_configuration_and_command_line(stage: str) -> None:
-    found = relative(dag.sources(stage))
+    found = relative(plan.sources(stage))
     names = ("toy/world.py",) if stage == "toy" else (f"{stage}.py", f"{stage}/__init__.py")
     assert any(f"r1track/{name}" in found for name in names)
-    assert not found & {"r1track/config.py", "r1track/files.py", "r1track/cli.py", "r1track/dag.py"}
+    assert not found & {"r1track/core/config.py", "r1track/core/files.py", "r1track/cli.py", "r1track/plan.py"}
 
 
 def test_imports_inside_functions_count_as_sources(tmp_path: Path) -> None:
     file = tmp_path / "stage.py"
-    file.write_text("import os\nfrom r1track.boxes import iou\ndef f():\n    from r1track import crops\n")
-    assert dag._imports(file) >= {"r1track.boxes", "r1track.crops"}
-    assert "os" not in dag._imports(file)
+    file.write_text("import os\nfrom r1track.core.boxes import iou\ndef f():\n    from r1track import crops\n")
+    assert plan._imports(file) >= {"r1track.core.boxes", "r1track.core.crops"}
+    assert "os" not in plan._imports(file)
 
 
 def test_the_lint_finds_nothing() -> None:
@@ -196,46 +197,46 @@ def write_split(folder: Path, *names: str) -> Path:
 
 def test_data_that_do_not_exist_are_refused_with_field_path_and_remedy(tmp_path: Path) -> None:
     with pytest.raises(config.ConfigError, match=r"data\.train = 'nowhere': nowhere/list\.txt does not exist; unpack"):
-        dag.plan({"data": {"train": "nowhere"}})
+        plan.make_plan({"data": {"train": "nowhere"}})
     with pytest.raises(config.ConfigError, match=r"data\.sets\.mine = 'nowhere'"):
-        dag.plan({"data": {"sets": {"mine": "nowhere"}}})
+        plan.make_plan({"data": {"sets": {"mine": "nowhere"}}})
     split = write_split(tmp_path / "split", "one", "two", "three")
     (split / "one").mkdir()
     with pytest.raises(config.ConfigError, match="2 of 3 sequences, first 'two'"):
-        dag.plan({"data": {"train": str(split)}})
+        plan.make_plan({"data": {"train": str(split)}})
     with pytest.raises(config.ConfigError, match="take toy/train or toy/val"):
-        dag.plan({"data": {"train": "toy/test"}})
+        plan.make_plan({"data": {"train": "toy/test"}})
 
 
 def test_sequences_may_lie_outside_their_split(tmp_path: Path) -> None:
     (tmp_path / "elsewhere" / "clip").mkdir(parents=True)
     split = write_split(tmp_path / "split", "../elsewhere/clip")
-    assert dag.plan({"data": {"train": str(split)}}).train == str(split)
+    assert plan.make_plan({"data": {"train": str(split)}}).train == str(split)
 
 
 def test_names_that_cannot_be_folders_are_refused() -> None:
     with pytest.raises(config.ConfigError, match="run: 'a b' cannot name a folder"):
-        dag.plan({"run": "a b"})
+        plan.make_plan({"run": "a b"})
     with pytest.raises(config.ConfigError, match=r"data\.sets: 'x/y' cannot name a folder"):
-        dag.plan({"data": {"sets": {"x/y": "toy/val"}}})
+        plan.make_plan({"data": {"sets": {"x/y": "toy/val"}}})
     with pytest.raises(config.ConfigError, match=r"train\.arms = \[\]"):
-        dag.plan({"train": {"arms": []}})
+        plan.make_plan({"train": {"arms": []}})
 
 
 def test_the_real_clips_run_through_the_same_jobs_without_the_toy_world() -> None:
     if not (ROOT.parent / "shared" / "realseq").is_dir():
         pytest.skip("shared/realseq is not beside the repository")
-    plan = dag.plan(yaml.safe_load((ROOT / "tests" / "configs" / "real_clips.yaml").read_text()))
-    assert plan.results == "results/real-clips"
-    assert (plan.train, plan.sets) == ("tests/configs/real_clips/train", {"real": "tests/configs/real_clips/val"})
+    run = plan.make_plan(yaml.safe_load((ROOT / "tests" / "configs" / "real_clips.yaml").read_text()))
+    assert run.results == "results/real-clips"
+    assert (run.train, run.sets) == ("tests/configs/real_clips/train", {"real": "tests/configs/real_clips/val"})
 
 
 def test_an_arm_starts_from_the_base_or_from_the_merged_arm_before_it() -> None:
-    both = dag.plan({"train": {"arms": ["sft", "grpo"]}})
-    assert [both.start(arm) for arm in both.arms] == ["base", "base"]
-    chained = dag.plan({"train": {"arms": ["sft", "grpo"], "start": "sft"}})
-    assert [chained.start(arm) for arm in chained.arms] == ["base", "sft"]
-    assert chained.model(chained.start("grpo")) == "results/demo/models/sft"
+    both = plan.make_plan({"train": {"arms": ["sft", "grpo"]}})
+    assert [both.initial_model(arm) for arm in both.arms] == ["base", "base"]
+    chained = plan.make_plan({"train": {"arms": ["sft", "grpo"], "start": "sft"}})
+    assert [chained.initial_model(arm) for arm in chained.arms] == ["base", "sft"]
+    assert chained.model(chained.initial_model("grpo")) == "results/demo/models/sft"
 
 
 def test_two_arms_are_both_merged_tracked_asked_and_judged(finished: Path) -> None:
@@ -262,24 +263,24 @@ def make_test_split(folder: Path) -> Path:
 
 def test_an_extra_model_is_tracked_and_scored_as_a_fourth(finished: Path) -> None:
     change = {"run": "extra", "track": {"extra": {"model": "someone/model"}, "peers": ["static", "csrt"]}}
-    plan = dag.plan(change)
-    assert plan.models == ["base", "grpo", "extra", "static", "csrt"]
-    assert (plan.model("extra"), plan.weights("extra")) == ("extra", [])
+    run = plan.make_plan(change)
+    assert run.models == ["base", "grpo", "extra", "static", "csrt"]
+    assert (run.model("extra"), run.weights("extra")) == ("extra", [])
     found = planned(finished, change, "extra")
     assert (found["track"], found["score"], found["train"], found["vqa"]) == (5, 5, 1, 2)
 
 
 def test_the_files_of_an_extra_model_are_inputs_of_its_tracks(tmp_path: Path) -> None:
     (tmp_path / "config.json").touch()
-    plan = dag.plan({"track": {"extra": {"model": str(tmp_path)}}})
-    assert [Path(file).resolve() for file in plan.weights("extra")] == [tmp_path / "config.json"]
+    run = plan.make_plan({"track": {"extra": {"model": str(tmp_path)}}})
+    assert [Path(file).resolve() for file in run.weights("extra")] == [tmp_path / "config.json"]
 
 
 def test_the_test_split_is_tracked_and_packed_and_neither_scored_nor_tracked_by_peers(finished: Path) -> None:
     split = make_test_split(finished / "test-split")
     change = {"run": "test", "data": {"sets": {"toy-val": "toy/val", "test": str(split)}}}
-    plan = dag.plan(change)
-    assert plan.submissions == ["results/test/submission/base.zip", "results/test/submission/grpo.zip"]
+    run = plan.make_plan(change)
+    assert run.submissions == ["results/test/submission/base.zip", "results/test/submission/grpo.zip"]
     found = planned(finished, change, "test")
     assert (found["track"], found["score"], found["submit"]) == (7, 5, 2)
     done = snakemake(finished, "--dry-run", "--nolock", "--printshellcmds", "--configfile", "test.yaml")
@@ -291,12 +292,12 @@ def test_a_run_has_one_test_split_at_most_and_something_to_score(tmp_path: Path)
     split = str(make_test_split(tmp_path / "split"))
     for sets in ({"one": split}, {"one": split, "two": split, "val": "toy/val"}):
         with pytest.raises(config.ConfigError, match=r"are test splits; leave one, beside one to be scored"):
-            dag.plan({"data": {"sets": sets}})
+            plan.make_plan({"data": {"sets": sets}})
 
 
 def test_a_set_may_be_started_from_text_by_its_name(finished: Path) -> None:
     sets = {"toy-val": "toy/val", "told": "toy/val"}
-    plan = dag.plan({"data": {"sets": sets}, "track": {"starts": {"told": "text"}}})
-    assert [plan.begin(name) for name in sets] == ["box", "text"]
+    run = plan.make_plan({"data": {"sets": sets}, "track": {"starts": {"told": "text"}}})
+    assert [run.track_start(name) for name in sets] == ["box", "text"]
     with pytest.raises(config.ConfigError, match=r"track\.starts: 'tld' is no set; take one of \['toy-val'\]"):
-        dag.plan({"track": {"starts": {"tld": "text"}}})
+        plan.make_plan({"track": {"starts": {"tld": "text"}}})

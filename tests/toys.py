@@ -11,10 +11,11 @@ import torch
 from datasets import Dataset, Value
 from numpy.typing import ArrayLike
 
-from r1track import config, models, prompts, sample
-from r1track.pairs import FEATURES, questions
-from r1track.pairs import load as open_pairs
-from r1track.toy.world import write_split
+from r1track.core import config, models, prompts
+from r1track.core.pairs import FEATURES, questions
+from r1track.core.pairs import load as open_pairs
+from r1track.data import sample
+from r1track.data.toy import write_split
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "realseq"
 needs_real = pytest.mark.skipif(
@@ -102,6 +103,6 @@ def accustomed(pairs: Path, out: Path, steps: int = 32) -> Path:
 
 def with_pixels(trainer: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     """The inputs with the images' pixels, as TRL itself has them, in place of their numbers."""
-    hung, grids = trainer.gallery.hung, inputs["image_grid_thw"]
+    hung, grids = trainer.image_cache.images, inputs["image_grid_thw"]
     numbers = [int(128 * high + low) for high, low in inputs["pixel_values"][grids.prod(1).cumsum(0) - 1].tolist()]
     return {**inputs, "pixel_values": torch.cat([hung[n].pixels for n in numbers])}

@@ -12,20 +12,20 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel
 
-from r1track import paper
-from r1track.config import NEEDS, PRESETS, ROOT, Settings, resolve
-from r1track.files import write_text
+from r1track.core.config import NEEDS, PRESETS, ROOT, Settings, resolve
+from r1track.core.files import write_text
+from r1track.reporting import paper
 
 HEAD = """\
 preset: demo
 # A line below that starts with `#` and a field shows the field's default: to change it, delete `# ` and the value, and
-# write your own. Presets (presets/*.yaml) change some defaults; what stands here wins over the preset, and a file given
+# write your own. Presets (r1track/presets/*.yaml) change some defaults; what stands here wins over the preset, and a file given
 # with --configfile wins over this one. docs/configuration.md has the same as tables, with types and presets.
 """
 PAGE = """\
 # Configuration
 
-*Made from the model in `r1track/schema.py` by `make docs`; edit the model, not this page.*
+*Made from the model in `r1track/core/schema.py` by `make docs`; edit the model, not this page.*
 
 What a run depends on is said in `config.yaml`, one section per stage. A value is looked up in this order: a file given
 with `--configfile`, `config.yaml`, the preset that it names, the default below. Unknown fields, wrong types and values
@@ -139,7 +139,7 @@ def reference() -> str:
 
 def memory_table() -> str:
     """The table in docs/memory.md: GB at the peak of every stage, planned for the full sizes."""
-    from r1track import memory  # here, since it brings torch
+    from r1track.preflight import memory  # here, since it brings torch
 
     rows = []
     for base, quantize in ((base, quantize) for base in memory.PUBLISHED for quantize in ("nf4", "none")):
@@ -154,7 +154,7 @@ def memory_table() -> str:
 
 def preset_table() -> str:
     """The table in README.md and docs/training.md: what each preset for a card is planned to take."""
-    from r1track import memory
+    from r1track.preflight import memory
 
     rows = ["| preset | model | pairs | arms | peak memory, planned | hours on an RTX 3090, planned | measured |"]
     rows.append("|---|---|---|---|---|---|---|")

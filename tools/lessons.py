@@ -18,12 +18,12 @@ import easy_vqa
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from tiny_model import FRAME, SIZE
 
-from r1track import prompts
-from r1track.boxes import Array, xywh_to_xyxy
-from r1track.crops import Crop, drift
-from r1track.toy import world
-from r1track.toy.base import FRAME, SIZE
+from r1track.core import prompts
+from r1track.core.boxes import Array, xywh_to_xyxy
+from r1track.core.crops import Crop, jitter_box
+from r1track.data import toy
 
 SINGLE = 56  # side of an image with a single object, in pixels
 UNDECIDED = 0.55  # share of pair answers that repeat the template's box, in the last part
@@ -37,8 +37,8 @@ class Seen(NamedTuple):
     shape: int
 
 
-def seen(thing: world.Thing, box: Array) -> Seen:
-    return Seen(box, list(world.COLORS).index(thing.color), world.SHAPES.index(thing.shape))
+def seen(thing: toy.Thing, box: Array) -> Seen:
+    return Seen(box, list(toy.COLORS).index(thing.color), toy.SHAPES.index(thing.shape))
 
 
 @dataclass(frozen=True)
@@ -56,16 +56,16 @@ class Lessons:
 
     def __init__(self, seed: int):
         self.rng, self.undecided = np.random.default_rng(seed), False
-        self.grounds = [world.make_ground(self.rng) for _ in range(400)]
+        self.grounds = [toy.make_ground(self.rng) for _ in range(400)]
         questions, answers, ids = easy_vqa.get_train_questions()
         paths = easy_vqa.get_train_image_paths()
         self.photos = {i: np.asarray(Image.open(p).convert("RGB").resize((SIZE, SIZE), 3)) for i, p in paths.items()}
         self.questions = list(zip(questions, answers, ids, strict=True))
 
-    def _world(self, length: int) -> world.World:
+    def _world(self, length: int) -> toy.World:
         rng = self.rng
         ground = self.grounds[rng.integers(len(self.grounds))]
-        return world.make(rng, length, int(rng.integers(0, 4)), False, ground)
+        return toy.make(rng, length, int(rng.integers(0, 4)), False, ground)
 
     def single(self) -> tuple[NDArray[np.uint8], Seen]:
         """One object in front of a piece of background, at about the scales of frames and crops, SINGLE px a side."""
@@ -74,7 +74,7 @@ class Lessons:
         ground = self.grounds[rng.integers(len(self.grounds))]
         x, y = rng.integers(0, ground.shape[1] - side), rng.integers(0, ground.shape[0] - side)
         canvas = np.ascontiguousarray(ground[y : y + side, x : x + side])
-        thing = world.make_thing(rng, 1, str(rng.choice(world.SHAPES)), str(rng.choice(list(world.COLORS))))
+        thing = toy.make_thing(rng, 1, str(rng.choice(toy.SHAPES)), str(rng.choice(list(toy.COLORS))))
         thing.centre = side / 2 + rng.uniform(-1, 1, (1, 2)) * max(4, (side - thing.size[0]) / 2)
         thing.draw(canvas, 0)
         image = Image.fromarray(canvas).resize((SINGLE, SINGLE), Image.Resampling.BICUBIC)
@@ -92,7 +92,7 @@ class Lessons:
         names = [thing.name for thing in clip.things]
         chosen = int(self.rng.choice([i for i, name in enumerate(names) if names.count(name) == 1]))
         frame = Image.fromarray(clip.frame(0)).resize(FRAME, Image.Resampling.BICUBIC)
-        scale = np.array(FRAME) / (world.WIDTH, world.HEIGHT)
+        scale = np.array(FRAME) / (toy.WIDTH, toy.HEIGHT)
         objects = [seen(thing, xywh_to_xyxy(clip.box(0, i)) * np.tile(scale, 2)) for i, thing in enumerate(clip.things)]
         answer = prompts.ground_answer(objects[chosen].box, names[chosen])
         objects.insert(0, objects.pop(chosen))
@@ -105,7 +105,7 @@ class Lessons:
         box = clip.box(second)
         template = Crop.around(clip.box(first), 4, SIZE)
         shift = 0.3 if self.rng.random() < 0.7 else 0.8
-        search = Crop.around(drift(box, self.rng, shift=shift, scale=0.12), 4, SIZE)
+        search = Crop.around(jitter_box(box, self.rng, shift=shift, scale=0.12), 4, SIZE)
         given = template.to_crop(xywh_to_xyxy(clip.box(first)))
         answer = np.clip(search.to_crop(xywh_to_xyxy(box)), 0, SIZE)
         if self.undecided and self.rng.random() < UNDECIDED:

@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import numpy as np
+import tiny_model
 import torch
 from lessons import Lessons, Seen
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from rich.progress import track as progress_bar
 from torch.nn import functional
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from r1track.toy import base, world
+from r1track.data import toy
 
 TOKEN = 28  # side of what one image token shows, in pixels
 OBJECTS = 96  # single objects per step
@@ -55,7 +56,7 @@ def places(objects: list[list[Seen]], height: int, width: int) -> dict[str, torc
             if 0 <= x < width and 0 <= y < height:
                 at = row, y * width + x
                 present[at], color[at], shape[at] = 1, *kind
-                corners[at] = torch.tensor(box / base.SIZE, dtype=torch.float32)
+                corners[at] = torch.tensor(box / tiny_model.SIZE, dtype=torch.float32)
                 offsets[at] = torch.tensor(box / TOKEN - np.array([x, y, x, y]), dtype=torch.float32)
                 if k == 0:
                     target[row] = at[1]
@@ -69,7 +70,7 @@ class Sight(torch.nn.Module):
     def __init__(self, hidden: int):
         super().__init__()
         self.present, self.offsets = torch.nn.Linear(hidden, 1), torch.nn.Linear(hidden, 4)
-        self.color, self.shape = torch.nn.Linear(hidden, len(world.COLORS)), torch.nn.Linear(hidden, len(world.SHAPES))
+        self.color, self.shape = torch.nn.Linear(hidden, len(toy.COLORS)), torch.nn.Linear(hidden, len(toy.SHAPES))
 
     def forward(self, tokens: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """The loss; tokens (n, tokens, hidden), batch: what `places` gives."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tiny_model
 import torch
 import typer
 from lessons import UNDECIDED, Item, Lessons
@@ -19,8 +20,7 @@ from rich.progress import track as progress_bar
 from sight import Sight, learn_to_see, patches, places, rate_at
 from torch.nn import functional
 
-from r1track.files import atomic_folder
-from r1track.toy import base
+from r1track.core.files import atomic_folder
 
 logger = logging.getLogger(__name__)
 RATE, SHARES = 2e-3, {"vqa": 6, "ground": 12, "pair": 14}  # highest learning rate; questions of each kind in 32
@@ -75,10 +75,10 @@ class Trainer:
     """Plain supervised training of the tiny base, one forward pass per kind of question and step."""
 
     def __init__(self, seed: int, batch: int):
-        self.processor: Any = base.make_processor()
+        self.processor: Any = tiny_model.make_processor()
         self.tokenizer = self.processor.tokenizer
-        self.model: Any = base.make_model(self.tokenizer, seed)
-        self.helper = Helper(base.HIDDEN)
+        self.model: Any = tiny_model.make_model(self.tokenizer, seed)
+        self.helper = Helper(tiny_model.HIDDEN)
         self.zero = self.tokenizer.convert_tokens_to_ids("0")
         self.lessons, self.batch = Lessons(seed), batch
         self.positions: dict[tuple[int, int, int], torch.Tensor] = {}
@@ -136,15 +136,15 @@ class Trainer:
         return loss, right
 
     def _is_number(self, labels: torch.Tensor) -> torch.Tensor:
-        return (labels >= self.zero) & (labels < self.zero + base.NUMBERS)
+        return (labels >= self.zero) & (labels < self.zero + tiny_model.NUMBERS)
 
     def _targets(self, labels: torch.Tensor) -> torch.Tensor:
         """Target distributions, shape (tokens, vocabulary): one-hot for words, a narrow bell for numbers."""
         vocabulary = self.model.config.text_config.vocab_size
         targets = functional.one_hot(labels, vocabulary).float()
         number = self._is_number(labels)
-        distance = torch.arange(base.NUMBERS) - (labels[number, None] - self.zero)
-        targets[number, self.zero : self.zero + base.NUMBERS] = torch.softmax(-(distance**2) / (2 * BLUR**2), -1)
+        distance = torch.arange(tiny_model.NUMBERS) - (labels[number, None] - self.zero)
+        targets[number, self.zero : self.zero + tiny_model.NUMBERS] = torch.softmax(-(distance**2) / (2 * BLUR**2), -1)
         return targets
 
     def run(self, steps: int, rate: float, shares: dict[str, int]) -> list[dict[str, float]]:

@@ -1,7 +1,7 @@
 rule toy:
     input:
         config=f"{PLAN.results}/config/toy.json",
-        sources=dag.sources("toy"),
+        sources=plan.sources("toy"),
     output:
         train=f"{PLAN.scratch}/toy/train/list.txt",
         val=f"{PLAN.scratch}/toy/val/list.txt",
@@ -24,7 +24,7 @@ rule sample:
     input:
         config=f"{PLAN.results}/config/sample.json",
         frames=f"{PLAN.train}/list.txt",
-        sources=dag.sources("sample"),
+        sources=plan.sources("sample"),
     output:
         directory(f"{PLAN.results}/pairs"),
     log:

@@ -1,0 +1,129 @@
+"""Configuration: what a person wrote, over a preset, over the defaults, as typed sections (schema.py).
+
+`config.yaml` is what a person edits. What it sets wins over the preset that it names, and the preset wins over the
+defaults in schema.py. A stage reads the same model from `results/<run>/config/<stage>.json`, which holds only the
+sections that the stage depends on.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from r1track.core import config_errors, files
+from r1track.core.schema import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+PRESETS = ROOT / "presets"
+# The sections that each stage depends on: what its file under results/<run>/config holds.
+NEEDS = {
+    "toy": ("toy",),
+    "sample": ("seed", "task", "sample"),
+    "train": ("seed", "model", "task", "train"),
+    "merge": ("model", "task", "merge"),
+    "track": ("model", "task", "track"),
+    "score": ("score",),
+    "vqa": ("model", "vqa"),
+    "verdict": ("verdict",),
+    "report": ("preset", "data", "report"),  # what departs from the preset, and from the paper's data, is said there
+}
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message has one line per fault: field, value, remedy."""
+
+
+def _sections(section: type[BaseModel]) -> Iterator[str]:
+    """Names of all sections inside a section."""
+    for name, info in section.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield name
+            yield from _sections(info.annotation)
+
+
+SECTIONS = set(_sections(Settings))
+
+
+def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` laid on `under`, section by section; `sets` is replaced as a whole: who names one set means that one."""
+    merged = dict(under)
+    for key, value in over.items():
+        if value is None and key in SECTIONS:  # one with nothing but comments
+            merged.setdefault(key, {})
+        elif isinstance(value, dict) and key != "sets":
+            merged[key] = _merge(under.get(key) or {}, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return files.read_yaml(path)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _preset(name: str, source: str) -> dict[str, Any]:
+    """What a preset sets, over the preset that it names itself, if any."""
+    path = PRESETS / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in PRESETS.glob("*.yaml"))
+        raise ConfigError(f"{source}: preset = {name!r}: no such file under presets/; take one of {known}")
+    values = _read(path)
+    return _merge(_preset(values["preset"], str(path)) if "preset" in values else {}, values)
+
+
+def _validated(value: dict[str, Any], source: str) -> Settings:
+    try:
+        return Settings.model_validate(value)
+    except ValidationError as error:
+        lines = config_errors.explain(error, Settings)
+        raise ConfigError(f"{source}: cannot be used\n" + "\n".join(f"  {line}" for line in lines)) from None
+
+
+def resolve(values: dict[str, Any], source: str = "config.yaml") -> Settings:
+    """Settings from what a person wrote, over the named preset, over the defaults; ConfigError has a line per fault."""
+    settings = _validated(_merge(_preset(values.get("preset", "demo"), source), values), source)
+    fault = config_errors.contradiction(settings)
+    if fault:
+        raise ConfigError(f"{source}: cannot be used\n  {fault}")
+    return settings.model_copy(update={"run": settings.run or settings.preset})
+
+
+def load(path: Path) -> Settings:
+    """Settings from a YAML file that a person edits, or from a stage's resolved JSON file.
+
+    Raises ConfigError when the file is missing or cannot be used.
+    """
+    if not path.is_file():
+        raise ConfigError(
+            f"{path}: no such configuration file; give config.yaml or a results/<run>/config/<stage>.json"
+        )
+    if path.suffix == ".json":
+        return _validated(files.read_json(path), str(path))
+    return resolve(_read(path), str(path))
+
+
+def stage_values(settings: Settings, stage: str) -> dict[str, Any]:
+    """What a stage depends on, resolved: the content of results/<run>/config/<stage>.json."""
+    values = settings.model_dump(mode="json")
+    return {key: values[key] for key in NEEDS[stage]}
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as one dictionary of dotted paths; empty sections leave nothing."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
+
+
+def fields(section: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every field with its dotted path and its pydantic FieldInfo, depth first; sections themselves are left out."""
+    for name, info in section.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from fields(info.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", info

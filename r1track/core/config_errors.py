@@ -1,0 +1,76 @@
+"""Faults: what is wrong with a configuration, in a person's words: the field's path, the value, the remedy."""
+
+import difflib
+import math
+import typing
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+if typing.TYPE_CHECKING:
+    from r1track.core.schema import Settings
+
+PATCH = 28  # Qwen2.5-VL shows images at multiples of this many pixels
+
+
+def explain(error: ValidationError, schema: type[BaseModel]) -> list[str]:
+    """One line per fault of a value that `schema` refused."""
+    lines = []
+    for fault in error.errors():
+        field = ".".join(map(str, fault["loc"]))
+        shown = f" = {fault['input']!r}" if not isinstance(fault["input"], dict | BaseModel) else ""
+        lines.append(f"{field}{shown}: {_remedy(fault, schema)}" if field else _remedy(fault, schema))
+    return lines
+
+
+def _remedy(fault: Any, schema: type[BaseModel]) -> str:
+    value, kind = fault["input"], fault["type"]
+    if kind == "extra_forbidden":
+        known = _known(fault["loc"][:-1], schema)
+        near = difflib.get_close_matches(str(fault["loc"][-1]), known, 1)
+        return f"unknown field; did you mean {near[0]!r}?" if near else f"unknown field; known here: {', '.join(known)}"
+    if kind in ("float_type", "int_type") and isinstance(value, str):
+        try:
+            return f"YAML reads this as text; write {_spelled(float(value))}"
+        except ValueError:
+            return "write a number, without quotes"
+    return str(fault["msg"]).removeprefix("Value error, ")
+
+
+def _spelled(number: float) -> str:
+    """A number as YAML 1.1 reads it: with a point in front of the exponent."""
+    mantissa, _, exponent = f"{number:e}".partition("e")
+    digits = mantissa.rstrip("0")
+    return f"{digits + '0' if digits.endswith('.') else digits}e{int(exponent)}"
+
+
+def _known(path: tuple[Any, ...], schema: Any) -> list[str]:
+    """Names of the fields below `path`; a name in a dictionary of sections is the person's own."""
+    for step in path:
+        field = getattr(schema, "model_fields", {}).get(step)
+        schema = field.annotation if field else (typing.get_args(schema) or (None,))[-1]
+    return list(getattr(schema, "model_fields", {}))
+
+
+def contradiction(settings: "Settings") -> str | None:
+    """What two sections say against one another, if anything.
+
+    A crop that the image processor would resize is refused: its pixels would no longer be the answer's.
+    """
+    low, high = settings.model.min_pixels, settings.model.max_pixels
+    if low > high:
+        return f"model.min_pixels = {low}: above model.max_pixels = {high}; swap them"
+    sides = [("task.size", settings.task.size), *(("sample.sizes", size) for size in settings.sample.sizes)]
+    for field, size in sides:
+        if size < PATCH or size % PATCH:
+            return f"{field} = {size}: not a multiple of {PATCH}; take {max(PATCH, round(size / PATCH) * PATCH)}"
+        if not low <= size * size <= high:
+            return (
+                f"{field} = {size}: {size * size} pixels are outside model.min_pixels..max_pixels = {low}..{high}; "
+                f"take a size from {math.ceil(math.sqrt(low))} to {math.isqrt(high)}, or widen the limits"
+            )
+    if settings.merge.base == "dequantised" and settings.train.quantize == "none":
+        return "merge.base = 'dequantised': nothing was quantised in training; take `original`, or train.quantize nf4"
+    if settings.task.think and "sft" in settings.train.arms:
+        return "train.arms: pairs hold no reasoning that sft could learn; leave sft out, or set task.think to false"
+    return None

@@ -1,0 +1,99 @@
+"""Crops: the one geometry of cutting a square out of an image and of mapping boxes there and back.
+
+Coordinates are continuous (pixel i covers [i, i + 1)) in the image and in the crop alike. A crop may reach over the
+image's border; what lies outside is black. Cutting is one affine warp, of a blurred image where it shrinks.
+"""
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import ArrayLike
+from PIL import Image
+
+from r1track.core.boxes import Array
+from r1track.core.config_errors import PATCH
+from r1track.core.schema import Model
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A square window of an image, shown at `size` x `size` pixels.
+
+    x, y: the window's left top corner in image pixels. side: its side in image pixels. size: its side as shown.
+    """
+
+    x: float
+    y: float
+    side: float
+    size: int
+
+    @classmethod
+    def around(cls, box_xywh: ArrayLike, factor: float, size: int) -> "Crop":
+        """The window centred on a box, with side ceil(sqrt(w * h) * factor) (the trackers' convention, R1-Track's too).
+
+        Raises ValueError for a box that is not finite or has no extent.
+        """
+        x, y, w, h = np.asarray(box_xywh, dtype=np.float64)
+        if not (np.isfinite([x, y, w, h]).all() and w > 0 and h > 0):
+            raise ValueError(
+                f"cannot cut around the box {[float(v) for v in (x, y, w, h)]}: width and height must be > 0"
+            )
+        side = float(math.ceil(math.sqrt(w * h) * factor))
+        return cls(float(x + w / 2 - side / 2), float(y + h / 2 - side / 2), side, size)
+
+    @property
+    def scale(self) -> float:
+        """Crop pixels per image pixel."""
+        return self.size / self.side
+
+    def cut(self, image: Image.Image) -> Image.Image:
+        """The window's pixels, size x size."""
+        return Image.fromarray(self.warp(np.asarray(image.convert("RGB"))))
+
+    def warp(self, frame: cv2.typing.MatLike, reduced: int = 1) -> cv2.typing.MatLike:
+        """As `cut`, out of an array of shape (height, width, 3) that is `reduced` times smaller than the image."""
+        step, x, y = 1 / self.scale / reduced, self.x / reduced, self.y / reduced
+        # Antialiasing takes a triangle of half-width `step`, of variance step^2 / 6; the warp interpolates with 1 / 6.
+        sigma = math.sqrt(max(0.0, (step**2 - 1) / 6))
+        margin = math.ceil(3 * sigma) + 2
+        left, top = max(0, math.floor(x) - margin), max(0, math.floor(y) - margin)
+        extent = math.ceil(step * self.size) + 2 * margin
+        window = frame[top : max(0, math.floor(y) + extent), left : max(0, math.floor(x) + extent)]
+        if not window.size:
+            return np.zeros((self.size, self.size, 3), np.uint8)
+        if sigma:
+            window = cv2.GaussianBlur(window, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
+        matrix = np.array([[step, 0, x - left + step / 2 - 0.5], [0, step, y - top + step / 2 - 0.5]])
+        return cv2.warpAffine(window, matrix, (self.size, self.size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+
+    def to_crop(self, box_xyxy: ArrayLike) -> Array:
+        """Corners in the image, shape (..., 4), to corners in the crop."""
+        return (np.asarray(box_xyxy, dtype=np.float64) - [self.x, self.y, self.x, self.y]) * self.scale
+
+    def to_image(self, box_xyxy: ArrayLike) -> Array:
+        """Corners in the crop, shape (..., 4), to corners in the image: the inverse of `to_crop`."""
+        return np.asarray(box_xyxy, dtype=np.float64) / self.scale + [self.x, self.y, self.x, self.y]
+
+
+def processed_size(size: tuple[int, int], model: Model) -> tuple[int, int]:
+    """Width and height at which the image processor shows an image of that width and height: whole patches."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+    height, width = smart_resize(size[1], size[0], PATCH, model.min_pixels, model.max_pixels)
+    return width, height
+
+
+def jitter_box(box_xywh: ArrayLike, rng: np.random.Generator, *, shift: float, scale: float) -> Array:
+    """The box as a tracker may hold it one step later: displaced and rescaled at random; x, y, w, h.
+
+    shift: standard deviation of the centre's displacement, in shares of sqrt(w * h), cut off at two of them.
+    scale: standard deviation of the logarithm of the size's change, cut off likewise.
+    """
+    x, y, w, h = np.asarray(box_xywh, dtype=np.float64)
+    dx, dy, grow = np.clip(rng.standard_normal(3), -2, 2) * [shift, shift, scale]
+    side, factor = math.sqrt(w * h), math.exp(grow)
+    centre = np.array([x + w / 2 + dx * side, y + h / 2 + dy * side])
+    extent = np.array([w, h]) * factor
+    return np.concatenate([centre - extent / 2, extent])

@@ -1,0 +1,215 @@
+"""Models: loading a base, its processor and an adapter, and asking it many things at once.
+
+One image processor serves training, tracking and questions: the PIL one, since PIL and torchvision resize differently.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, PeftModel
+from PIL import Image
+from rich.progress import track as progress
+from transformers import (
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    ProcessorMixin,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+)
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.utils.logging import disable_progress_bar
+
+from r1track.core import files, schema
+from r1track.core.prompts import Messages
+
+disable_progress_bar()  # ours say what is being done
+TINY = files.resolve_path("tiny")
+# A sampled vision token would count as an image that is not there, and stop the next forward pass.
+VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+
+
+class ImageProcessorOnly(Qwen2_5_VLProcessor):
+    """Qwen2.5-VL's processor without its video half, which cannot be built where torchvision is missing."""
+
+    def __init__(self, image_processor=None, tokenizer=None, chat_template=None):  # type: ignore[no-untyped-def]
+        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with what it takes to ask it."""
+
+    model: Any  # a PreTrainedModel, or PEFT's wrapper around one
+    processor: ImageProcessorOnly
+    device: torch.device
+
+
+def resolve_model_dir(base: str, revision: str | None = None) -> Path:
+    """The folder that holds a base: the embedded one for `tiny`, a folder as it is, else a download from the hub.
+
+    Raises FileNotFoundError when there is neither.
+    """
+    if files.on_hub(base):
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(base, revision=revision))
+    path = files.resolve_path(base)
+    if not (path / "config.json").is_file():
+        raise FileNotFoundError(f"model {base!r}: no folder with a config.json; give one, a hub id, or `tiny`")
+    return path
+
+
+def load_processor(folder: Path, settings: schema.Model) -> ImageProcessorOnly:
+    """The processor of a base, with the configured pixel limits; prompts are padded on the left."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    size = {"shortest_edge": settings.min_pixels, "longest_edge": settings.max_pixels}
+    images = Qwen2VLImageProcessorPil.from_pretrained(folder, size=size)
+    template = tokenizer.chat_template
+    if not template and (folder / "chat_template.json").is_file():  # where older repositories keep it
+        template = files.read_json(folder / "chat_template.json")["chat_template"]
+    if not template:
+        raise ValueError(f"{folder}: there is no chat template; take an Instruct model")
+    return ImageProcessorOnly(images, tokenizer, chat_template=template)
+
+
+def load_weights(
+    folder: Path, dtype: torch.dtype, quantize: Literal["nf4", "none"] = "none", device: str | None = None
+) -> Qwen2_5_VLForConditionalGeneration:
+    """The model with weights in `dtype`, on the GPU where there is one; with `nf4`, the language layers in 4 bits."""
+    quantization = None
+    if quantize == "nf4":
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=["model.visual", "lm_head"],  # the key's name is historical: it holds for 4 bits too
+        )
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        folder, dtype=dtype, quantization_config=quantization, device_map={"": device}, attn_implementation="sdpa"
+    )
+
+
+def make_adapter(lora: schema.Lora) -> LoraConfig:
+    """The adapter: on the named linear layers of the language model and, if asked, on all of the vision tower's."""
+    targets = rf".*language_model.*\.({'|'.join(lora.targets)})"
+    if lora.vision:
+        targets += r"|.*visual\.blocks.*\.(qkv|proj|gate_proj|up_proj|down_proj)|.*visual\.merger\.mlp\.[02]"
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        bias="none",
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+    )
+
+
+def is_frozen(tower: Any) -> bool:
+    """Whether nothing in a vision tower learns, an adapter on it neither."""
+    return not any(parameter.requires_grad for parameter in tower.parameters())
+
+
+def disable_vision_grad(model: Any) -> None:
+    """Let a frozen vision tower run without gradients; else transformers asks for them, for checkpointing's sake.
+
+    model: PEFT's wrapper. What is learned stays the same; a backward pass and the kept inputs of every layer are saved.
+    """
+    tower = model.get_base_model().model.visual
+    if is_frozen(tower):
+        tower.forward = torch.no_grad()(tower.forward)
+
+
+def load_unsloth(folder: Path, settings: schema.Settings) -> Any:
+    """The base in `folder` by Unsloth's loader, with a new adapter on it: the same weights, layers and quantisation.
+
+    backend.enter must have been called. Pairs of images exclude Unsloth's fast_inference, which takes one image each.
+    """
+    from unsloth import FastVisionModel
+
+    train, adapter = settings.train, make_adapter(settings.train.lora)
+    model, _ = FastVisionModel.from_pretrained(
+        str(folder),
+        max_seq_length=4096,
+        dtype=getattr(torch, settings.model.dtype),
+        load_in_4bit=train.quantize == "nf4",
+        load_in_16bit=train.quantize == "none",
+        use_exact_model_name=True,  # else a hub id may be swapped for somebody's quantised copy
+        use_gradient_checkpointing="unsloth",
+        fast_inference=False,
+        random_state=settings.seed,
+    )
+    return FastVisionModel.get_peft_model(
+        model,
+        r=adapter.r,
+        lora_alpha=adapter.lora_alpha,
+        lora_dropout=adapter.lora_dropout,
+        bias=adapter.bias,
+        target_modules=adapter.target_modules,
+        use_gradient_checkpointing="unsloth",
+        random_state=settings.seed,
+    )
+
+
+def load(
+    base: str,
+    settings: schema.Model,
+    *,
+    adapter: Path | None = None,
+    quantize: Literal["nf4", "none"] = "none",
+) -> Loaded:
+    """A base (hub id, folder or `tiny`), with an adapter on it if one is given, ready to be asked."""
+    folder = resolve_model_dir(base, settings.revision)
+    model: Any = load_weights(folder, getattr(torch, settings.dtype), quantize)
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, str(adapter))
+    return Loaded(model.eval(), load_processor(folder, settings), model.device)
+
+
+def suppressed(processor: ImageProcessorOnly) -> list[int]:
+    """Ids of the tokens that no answer may hold."""
+    tokenizer = processor.tokenizer
+    ids = tokenizer.convert_tokens_to_ids(list(VISION_TOKENS))
+    return [i for i in ids if i is not None and i != tokenizer.unk_token_id]
+
+
+def inputs(loaded: Loaded, questions: Sequence[Messages], images: Sequence[Sequence[Image.Image]]) -> dict[str, Any]:
+    """Model inputs for a batch of questions with their images, padded on the left."""
+    texts = loaded.processor.apply_chat_template(list(questions), tokenize=False, add_generation_prompt=True)
+    flat = [image for row in images for image in row]
+    batch = loaded.processor(text=texts, images=flat, padding=True, return_tensors="pt")
+    return {key: value.to(loaded.device) for key, value in batch.items()}
+
+
+def generate(
+    loaded: Loaded,
+    questions: Sequence[Messages],
+    images: Sequence[Sequence[Image.Image]],
+    *,
+    max_tokens: int,
+    batch: int,
+    show: str | None = None,
+) -> list[str]:
+    """Greedy answers in the order of the questions, `batch` at a time; with `show`, under a progress bar of that name.
+
+    images: for every question its images, in the order of their places.
+    """
+    starts = range(0, len(questions), batch)
+    answers: list[str] = []
+    for start in progress(starts, description=show or "", disable=show is None):
+        batch_inputs = inputs(loaded, questions[start : start + batch], images[start : start + batch])
+        with torch.inference_mode():
+            ids = loaded.model.generate(
+                **batch_inputs, max_new_tokens=max_tokens, do_sample=False, temperature=None, top_p=None, top_k=None,
+                repetition_penalty=1.0, suppress_tokens=suppressed(loaded.processor),
+            )  # fmt: skip
+        new = ids[:, batch_inputs["input_ids"].shape[1] :]
+        answers += loaded.processor.tokenizer.batch_decode(new, skip_special_tokens=True)
+    return answers

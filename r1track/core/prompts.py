@@ -1,0 +1,169 @@
+"""Prompts: what the model is asked and how its answer is read, in one place for training, tracking and reward.
+
+The order of a tracking prompt is fixed: template image, the words about it, a later template and its words if there is
+one, search image, the question. Everything up to the search image is the same from frame to frame, until a later
+template is taken. Boxes in prompts and answers are whole pixels.
+"""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from r1track.core.boxes import Array
+
+TEMPLATE_HEAD = "The first image is the template. The target in it has the box "
+SECOND_HEAD = ". The second image shows it later:"
+SECOND_BOX = "There it has the box "
+SEARCH_HEAD = ". The {} image is the search region:"
+QUESTION = "Where is the same target in the search region? "
+ANSWER_PLAIN = "Answer only with its box [x1, y1, x2, y2] in pixels of the search region."
+ANSWER_THINK = (
+    "Compare the two images first, inside <think> </think>. Then give its box in pixels of the search region "
+    "as <answer>[x1, y1, x2, y2]</answer>."
+)
+SHORT = "\nAnswer the question using a single word or phrase."
+GROUND_HEAD = "Locate the "
+GROUND_TAIL = " in this image and output its bbox coordinates in JSON format."
+PLACE = "<image>"  # where an image belongs, in a question that is one text
+
+TOLERANCE = 0.05  # how far, in shares of the crop's side, a corner may lie outside before the answer is invalid
+
+_FENCE = re.compile(r"^```[a-zA-Z]*\s*(.*?)\s*```$", re.DOTALL)
+_THINK = re.compile(r"^\s*<think>.*?</think>\s*<answer>(?P<answer>.*?)</answer>\s*$", re.DOTALL)
+
+Messages = list[dict[str, Any]]
+Image = TypeVar("Image")
+
+
+def numbers(box: ArrayLike) -> str:
+    """A box as the model reads and writes it: four whole numbers, rounded once, here."""
+    return "[" + ", ".join(str(math.floor(v + 0.5)) for v in np.asarray(box, dtype=np.float64)) + "]"
+
+
+def _text(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
+
+
+def build(template_box: ArrayLike, *, second_box: ArrayLike | None = None, think: bool = False) -> Messages:
+    """The tracking question, as chat messages with two image places, or three where there is a later template.
+
+    The search region's place is the last: `places` puts a pair's images in order. template_box, second_box: x1, y1,
+    x2, y2 of the target in pixels of the template crop and of the later template's.
+    """
+    content = [{"type": "image"}, _text(TEMPLATE_HEAD + numbers(template_box) + SEARCH_HEAD.format("second"))]
+    if second_box is not None:
+        content[-1] = _text(TEMPLATE_HEAD + numbers(template_box) + SECOND_HEAD)
+        content += [{"type": "image"}, _text(SECOND_BOX + numbers(second_box) + SEARCH_HEAD.format("third"))]
+    content += [{"type": "image"}, _text(QUESTION + (ANSWER_THINK if think else ANSWER_PLAIN))]
+    return [{"role": "user", "content": content}]
+
+
+def fill(form: str, box: ArrayLike, template: Image, search: Image) -> tuple[Messages, list[Image]]:
+    """A tracking question in somebody else's words, with its images in the order of their places.
+
+    form: what is asked, with {template}, {search} and, for the template's box (x1, y1, x2, y2), {box}.
+    """
+    images = {"{template}": template, "{search}": search}
+    parts = [part for part in re.split(r"(\{template\}|\{search\})", form.replace("{box}", numbers(box))) if part]
+    content = [{"type": "image"} if part in images else _text(part) for part in parts]
+    return [{"role": "user", "content": content}], [images[part] for part in parts if part in images]
+
+
+def ended(answer: str, think: bool = False) -> bool:
+    """Whether an answer in the form that is asked for has come to its end, whatever a model would add to it."""
+    if think:
+        return answer.endswith("</answer>")
+    answer = answer.strip()
+    return answer.startswith("[") and answer.count("[") == answer.count("]")
+
+
+def thoughtful(thought: str, answer: str) -> str:
+    """An answer in the form that `parse_box` reads with `think`."""
+    return f"<think>{thought}</think><answer>{answer}</answer>"
+
+
+def places(images: Sequence[Image]) -> list[Image]:
+    """A pair's images (template, search region, then any later template) in the order of their places in the prompt."""
+    return [images[0], *images[2:], images[1]]
+
+
+def flat(messages: Messages) -> str:
+    """A question as one text, with PLACE for each image."""
+    return "".join(part.get("text", PLACE) for part in messages[0]["content"])
+
+
+def unflat(text: str) -> Messages:
+    """The question that one text holds, PLACE for each image; spaces alone between images are dropped."""
+    parts = [part for part in re.split(f"({PLACE})", text) if part.strip()]
+    return [{"role": "user", "content": [{"type": "image"} if part == PLACE else _text(part) for part in parts]}]
+
+
+def ask(question: str) -> Messages:
+    """A question about one image, as chat messages with one image place."""
+    return [{"role": "user", "content": [{"type": "image"}, _text(question)]}]
+
+
+def ground(description: str) -> Messages:
+    """Qwen2.5-VL's own grounding question for one named object in one image."""
+    return ask(GROUND_HEAD + description + GROUND_TAIL)
+
+
+def ground_answer(box: ArrayLike, description: str) -> str:
+    """The answer to `ground` in the form that Qwen2.5-VL gives: fenced JSON with one labelled `bbox_2d`."""
+    return '```json\n[\n\t{"bbox_2d": ' + numbers(box) + ', "label": "' + description + '"}\n]\n```'
+
+
+def parse_box(answer: str, *, size: float | tuple[float, float], think: bool = False) -> Array | None:
+    """The box in an answer: an array of four ordered corners, or None where there is no valid one.
+
+    Read are a bare list of four numbers, `{"bbox_2d": [...]}`, a list that holds one such object, each with or without
+    a code fence; with `think`, only inside `<think>…</think><answer>…</answer>`. The corners must be finite, ordered
+    (x1 < x2, y1 < y2) and inside [0, size] within TOLERANCE; they are not clipped. size: side of the square crop, or
+    (width, height), in pixels.
+    """
+    return _ordered(_unwrap(_value(answer, think)), size)
+
+
+def denies(answer: str, *, think: bool = False) -> bool:
+    """Whether an answer says, by an empty list, that the target is not to be seen."""
+    return _value(answer, think) == []
+
+
+def _value(answer: str, think: bool) -> Any:
+    """The JSON value in an answer, or None."""
+    if think:
+        match = _THINK.match(answer)
+        if match is None:
+            return None
+        answer = match["answer"]
+    answer = answer.strip()
+    fence = _FENCE.match(answer)
+    try:
+        return json.loads(fence[1] if fence else answer)
+    except (ValueError, RecursionError):  # not JSON, an integer of too many digits, or nested without end
+        return None
+
+
+def _unwrap(value: Any) -> Any:
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict | list):
+        value = value[0]
+    return value.get("bbox_2d") if isinstance(value, dict) else value
+
+
+def _ordered(value: Any, size: float | tuple[float, float]) -> Array | None:
+    if not isinstance(value, list) or len(value) != 4:
+        return None
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in value):
+        return None
+    if any(abs(v) > 1e6 for v in value):  # also catches infinities; NaN fails the comparisons below
+        return None
+    box = np.array(value, dtype=np.float64)
+    limit = np.array(size if isinstance(size, tuple) else (size, size), dtype=np.float64)
+    slack = TOLERANCE * limit
+    inside = (box[:2] >= -slack).all() and (box[2:] <= limit + slack).all()
+    return box if inside and box[0] < box[2] and box[1] < box[3] else None

@@ -1,0 +1,261 @@
+"""The toy world: procedural video sequences in the GOT-10k layout, so that the whole DAG runs with no download.
+
+A target (a coloured shape) drifts, turns and changes size over a textured, slowly panning background, beside
+distractors that share its colour or its shape, never both. In some sequences a grey panel slides over it: partly
+covered, then absent, then back. Everything follows from the seed; the same seed writes the same bytes.
+"""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from rich.progress import track as progress
+
+from r1track.core.boxes import Array, clip
+from r1track.core.files import Provenance, atomic_folder
+from r1track.core.schema import Settings
+
+WIDTH, HEIGHT = 192, 144
+COLORS = {
+    "red": (214, 40, 40),
+    "green": (46, 160, 67),
+    "blue": (40, 90, 214),
+    "yellow": (240, 205, 40),
+    "purple": (150, 60, 190),
+    "white": (245, 245, 245),
+}
+SHAPES = ("circle", "square", "triangle", "star", "cross")
+Frame = NDArray[np.uint8]
+
+
+def _outline(shape: str) -> Array:
+    """Corner points of a shape inside [-1, 1] x [-1, 1]."""
+    if shape == "circle":
+        angles = np.linspace(0, 2 * np.pi, 28, endpoint=False)
+        return np.stack([np.cos(angles), np.sin(angles)], 1)
+    if shape == "square":
+        return np.array([[-0.85, -0.85], [0.85, -0.85], [0.85, 0.85], [-0.85, 0.85]])
+    if shape == "triangle":
+        return np.array([[0, -1], [1, 0.8], [-1, 0.8]])
+    if shape == "star":
+        angles = np.arange(10) * np.pi / 5 - np.pi / 2
+        radii = np.where(np.arange(10) % 2 == 0, 1.0, 0.42)
+        return np.stack([radii * np.cos(angles), radii * np.sin(angles)], 1)
+    a = 0.36
+    return np.array(
+        [[-a, -1], [a, -1], [a, -a], [1, -a], [1, a], [a, a], [a, 1], [-a, 1], [-a, a], [-1, a], [-1, -a], [-a, -a]]
+    )
+
+
+OUTLINES = {shape: _outline(shape) for shape in SHAPES}
+
+
+@dataclass
+class Thing:
+    """One coloured shape and its path: centre (n, 2), size (n,) and angle (n,), in pixels and radians, per frame."""
+
+    shape: str
+    color: str
+    aspect: float
+    centre: Array
+    size: Array
+    angle: Array
+
+    @property
+    def name(self) -> str:
+        return f"{self.color} {self.shape}"
+
+    def points(self, t: int) -> Array:
+        """Corner points in frame t, shape (k, 2)."""
+        stretch = np.array([math.sqrt(self.aspect), 1 / math.sqrt(self.aspect)])
+        cos, sin = math.cos(self.angle[t]), math.sin(self.angle[t])
+        turned = OUTLINES[self.shape] * stretch @ np.array([[cos, sin], [-sin, cos]])
+        return turned * self.size[t] / 2 + self.centre[t]
+
+    def draw(self, frame: Frame, t: int) -> None:
+        color = COLORS[self.color]
+        corners = np.round(self.points(t) * 16).astype(np.int32)[None]
+        cv2.fillPoly(frame, list(corners), color, cv2.LINE_AA, 4)
+        cv2.polylines(frame, list(corners), True, [c // 3 for c in color], 1, cv2.LINE_AA, 4)
+
+
+@dataclass
+class World:
+    """A clip of `length` frames: things[0] is the target; a panel (if any) slides over it from frame `panel_start`."""
+
+    length: int
+    things: list[Thing]
+    ground: Frame
+    pan: Array
+    panel_start: int | None = None
+    panel: Array = field(default_factory=lambda: np.zeros((0, 4)))
+    PANEL_FRAMES = 9
+
+    @property
+    def description(self) -> str:
+        return self.things[0].name
+
+    def _panel_box(self, t: int) -> NDArray[np.int64] | None:
+        if self.panel_start is None or not 0 <= t - self.panel_start < self.PANEL_FRAMES:
+            return None
+        return np.round(self.panel[t - self.panel_start]).astype(np.int64)
+
+    def frame(self, t: int) -> Frame:
+        """Frame t, RGB, shape (HEIGHT, WIDTH, 3)."""
+        x, y = self.pan[t].astype(int)
+        frame = np.ascontiguousarray(self.ground[y : y + HEIGHT, x : x + WIDTH])
+        for thing in reversed(self.things):
+            thing.draw(frame, t)
+        box = self._panel_box(t)
+        if box is not None:
+            x1, y1, x2, y2 = (int(v) for v in box)
+            cv2.rectangle(frame, (x1, y1), (x2 - 1, y2 - 1), (120, 120, 124), cv2.FILLED)
+            cv2.rectangle(frame, (x1, y1), (x2 - 1, y2 - 1), (70, 70, 74), 1)
+        return frame
+
+    def box(self, t: int, thing: int = 0) -> Array:
+        """The thing's true box in frame t: x, y, w, h, the whole extent of the shape, clipped to the image."""
+        points = self.things[thing].points(t)
+        x1, y1, x2, y2 = clip(np.concatenate([points.min(0), points.max(0)]), WIDTH, HEIGHT)
+        return np.array([x1, y1, x2 - x1, y2 - y1])
+
+    def visibility(self, t: int) -> float:
+        """Share of the target's pixels that are inside the image and not behind the panel, in [0, 1]."""
+        margin = 64
+        mask = np.zeros((HEIGHT + 2 * margin, WIDTH + 2 * margin), np.uint8)
+        cv2.fillPoly(mask, [np.round((self.things[0].points(t) + margin) * 16).astype(np.int32)], 1, cv2.LINE_8, 4)
+        whole = int(mask.sum())
+        seen = mask[margin : margin + HEIGHT, margin : margin + WIDTH]
+        box = self._panel_box(t)
+        if box is not None:
+            x1, y1, x2, y2 = clip(box, WIDTH, HEIGHT).astype(int)
+            seen[y1:y2, x1:x2] = 0
+        return int(seen.sum()) / whole
+
+
+def make_ground(rng: np.random.Generator) -> Frame:
+    """A textured background larger than the frame: two octaves of smooth noise and faint stripes on a dull colour."""
+    height, width = HEIGHT + 24, WIDTH + 24
+    texture = np.zeros((height, width, 3), np.float32)
+    for cells, strength in ((5, 26.0), (18, 12.0)):
+        noise = rng.standard_normal((cells, cells + 1, 3)).astype(np.float32)
+        noise = 0.35 * noise + 0.65 * noise.mean(2, keepdims=True)
+        texture += strength * cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+    angle, period = rng.uniform(0, np.pi), rng.uniform(9, 24)
+    rows, columns = np.mgrid[:height, :width].astype(np.float32)
+    wave = np.sin((columns * np.cos(angle) + rows * np.sin(angle)) * 2 * np.pi / period)
+    base = rng.uniform(55, 135) + rng.uniform(-14, 14, 3)
+    return np.clip(texture + 6 * wave[..., None] + base, 20, 190).astype(np.uint8)
+
+
+def _walk(rng: np.random.Generator, length: int, size: Array) -> Array:
+    """A smooth random path that bounces off the border, shape (length, 2); speed in shares of the size."""
+    low = size.max() * 0.45
+    position = rng.uniform([low, low], [WIDTH - low, HEIGHT - low])
+    heading, speed = rng.uniform(0, 2 * np.pi), rng.uniform(0.10, 0.26)
+    path = np.zeros((length, 2))
+    velocity = speed * np.array([math.cos(heading), math.sin(heading)])
+    for t in range(length):
+        path[t] = position
+        velocity = velocity + rng.normal(0, 0.035, 2)
+        velocity *= min(1.0, 0.30 / max(1e-9, float(np.hypot(*velocity))))
+        position = position + velocity * size[t]
+        for axis, limit in enumerate((WIDTH, HEIGHT)):
+            if not low <= position[axis] <= limit - low:
+                velocity[axis] *= -1
+                position[axis] = float(np.clip(position[axis], low, limit - low))
+    return path
+
+
+def make_thing(rng: np.random.Generator, length: int, shape: str, color: str) -> Thing:
+    """A thing of that kind, its path, size and turning drawn from `rng`."""
+    growth = np.exp(np.cumsum(rng.normal(0, 0.018, length)))
+    size: Array = np.clip(rng.uniform(24, 40) * growth, 20, 46)
+    spin = rng.normal(0, 0.03) if shape != "triangle" else 0.0
+    angle: Array = rng.uniform(-0.25, 0.25) + spin * np.arange(length, dtype=np.float64)
+    return Thing(shape, color, float(rng.uniform(0.8, 1.25)), _walk(rng, length, size), size, angle)
+
+
+def distractor_kinds(rng: np.random.Generator, shape: str, color: str, count: int) -> list[tuple[str, str]]:
+    """Kinds (shape, colour) of distractors: each shares the target's colour or its shape, never both."""
+    kinds = []
+    for _ in range(count):
+        if rng.random() < 0.5:
+            kinds.append((str(rng.choice([s for s in SHAPES if s != shape])), color))
+        else:
+            kinds.append((shape, str(rng.choice([c for c in COLORS if c != color]))))
+    return kinds
+
+
+def make(rng: np.random.Generator, length: int, distractors: int, panel: bool, ground: Frame | None = None) -> World:
+    """A new clip drawn from `rng`; its background too, unless one is given."""
+    shape, color = str(rng.choice(SHAPES)), str(rng.choice(list(COLORS)))
+    kinds = [(shape, color), *distractor_kinds(rng, shape, color, distractors)]
+    things = [make_thing(rng, length, s, c) for s, c in kinds]
+    drift = np.cumsum(rng.normal(0, 0.8, (length, 2)), 0) + 12
+    world = World(length, things, make_ground(rng) if ground is None else ground, np.clip(drift, 0, 23))
+    if panel and length > World.PANEL_FRAMES + 6:
+        world.panel_start = int(rng.integers(4, length - World.PANEL_FRAMES - 1))
+        world.panel = _panel(rng, things[0], world.panel_start)
+    return world
+
+
+def _panel(rng: np.random.Generator, target: Thing, start: int) -> Array:
+    """Corners of the panel in its frames, shape (PANEL_FRAMES, 4): it slides over the target to the other side."""
+    heading = rng.uniform(0, 2 * np.pi)
+    direction = np.array([math.cos(heading), math.sin(heading)])
+    boxes = []
+    for k in range(World.PANEL_FRAMES):
+        size = target.size[start + k]
+        offset = 1.7 * (2 * k / (World.PANEL_FRAMES - 1) - 1)
+        centre = target.centre[start + k] + direction * offset * size
+        boxes.append(np.concatenate([centre - 0.72 * size, centre + 0.72 * size]))
+    return np.array(boxes)
+
+
+def write_sequence(folder: Path, world: World) -> None:
+    """Write one clip as a GOT-10k sequence folder: frames, ground truth, labels, meta information, description."""
+    folder.mkdir(parents=True)
+    boxes, absent, cover = [], [], []
+    for t in range(world.length):
+        Image.fromarray(world.frame(t)).save(folder / f"{t + 1:08d}.jpg", quality=92)
+        eighths = math.floor(world.visibility(t) * 8 + 0.5)
+        boxes.append(world.box(t) if eighths else np.full(4, -1.0))
+        absent.append(int(eighths == 0))
+        cover.append(eighths)
+    (folder / "groundtruth.txt").write_text("".join(",".join(f"{v:.4f}" for v in box) + "\n" for box in boxes))
+    (folder / "absence.label").write_text("".join(f"{v}\n" for v in absent))
+    (folder / "cover.label").write_text("".join(f"{v}\n" for v in cover))
+    (folder / "cut_by_image.label").write_text("0\n" * world.length)
+    target = world.things[0]
+    (folder / "meta_info.ini").write_text(
+        "[METAINFO]\nurl: toy\nbegin: 00:00:00\nend: 00:00:03\n"
+        f"anno_fps: 10Hz\nobject_class: {target.shape}\nmotion_class: drift\nmajor_class: {target.color}\n"
+        f"root_class: toy\nmotion_adverb: smoothly\nresolution: ({WIDTH}, {HEIGHT})\n"
+    )
+    (folder / "nlp.txt").write_text(f"{world.description}\n")
+
+
+def write_split(folder: Path, split: str, *, sequences: int, length: int, seed: int) -> None:
+    """Write a split (`train` or `val`) of the toy world: `folder/list.txt` and one folder per sequence.
+
+    Every sequence has its own random stream, from the seed, the split and its number.
+    """
+    with atomic_folder(folder) as out:
+        names = [f"Toy_{split.capitalize()}_{number:06d}" for number in range(1, sequences + 1)]
+        for number, name in enumerate(progress(names, f"toy {split}")):
+            rng = np.random.default_rng([seed, {"train": 1, "val": 2}[split], number])
+            write_sequence(out / name, make(rng, length, int(rng.integers(0, 4)), bool(rng.random() < 0.35)))
+        (out / "list.txt").write_text("".join(f"{name}\n" for name in names))
+
+
+def run(settings: Settings, out: Path) -> None:
+    """Write the splits `out/train` and `out/val` and the provenance of both."""
+    provenance, toy = Provenance("toy", []), settings.toy
+    for split, sequences in (("train", toy.train_sequences), ("val", toy.val_sequences)):
+        write_split(out / split, split, sequences=sequences, length=toy.length, seed=toy.seed)
+    provenance.write(out / "provenance.json", seed=toy.seed)

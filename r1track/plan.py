@@ -1,0 +1,179 @@
+"""What the Snakefile asks about a configuration: folders, models, and the source files of each stage.
+
+Everything that can be known to fail is refused here, before a job runs. This module imports no torch.
+"""
+
+import ast
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from r1track.core import files
+from r1track.core.config import ConfigError, Settings, resolve
+
+PACKAGE = Path(__file__).parent
+NAME = re.compile(r"[\w.-]+")
+# Configuration reaches a stage by its JSON file, and a change to how files are written changes no result.
+GROUND = {
+    "r1track",
+    "r1track.core.config",
+    "r1track.core.schema",
+    "r1track.core.config_errors",
+    "r1track.core.files",
+    "r1track.cli",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run: its settings, its folders, and the splits by name, as folders relative to the working directory."""
+
+    settings: Settings
+    results: str
+    scratch: str
+    train: str
+    sets: dict[str, str]
+    test: str | None  # the set that is GOT-10k's test split, scored by its server alone
+
+    @property
+    def arms(self) -> list[str]:
+        return list(self.settings.train.arms)
+
+    @property
+    def peers(self) -> list[str]:
+        return list(self.settings.track.peers)
+
+    @property
+    def models(self) -> list[str]:
+        return ["base", *self.arms, *(["extra"] if self.settings.track.extra.model else []), *self.peers]
+
+    @property
+    def scored(self) -> list[tuple[str, str]]:
+        """Models and sets whose tracks are scored."""
+        return [(model, name) for model in self.models for name in self.sets if name != self.test]
+
+    @property
+    def scores(self) -> list[str]:
+        return [f"{self.results}/scores/{model}/{name}.json" for model, name in self.scored]
+
+    @property
+    def submissions(self) -> list[str]:
+        return [f"{self.results}/submission/{m}.zip" for m in self.models if self.test and m not in self.peers]
+
+    @property
+    def tracks(self) -> list[str]:
+        return [f"{self.results}/tracks/{model}/{name}" for model, name in self.scored]
+
+    def model(self, name: str) -> str:
+        """What `--model` takes for a model of the results: the base, an arm's merged folder, `extra`, or a peer."""
+        if name in ("base", "extra"):
+            return self.settings.model.base if name == "base" else name
+        return f"peer:{name}" if name in self.peers else f"{self.results}/models/{name}"
+
+    def track_start(self, name: str) -> str:
+        """What tracking starts from on a set: `box` or `text`."""
+        return self.settings.track.starts.get(name, self.settings.track.start)
+
+    def initial_model(self, arm: str) -> str:
+        """The model that an arm is trained from, and its adapter merged into, by its name in the results."""
+        return "sft" if arm == "grpo" and self.settings.train.start == "sft" else "base"
+
+    def weights(self, name: str) -> list[str]:
+        """Files or folders that a model is read from; none for a peer or a model of the hub."""
+        if name in self.arms:
+            return [f"{self.results}/models/{name}"]
+        if name in self.peers:
+            return []
+        base = str(self.settings.track.extra.model) if name == "extra" else self.settings.model.base
+        if files.on_hub(base):
+            return []
+        return [os.path.relpath(file) for file in sorted(files.resolve_path(base).glob("*")) if file.is_file()]
+
+
+def make_plan(values: dict[str, Any]) -> Plan:
+    """The run that `values` (the merged configuration files) ask for.
+
+    Raises ConfigError when a field is wrong, a name cannot be a folder's, or data are missing.
+    """
+    settings = resolve(values)
+    _check_names(settings)
+    scratch = f"scratch/{settings.run}"
+    train = _split(settings.data.train, "data.train", scratch)
+    sets = {name: _split(path, f"data.sets.{name}", scratch) for name, path in settings.data.sets.items()}
+    listings = [(name, Path(path, "list.txt")) for name, path in sets.items() if not path.startswith(scratch)]
+    tests = [name for name, listing in listings if listing.read_text(encoding="utf-8").startswith("GOT-10k_Test_")]
+    if len(tests) > 1 or len(tests) == len(sets):
+        raise ConfigError(f"data.sets: {tests} of {[*sets]} are test splits; leave one, beside one to be scored")
+    return Plan(settings, f"results/{settings.run}", scratch, train, sets, next(iter(tests), None))
+
+
+def _check_names(settings: Settings) -> None:
+    if not settings.train.arms:
+        raise ConfigError("train.arms = []: nothing to train; name at least one arm, such as [grpo]")
+    if not settings.data.sets:
+        raise ConfigError("data.sets = {}: nothing to track; name at least one split, such as {toy-val: toy/val}")
+    unknown = settings.track.starts.keys() - settings.data.sets.keys()
+    if unknown:
+        raise ConfigError(f"track.starts: {min(unknown)!r} is no set; take one of {list(settings.data.sets)}")
+    if settings.track.endpoint.url:
+        raise ConfigError("track.endpoint.url: the workflow loads its models here; leave it null, see docs/tracking.md")
+    for field, name in [("run", settings.run), *(("data.sets", name) for name in settings.data.sets)]:
+        if not NAME.fullmatch(name):
+            raise ConfigError(f"{field}: {name!r} cannot name a folder; use letters, digits, `-`, `_` and `.` only")
+
+
+def _split(path: str, field: str, scratch: str) -> str:
+    if path.startswith("toy/"):
+        if path not in ("toy/train", "toy/val"):
+            raise ConfigError(f"{field} = {path!r}: the toy world has no such split; take toy/train or toy/val")
+        return f"{scratch}/{path}"
+    remedy = "unpack the data there, or set the field to a folder with a list.txt (docs/sampling.md)"
+    folder = Path(path)
+    if not (folder / "list.txt").is_file():
+        raise ConfigError(f"{field} = {path!r}: {folder / 'list.txt'} does not exist; {remedy}")
+    present = {entry.name for entry in os.scandir(folder)}  # one look at the folder: a split has thousands of sequences
+    lines = (folder / "list.txt").read_text(encoding="utf-8").splitlines()
+    names = [line.strip() for line in lines if line.strip()]
+    missing = [name for name in names if name not in present and not (folder / name).is_dir()]
+    if missing or not names:
+        found = f"{len(missing)} of {len(names)} sequences, first {missing[0]!r}," if missing else "all sequences"
+        raise ConfigError(f"{field} = {path!r}: {found} are missing beside its list.txt; {remedy}")
+    return path
+
+
+def _file(module: str) -> Path | None:
+    path = PACKAGE.parent.joinpath(*module.split("."))
+    candidates = (path.with_suffix(".py"), path / "__init__.py")
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def _imports(file: Path) -> set[str]:
+    """Names that a file imports and that may be modules of the package, imports inside functions included."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.update([node.module, *(f"{node.module}.{alias.name}" for alias in node.names)])
+    return {name for name in names if name.split(".")[0] == "r1track"}
+
+
+def sources(stage: str) -> list[str]:
+    """The files that a stage is made of, relative to the working directory: a change to one of them reruns the stage.
+
+    These are the stage's module, what it imports from this package at any depth, and a stage folder's templates.
+    """
+    found: set[Path] = set()
+    seen, queue = set(GROUND), ["r1track.data.toy" if stage == "toy" else f"r1track.{stage}"]
+    while queue:
+        module = queue.pop()
+        file = None if module in seen else _file(module)
+        seen.add(module)
+        if file is not None:
+            found.add(file)
+            queue += _imports(file)
+            if file.name == "__init__.py":
+                found.update(f for f in file.parent.iterdir() if f.is_file() and f.suffix != ".py")
+    return sorted(os.path.relpath(file) for file in found)

@@ -1,0 +1,126 @@
+"""Doctor: whether the machine, the data and a configuration go together, looked at before hours are spent.
+
+Nothing is written or downloaded, and no model is loaded. What is not `ok` says what to do.
+"""
+
+import platform
+import shutil
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from packaging.requirements import Requirement
+from PIL import Image
+
+from r1track.core import config, files
+from r1track.core.sequences import read_split
+from r1track.preflight import memory
+from r1track.training import backend
+
+Line = tuple[str, str, str]  # `ok`, `warning` or `error`; what was looked at; what was found, and the remedy
+CARD = 24e9  # bytes of the card that is planned for where there is none
+PIXEL = 1.0  # bytes of a crop's pixel in the pairs: assumed
+
+
+class Diagnosis(NamedTuple):
+    """What was found; the plans of the stages; for a stage that does not fit `budget` bytes, what would make it fit.
+
+    well: there is no error and every stage fits; where there is no card, the tiny base need not.
+    """
+
+    lines: list[Line]
+    plans: list[memory.StagePlan]
+    remedies: dict[str, dict[str, float]]
+    budget: float
+    well: bool
+
+
+def _line(good: bool, subject: str, finding: str, remedy: str, otherwise: str = "error") -> Line:
+    return ("ok", subject, finding) if good else (otherwise, subject, f"{finding}; {remedy}")
+
+
+def _versions(extra: str) -> Iterator[Line]:
+    """What is installed against what the package asks for; without the packages of `extra` only parts do not work."""
+    python = Requirement("python" + metadata.metadata("r1track")["Requires-Python"])
+    asked = [Requirement(text) for text in metadata.requires("r1track") or []]
+    asked = [python, *(each for each in asked if each.marker is None or each.marker.evaluate({"extra": extra}))]
+    yield "ok", "versions", f"{len(asked)} looked at"
+    for each in asked:
+        installed = (distribution.version for distribution in metadata.distributions(name=each.name))
+        found = platform.python_version() if each is python else next(installed, "missing")
+        if found == "missing" or not each.specifier.contains(found, prereleases=True):
+            remedy = f"`pip install '{each.name}{each.specifier}'`, or make the environment anew"
+            state = "warning" if each.marker else "error"
+            yield _line(False, each.name, f"{found}, not {each.specifier}", remedy, state)
+
+
+def _card(settings: config.Settings) -> Iterator[Line]:
+    cuda, dtype = torch.cuda.is_available(), settings.model.dtype
+    if cuda:
+        free, total = torch.cuda.mem_get_info()
+        card = f"{torch.cuda.get_device_name()}, {total / 1e9:.1f} GB, {free / 1e9:.1f} free, CUDA {torch.version.cuda}"
+        yield _line(free > 0.9 * total, "card", card, "end what else runs there", "warning")
+        able = dtype != "bfloat16" or torch.cuda.get_device_capability() >= (8, 0)
+        yield _line(able, "model.dtype", dtype, "it needs compute capability 8.0; take float16")
+    else:
+        driver = f"torch is built for CUDA {torch.version.cuda}, so look at the driver"
+        yield _line(torch.version.cuda is None, "card", "none", driver, "warning")
+    try:
+        yield "ok", "train.backend", f"{settings.train.backend}, which is {backend.choose(settings.train.backend)} here"
+    except ValueError as error:
+        yield "error", "train.backend", str(error)
+
+
+def _base(settings: config.Settings, model: memory.Model) -> Line:
+    base, names = settings.model.base, ("model.safetensors", "model.safetensors.index.json")
+    folder = files.resolve_path(base, settings.model.revision)
+    there = any((folder / name).is_file() for name in names)
+    if not files.on_hub(base):
+        return _line(there, "model.base", base, f"no {' or '.join(names)} there; copy the weights")
+    download = f"{2e-9 * model.parameters:.1f} GB are to be downloaded; `hf download {base}` does it beforehand"
+    return _line(there, "model.base", base, download, "warning")
+
+
+def _data(settings: config.Settings) -> Iterator[Line]:
+    splits = {"data.train": settings.data.train} | {f"data.sets.{n}": path for n, path in settings.data.sets.items()}
+    for field, path in splits.items():
+        try:
+            found = "drawn by the stage `toy`"
+            if not path.startswith("toy/"):
+                sequences = read_split(Path(path))
+                Image.open(sequences[0].frames[0]).load()
+                found = f"{len(sequences)} sequences"
+            yield "ok", field, f"{path}, {found}"
+        except (OSError, ValueError) as error:
+            yield "error", field, f"{error}; or let the field name another split"
+
+
+def _disk(settings: config.Settings, model: memory.Model) -> Iterator[Line]:
+    sample, task, arms = settings.sample, settings.task, len(settings.train.arms)
+    pairs = (sample.pairs + sample.val_pairs) * (task.templates + 1) * task.size**2 * PIXEL
+    written = {"results": 2 * arms * model.parameters + pairs, "scratch": 2 * (model.adapter + model.optimiser) + pairs}
+    near = {name: next(p for p in (Path(name).absolute(), *Path.cwd().parents) if p.exists()) for name in written}
+    for name, place in near.items():
+        size = sum(written[other] for other in near if near[other].stat().st_dev == place.stat().st_dev)
+        free = shutil.disk_usage(place).free
+        finding = f"a run writes {size / 1e9:.1f} GB to its disk, {free / 1e9:.1f} are free"
+        yield _line(size < free, f"{name}/", finding, "make room, or link it to another disk")
+
+
+def examine(file: Path, budget: float | None = None) -> Diagnosis:
+    """Look at everything; budget: bytes of the card, by default of the one here, or CARD where there is none."""
+    cuda = torch.cuda.is_available()
+    budget = budget or (torch.cuda.get_device_properties(0).total_memory if cuda else CARD)
+    lines = list(_versions("gpu" if cuda else "cpu"))
+    try:
+        settings = config.load(file)
+        model, plans = memory.Model(settings), memory.plan(settings)
+    except (ValueError, FileNotFoundError) as error:  # ConfigError is a ValueError
+        return Diagnosis([*lines, ("error", "configuration", str(error))], [], {}, budget, False)
+    lines += [*_card(settings), _base(settings, model), *_data(settings), *_disk(settings, model)]
+    large = [each.stage for each in plans if each.peak[0] > budget]
+    fits = not large or (settings.model.base == "tiny" and not cuda)
+    well = fits and all(state != "error" for state, _, _ in lines)
+    return Diagnosis(lines, plans, {stage: memory.remedies(settings, stage, budget) for stage in large}, budget, well)

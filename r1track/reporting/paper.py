@@ -1,0 +1,97 @@
+"""The paper beside a run: what R1-Track published, and its settings, as data, each with its source.
+
+All are from the public repository Wangbiao2/R1-Track at f585b82. The tables of the paper itself (arXiv 2506.21980) were
+not readable to us, so none is cited. A setting that the repository does not state is not listed.
+"""
+
+from typing import Any
+
+from r1track.core.config import flat
+
+REPOSITORY = "github.com/Wangbiao2/R1-Track at f585b82"
+SPLIT = "GOT-10k test"
+# Model, AO, SR.50, SR.75, as shares; from the repository's README.
+PUBLISHED: list[tuple[str, float, float, float | None]] = [
+    ("Qwen2.5-VL-7B, not trained", 0.126, 0.011, None),
+    ("3B, SFT, 5k pairs", 0.543, 0.633, 0.338),
+    ("3B, SFT, 100k pairs", 0.667, 0.746, 0.620),
+    ("3B, GRPO, thinking, 5k pairs", 0.586, 0.676, 0.470),
+    ("3B, GRPO, thinking, 100k pairs", 0.672, 0.759, 0.624),
+    ("3B, GRPO, 5k pairs", 0.585, 0.673, 0.500),
+    ("3B, GRPO, 100k pairs", 0.680, 0.766, 0.637),
+]
+# By source, a file of the repository: our field, and the paper's value; words where no value of ours says the same.
+Sources = dict[str, dict[str, Any]]
+README, EASYR1 = "README.md", "EasyR1/examples/config.yaml"
+SCRIPTS = "EasyR1/examples/qwen2_5_vl_3b_track*.sh"
+ALWAYS: Sources = {
+    README: {"data.train": "GOT-10k train", "train.backend": "EasyR1 and vLLM"},
+    "generation_data/sampling_data.py": {"sample.policy": "paper"},
+    EASYR1: {
+        "train.quantize": "none", "train.lora.rank": "no adapter: all weights are trained",
+        "train.lora.vision": "the vision tower is trained too", "train.learning_rate": 1e-6, "train.warmup": 0.1,
+        "train.weight_decay": 0.01, "train.clip_norm": 1.0, "train.beta": 0.01, "train.temperature": 1.0,
+        "train.prompts_per_step": 128, "model.max_pixels": 313600,
+    },
+    SCRIPTS: {"model.base": "Qwen/Qwen2.5-VL-3B-Instruct", "train.reward": "paper"},
+    "infer_script/r1track.py": {
+        "task.size": 336, "task.template_factor": 4.0, "task.search_factor": 4.0, "track.widen": 1.0,
+        "track.min_side": 1.0,
+    },
+    "llamafactory/examples/train_lora/r1_track_lora_sft.yaml": {
+        "train.sft.learning_rate": 1e-5, "train.sft.schedule": "cosine", "train.sft.batch": 64
+    },
+}  # fmt: skip
+SMALL: Sources = {
+    README: {"sample.pairs": 5000, "sample.sizes": [], "task.templates": 1},
+    EASYR1: {"train.optimizer": "adamw_torch", "model.min_pixels": 50176},
+    SCRIPTS: {"train.group": 5, "train.rollout_steps": 4, "train.steps": 977},  # 25 passes; below 8
+}
+LARGE: Sources = {
+    README: {"sample.pairs": 100000, "sample.sizes": [112, 224, 336, 448], "task.templates": "1 and 2, mixed"},
+    SCRIPTS: {
+        "train.group": 6, "train.rollout_steps": 6, "train.steps": 6250, "train.optimizer": "AdamW in bfloat16",
+        "model.min_pixels": 10000,
+    },
+}  # fmt: skip
+
+
+def departures(settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Where resolved settings (sections by name) depart from the paper's: field, paper, here, source.
+
+    They are held against its 100k setting from 50 000 pairs on, else against its 5k setting; the supervised arm's only
+    where it is trained. What the settings do not hold is left out.
+    """
+    here = flat(settings)
+    tokens = {SCRIPTS: {"train.max_tokens": 512 if here.get("task.think") else 64}}
+    parts = [ALWAYS, LARGE if here.get("sample.pairs", 0) >= 50000 else SMALL, tokens]
+    supervised = "sft" in here.get("train.arms", [])
+    found = [
+        {"field": field, "paper": value, "here": here[field], "source": source}
+        for part in parts
+        for source, fields in part.items()
+        for field, value in fields.items()
+        if field in here and here[field] != value and (supervised or not field.startswith("train.sft."))
+        if field != "data.train" or "got10k" not in here[field].lower().replace("-", "")
+    ]
+    return sorted(found, key=lambda row: list(here).index(row["field"]))
+
+
+def beside(sets: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Groups of rows (model, ao, sr50, sr75), each on one split: the paper's figures, then those of this run's sets.
+
+    sets: as in `summarise`. The boxes of the test split are withheld, so none of our figures is on it.
+    """
+    names = ("model", "ao", "sr50", "sr75")
+    theirs = [dict(zip(names, row, strict=True)) for row in PUBLISHED]
+    unscored = "nothing comparable was run: only the benchmark's server can score this split (`r1track submit`)"
+    groups: list[dict[str, Any]] = [
+        {"split": SPLIT, "whose": "published by the paper", "rows": theirs, "note": f"README of {REPOSITORY}"},
+        {"split": SPLIT, "whose": "this run", "rows": [], "note": unscored},
+    ]
+    note = f"other sequences than {SPLIT}: not to be compared with the figures above"
+    for name, found in sets.items():
+        ours = [{"model": model, **row} for model, row in found["models"].items() if row["kind"] != "peer"]
+        rows = [{key: row[key] for key in names} for row in ours]
+        groups.append({"split": name, "whose": "this run", "rows": rows, "note": note})
+    return groups

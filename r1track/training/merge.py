@@ -1,0 +1,139 @@
+"""Merge: the adapter becomes part of 16-bit weights, and whether that kept the answers is measured.
+
+Into the base's own weights (`original`), or into those that the adapter met in training (`dequantised`: 4 bits and
+back). The sum is made layer by layer in float32 and rounded once, to the base's own 16-bit type. PEFT's merge into
+4-bit weights is not offered: it requantises, and loses a small update.
+"""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+
+from r1track.core import config, files, models
+from r1track.core.pairs import answer_size, held_out
+
+log = logging.getLogger(__name__)
+FAITHFUL = 0.9  # share of the update below which a merge says that it lost some of it
+NOT_WEIGHTS = ("*.json", "*.txt", "*.jinja")
+
+
+def _answers(
+    settings: config.Settings, pairs: Path, model: str, adapter: Path | None = None, quantize: Any = "none"
+) -> list[str]:
+    loaded = models.load(model, settings.model, adapter=adapter, quantize=quantize)
+    asked, images = held_out(pairs, settings.merge.check_pairs, settings.task.think)
+    rows, tokens = answer_size(settings)
+    found = models.generate(loaded, asked, images, max_tokens=tokens, batch=rows, show="answers")
+    del loaded  # two large models at once do not fit
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return found
+
+
+def dequantised(weight: torch.Tensor) -> torch.Tensor:
+    """A 16-bit weight as 4-bit training sees it: to NF4 and back, with the settings of `models.load_weights`."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    packed, state = quantize_4bit(weight.to(device), quant_type="nf4", compress_statistics=True)
+    return dequantize_4bit(packed, state).to(weight.device)
+
+
+def _write_merged(folder: Path, adapter: Path, onto: str, out: Path) -> float:
+    """Write the merged model and the base's own processor files to `out`; the share of the update that arrived.
+
+    The share is the update's projection onto what changed: 1 but for rounding, which loses what is smaller than half a
+    unit in the last of 16 bits. Raises ValueError when the adapter changes nothing.
+    """
+    stored = files.read_json(folder / "config.json")
+    kept = {"float16": torch.float16}.get(stored.get("dtype", stored.get("torch_dtype")), torch.bfloat16)
+    base: Any = models.load_weights(folder, kept, device="cpu")  # the sum needs no card, and a 7B base fills one
+    if onto == "dequantised":
+        for name, module in base.named_modules():
+            if isinstance(module, torch.nn.Linear) and ".language_model." in name:
+                module.weight.data = dequantised(module.weight.data)
+    adapted: Any = PeftModel.from_pretrained(base, str(adapter))
+    wanted = arrived = 0.0
+    layers: list[Any] = [module for module in adapted.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        weight = layer.get_base_layer().weight
+        update = layer.get_delta_weight("default").float()
+        moved = (weight.data.float() + update).to(kept)
+        wanted += update.square().sum().item()
+        arrived += (update * (moved.float() - weight.data.float())).sum().item()
+        weight.data = moved
+    if not arrived:
+        raise ValueError(
+            f"{adapter}: the adapter changes no weight; train for longer or at a higher train.learning_rate"
+        )
+    adapted.unload().save_pretrained(out)
+    for pattern in NOT_WEIGHTS:
+        for file in folder.glob(pattern):
+            if not (out / file.name).exists() and "safetensors" not in file.name:
+                shutil.copyfile(file, out / file.name)
+    share = arrived / wanted
+    log.info("%d layers got an update, written as %s; %.1f %% of it arrived", len(layers), kept, 100 * share)
+    if share < FAITHFUL:
+        log.warning("%.0f %% of the update is lost in rounding to %s: train for longer", 100 * (1 - share), kept)
+    return share
+
+
+def _agreements(settings: config.Settings, model: str, adapter: Path, merged: Path, pairs: Path) -> dict[str, Any]:
+    """Shares of held-out pairs on which the merged model answers as the adapter does, on two bases.
+
+    agreement_original: with the adapter on the 16-bit base. agreement_as_trained: on the base as it was in training;
+    None where that was the same. agreement: the one of the two that the merge is to keep, by merge.base.
+    Raises ValueError when it is below merge.min_agreement.
+    """
+    trained = files.read_json(adapter / "provenance.json")["quantize"]
+    answers = _answers(settings, pairs, str(merged))
+
+    def share(quantize: Any) -> float:
+        others = _answers(settings, pairs, model, adapter, quantize)
+        return sum(a == b for a, b in zip(answers, others, strict=True)) / len(answers)
+
+    original, as_trained = share("none"), None if trained == "none" else share(trained)
+    agreement = original if settings.merge.base == "original" or as_trained is None else as_trained
+    log.info("merged and adapter-on agree on %.1f %% of %d held-out pairs", 100 * agreement, len(answers))
+    if agreement < settings.merge.min_agreement:
+        raise ValueError(
+            f"{adapter}: adapter-on and merged answers agree on {agreement:.3f} of {len(answers)} held-out pairs, less "
+            f"than merge.min_agreement = {settings.merge.min_agreement}; nothing was written"
+        )
+    return {
+        "pairs": len(answers),
+        "agreement": agreement,
+        "agreement_original": original,
+        "agreement_as_trained": as_trained,
+    }
+
+
+def run(settings: config.Settings, model: str, adapter: Path, pairs: Path | None, out: Path) -> None:
+    """Merge `adapter` into `model`, compare greedy answers on held-out pairs, write weights, merge.json, provenance.
+
+    Without pairs nothing is compared, and merge.json says so by nulls.
+    Raises ValueError, and writes nothing, when the merge is empty or changes too many answers, or when it is to be into
+    dequantised weights and nothing was quantised.
+    """
+    inputs: list[Path | str] = [model, adapter, *([pairs / "manifest.json"] if pairs else [])]
+    provenance = files.Provenance("merge", inputs, settings.model.revision)
+    if settings.merge.base == "dequantised" and files.read_json(adapter / "provenance.json")["quantize"] == "none":
+        raise ValueError(f"{adapter}: trained over 16 bits, not over dequantised weights; take merge.base original")
+    folder = models.resolve_model_dir(model, settings.model.revision)
+    with files.atomic_folder(out) as temp_path:
+        share = _write_merged(folder, adapter, settings.merge.base, temp_path)
+        found = dict.fromkeys(("agreement", "agreement_original", "agreement_as_trained"))
+        measured: dict[str, Any] = {"pairs": 0, **found}
+        if pairs:
+            measured = _agreements(settings, model, adapter, temp_path, pairs)
+        else:
+            log.warning("no --pairs: whether the merge keeps the answers was not measured")
+        files.write_json(
+            temp_path / "merge.json", {**measured, "update_kept": share, "base": model, "onto": settings.merge.base}
+        )
+        stage = config.stage_values(settings, "merge")
+        provenance.write(temp_path / "provenance.json", settings=stage)

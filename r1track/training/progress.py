@@ -1,0 +1,126 @@
+"""Watch: what a training run shows and keeps while it goes: a table, JSON lines, examples, warnings; when it stops."""
+
+import json
+import logging
+import math
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from rich.console import Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from transformers import TrainerCallback
+
+from r1track.core import files
+
+log = logging.getLogger(__name__)
+# The trainer's names, and ours in log.jsonl, one row per optimiser step.
+NAMES = {
+    "reward": "reward", "reward_std": "reward_std", "iou": "iou", "giou": "giou", "format": "format",
+    "length_cost": "length_cost", "parsed": "parsed", "kl": "kl", "frac_reward_zero_std": "flat_groups",
+    "entropy": "entropy", "completions/mean_length": "length", "completions/clipped_ratio": "clipped",
+    "mean_token_accuracy": "token_accuracy", "loss": "loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate",
+    "seconds": "seconds", "samples_per_second": "samples_per_second", "memory_gib": "memory_gib",
+}  # fmt: skip
+SHOWN = ("reward", "iou", "parsed", "flat_groups", "length", "kl", "entropy", "token_accuracy", "loss", "memory_gib")
+PATIENCE = 10  # steps in a row without anything to learn from before the warning
+UNREADABLE = 0.05  # share of readable answers below which there is next to nothing to learn from
+
+
+def history(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The trainer's log as our rows, one per optimiser step."""
+    rows = [entry for entry in entries if "loss" in entry]
+    return [{"step": row["step"], **{NAMES[key]: row[key] for key in NAMES if key in row}} for row in rows]
+
+
+def stall_reason(rows: list[dict[str, Any]]) -> str | None:
+    """Why nothing has been learned in the last steps, with a remedy; None where something was, or may have been."""
+    last = [row for row in rows if "flat_groups" in row][-PATIENCE:]
+    if len(last) < PATIENCE:
+        return None
+    if all(row["parsed"] < UNREADABLE for row in last):
+        return (
+            f"less than {UNREADABLE:.0%} of the answers were readable in the last {PATIENCE} rollouts: the reward says "
+            "nothing about boxes; start from sft, or look at the kept examples"
+        )
+    if all(row["flat_groups"] == 1 for row in last):
+        return (
+            f"all answers of every group were worth the same in the last {PATIENCE} rollouts: advantages are 0, "
+            "nothing is learned; raise train.temperature or train.group, or take train.reward iou"
+        )
+    return None
+
+
+def keep_example(folder: Path, step: int, images: list[Image.Image], facts: dict[str, Any]) -> None:
+    """Keep one question of a rollout: `step-<n>.json` with `facts` and its images as `step-<n>-<k>.jpg`."""
+    names = [f"step-{step:06d}-{k}.jpg" for k in range(len(images))]
+    folder.mkdir(parents=True, exist_ok=True)
+    for image, name in zip(images, names, strict=True):
+        image.convert("RGB").save(folder / name, quality=90)
+    files.write_json(folder / f"step-{step:06d}.json", {"step": step, "images": names, **facts})
+
+
+def _memory_gib() -> float:
+    """Peak so far: of the card where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_reserved() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+class ProgressCallback(TrainerCallback):
+    """A table and a progress bar with ETA in `live`; `file` gets a line per step; stops when the loss is not finite.
+
+    samples: answers (grpo) or pairs (sft) per optimiser step. every: steps between rows in the log.
+    """
+
+    def __init__(self, file: Path, samples: int, every: int) -> None:
+        self.file, self.samples, self.every, self.warned = file, samples, every, False
+        self.bar = Progress(
+            TextColumn("train"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+        )
+        self.live = Live(self.bar, refresh_per_second=2)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        self.rows = history(state.log_history)  # of the steps before a checkpoint that this run goes on from
+        files.write_text(self.file, "".join(json.dumps(row) + "\n" for row in self.rows))
+        self.task = self.bar.add_task("", total=state.max_steps, completed=state.global_step)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        self.began = time.perf_counter()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **others: Any) -> None:
+        if logs is None or "loss" not in logs:
+            return
+        seconds = time.perf_counter() - self.began
+        costs = {"seconds": seconds, "samples_per_second": self.samples / seconds, "memory_gib": _memory_gib()}
+        state.log_history[-1].update(costs)
+        row = history(state.log_history[-1:])[0]
+        if not math.isfinite(row["loss"]) or not math.isfinite(row.get("grad_norm", 0.0)):
+            raise FloatingPointError(
+                f"the loss is {row['loss']} and its gradient's norm {row.get('grad_norm')} at step {row['step']}; "
+                "lower train.learning_rate, or train in bfloat16"
+            )
+        self.rows.append(row)
+        with self.file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+        self._show(state.global_step)
+
+    def _show(self, step: int) -> None:
+        last = self.rows[-8:]
+        names = [name for name in SHOWN if any(name in row for row in last)]
+        table = Table("step", *names, box=None, header_style="dim")
+        for row in last:
+            table.add_row(str(row["step"]), *(f"{row[name]:.3f}" if name in row else "" for name in names))
+        self.bar.update(self.task, completed=step)
+        self.live.update(Group(table, self.bar))
+        if step % self.every == 0:
+            log.info("step %d: %s", step, ", ".join(f"{n} {self.rows[-1][n]:.3f}" for n in names if n in self.rows[-1]))
+        reason = stall_reason(self.rows)
+        if reason and not self.warned:
+            log.warning("step %d: %s", step, reason)
+            self.warned = True

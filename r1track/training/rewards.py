@@ -1,0 +1,67 @@
+"""Rewards: what an answer is worth, as named parts. The parser is the tracker's own.
+
+Two schemes. `paper` is R1-Track's shaped GIoU (public repository at f585b82), exact on ordered boxes and bounded for
+everything else; `iou` is the IoU itself, continuous, and its mean is what AO measures.
+"""
+
+from typing import Literal, TypedDict
+
+from numpy.typing import ArrayLike
+
+from r1track.core import boxes, prompts
+
+INVALID = -1.0
+THINK_FLOOR, THINK_CEILING, THINK_SPAN = 128, 448, 64  # response tokens, with thinking
+
+
+class Parts(TypedDict):
+    """total: the reward. valid: 1 when the answer holds a box, else 0. The rest: what the total was made of."""
+
+    total: float
+    valid: float
+    iou: float
+    giou: float
+    format: float
+    length: float
+
+
+def shape(giou: float) -> float:
+    """R1-Track's shaping of GIoU: nothing below .4, a bonus above .75 and a larger one from .95; negatives stay."""
+    if 0 < giou < 0.4:
+        return 0.0
+    if giou >= 0.95:
+        return giou + 0.5
+    return giou + 0.2 if giou > 0.75 else giou
+
+
+def score(
+    answer: str,
+    target: ArrayLike,
+    *,
+    scheme: Literal["paper", "iou"] = "paper",
+    size: float = 336,
+    think: bool = False,
+    tokens: int | None = None,
+) -> Parts:
+    """The reward of one answer.
+
+    target: true corners in pixels of the search crop. size: the crop's side. tokens: the answer's length in tokens;
+    with `think` and the paper scheme, fewer than 128 make it invalid and more than 448 cost up to .1; None skips this.
+    The total lies in [-1, 1.5] (`paper`), [-1.05, 1.55] (`paper` with `think`) or {-1} and [0, 1] (`iou`).
+    """
+    box = prompts.parse_box(answer, size=size, think=think)
+    short = scheme == "paper" and think and tokens is not None and tokens < THINK_FLOOR
+    if box is None or short:
+        return Parts(total=INVALID, valid=0.0, iou=0.0, giou=0.0, format=0.0, length=0.0)
+    iou, giou = float(boxes.iou(box, target)), float(boxes.giou(box, target))
+    bonus, length = 0.0, 0.0
+    if scheme == "iou":
+        total = iou
+    else:
+        total = shape(giou)
+        if think:
+            bonus = 0.05
+            over = max(0, (tokens or 0) - THINK_CEILING)
+            length = -0.1 * min(1.0, over / THINK_SPAN)
+        total += bonus + length
+    return Parts(total=total, valid=1.0, iou=iou, giou=giou, format=bonus, length=length)

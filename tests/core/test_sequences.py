@@ -1,0 +1,292 @@
+"""Claims about the reader: what is read as it stands, and what is refused with file, line, value and remedy."""
+
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+from toys import REAL, bare_sequence, needs_real, toy_split
+
+from r1track.core.schema import Sample
+from r1track.core.sequences import LAYOUTS, detect, read_list, read_sequence, read_split
+from r1track.data.toy import HEIGHT, WIDTH
+
+BOXES = [[10, 10, 20, 20], [11, 10, 20, 20], [12, 10, 20, 20]]
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    return toy_split(tmp_path_factory.mktemp("toy") / "val", sequences=6, length=24)
+
+
+def test_a_toy_split_reads_back_as_it_was_written(toy):
+    found = read_split(toy)
+    assert [s.name for s in found] == (toy / "list.txt").read_text().split()
+    for s in found:
+        folder = toy / s.name
+        assert s.frames == tuple(sorted(folder.glob("*.jpg")))
+        np.testing.assert_array_equal(s.boxes, np.loadtxt(folder / "groundtruth.txt", delimiter=","))
+        np.testing.assert_array_equal(s.visibility * 8, np.loadtxt(folder / "cover.label"))
+        np.testing.assert_array_equal(s.absent, np.loadtxt(folder / "absence.label") == 1)
+        assert not s.cut.any()
+        assert s.text == f"{s.meta['major_class']} {s.meta['object_class']}"
+        assert s.resolution() == (WIDTH, HEIGHT)
+        assert s.complete
+    assert any(s.absent.any() for s in found)
+
+
+def test_lines_of_the_list_may_be_paths_and_the_last_part_is_the_name(tmp_path):
+    bare_sequence(tmp_path / "deep" / "down", "clip", BOXES)
+    root = tmp_path / "split"
+    root.mkdir()
+    (root / "list.txt").write_text("../deep/down/clip\n\n")
+    assert [s.name for s in read_split(root)] == ["clip"]
+
+
+def test_labels_are_optional_and_their_absence_is_unknown_visibility(tmp_path):
+    bare_sequence(tmp_path, "clip", [*BOXES, [-1, -1, -1, -1]])
+    (s,) = read_split(tmp_path)
+    assert s.absent.tolist() == [False, False, False, True]
+    assert np.isnan(s.visibility[:3]).all()
+    assert s.visibility[3] == 0
+    assert s.text is None
+
+
+def test_a_cover_file_of_nothing_but_zeros_is_unknown(tmp_path):
+    bare_sequence(tmp_path, "clip", BOXES, cover=[0, 0, 0])
+    assert np.isnan(read_split(tmp_path)[0].visibility).all()
+
+
+def test_frames_in_which_the_border_cuts_the_target_are_known_by_their_label(tmp_path):
+    folder = bare_sequence(tmp_path, "clip", BOXES)
+    (folder / "cut_by_image.label").write_text("0\n1\n0\n")
+    assert read_split(tmp_path)[0].cut.tolist() == [False, True, False]
+
+
+def test_one_row_of_ground_truth_is_a_test_sequence(tmp_path):
+    folder = bare_sequence(tmp_path, "clip", BOXES)
+    (folder / "groundtruth.txt").write_text("10,10,20,20\n")
+    (s,) = read_split(tmp_path)
+    assert s.boxes.shape == (1, 4)
+    assert s.absent.shape == s.visibility.shape == (3,)
+    assert not s.complete
+
+
+def test_frames_are_ordered_by_number(tmp_path):
+    folder = bare_sequence(tmp_path, "clip", BOXES)
+    for old, new in (("00000003", "11"), ("00000002", "10"), ("00000001", "9")):
+        (folder / f"{old}.jpg").rename(folder / f"{new}.jpg")
+    assert [p.stem for p in read_split(tmp_path)[0].frames] == ["9", "10", "11"]
+
+
+def write(name, text):
+    return lambda folder: (folder / name).write_text(text)
+
+
+def delete(name):
+    return lambda folder: (folder / name).unlink()
+
+
+DAMAGE = {
+    "no list": (delete("../list.txt"), r"list\.txt: no such file; give a split's folder"),
+    "empty list": (write("../list.txt", "\n \n"), r"list\.txt: names no sequence; write one folder"),
+    "missing folder": (write("../list.txt", "clip\ngone\n"), r"list\.txt, line 2: no folder .*gone; unpack it"),
+    "the same name twice": (write("../list.txt", "clip\n./clip\n"), r"list\.txt, line 2: the name 'clip' stands twice"),
+    "no ground truth": (
+        delete("groundtruth.txt"),
+        r"clip: no frames with boxes; .*groundtruth\.txt \(got10k\), .*; restore",
+    ),
+    "cut of two": (write("cut_by_image.label", "0\n2\n0\n"), r"cut_by_image\.label, line 2: 2 is not one of 0 to 1"),
+    "empty ground truth": (write("groundtruth.txt", ""), r"groundtruth\.txt: 0 rows for 3 frames"),
+    "short ground truth": (write("groundtruth.txt", "1,2,3,4\n" * 2), r"groundtruth\.txt: 2 rows for 3 frames; write"),
+    "long ground truth": (write("groundtruth.txt", "1,2,3,4\n" * 4), r"groundtruth\.txt: 4 rows for 3 frames; write"),
+    "words": (write("groundtruth.txt", "1,2,3,4\n1,two,3,4\n"), r"groundtruth\.txt, line 2: .*'1,two,3,4'; restore"),
+    "NaN": (write("groundtruth.txt", "1,2,3,4\n1,2,3,4\n1,nan,3,4\n"), r"groundtruth\.txt, line 3: .*finite"),
+    "three columns": (write("groundtruth.txt", "1,2,3\n" * 3), r"groundtruth\.txt, line 1: expected 4 finite numbers"),
+    "no frames": (lambda folder: [p.unlink() for p in folder.glob("*.jpg")], r"clip: no frames .*; restore"),
+    "a frame missing": (delete("00000002.jpg"), r"00000003\.jpg: follows frame 1, some are missing; restore"),
+    "a stray image": (write("cover.jpg", ""), r"cover\.jpg: not a numbered frame; delete it"),
+    "short labels": (write("absence.label", "0\n0\n"), r"absence\.label: 2 rows for 3 frames; restore or delete"),
+    "cover of nine": (write("cover.label", "8\n9\n8\n"), r"cover\.label, line 2: 9 is not one of 0 to 8; restore"),
+    "half an absence": (write("absence.label", "0\n0\n0.5\n"), r"absence\.label, line 3: 0\.5 is not one of 0 to 1"),
+    "an unreadable label": (write("cover.label", "8\nx\n8\n"), r"cover\.label, line 2: expected one finite number"),
+}
+
+
+@pytest.mark.parametrize("fault", DAMAGE)
+def test_damaged_input_is_refused_with_file_and_remedy(tmp_path, fault):
+    damage, message = DAMAGE[fault]
+    damage(bare_sequence(tmp_path, "clip", BOXES))
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        read_split(tmp_path)
+
+
+def corners(boxes):
+    """Four corners a row, turned by a little: the upright box around them is the box given."""
+    rows = []
+    for x, y, w, h in boxes:
+        rows.append([x + 0.1 * w, y, x + w, y + 0.2 * h, x + 0.9 * w, y + h, x, y + 0.8 * h])
+    return rows
+
+
+def text(rows, separator=","):
+    return "".join(separator.join(f"{v:g}" for v in row) + "\n" for row in rows)
+
+
+def vatic(rows):
+    return "".join(
+        f'0 {x:g} {y:g} {x + w:g} {y + h:g} {t} {int(w < 0)} 0 0 "ball"\n' for t, (x, y, w, h) in enumerate(rows)
+    )
+
+
+GONE = [float("nan")] * 4
+MIXED = [*BOXES, GONE, BOXES[0]]
+# What a line of list.txt names, the frames' folder and first name from there, and the files beside them.
+MADE = {
+    "otb": ("clip", "img/0001.jpg", {"groundtruth_rect.txt": text(np.add(BOXES, [1, 1, 0, 0]), "\t")}),
+    "lasot": (
+        "ball/clip",
+        "img/00000001.jpg",
+        {
+            "groundtruth.txt": text([*BOXES, [0, 0, 0, 0], BOXES[0]]),
+            "full_occlusion.txt": "0,1,0,0,0",
+            "out_of_view.txt": "0,0,0,1,0",
+            "nlp.txt": "a red ball\n",
+        },
+    ),
+    "tnl2k": ("clip", "imgs/00001.png", {"groundtruth.txt": text(BOXES), "language.txt": "a red ball"}),
+    "vot": ("clip", "color/00000001.jpg", {"groundtruth.txt": text(corners(BOXES))}),
+    "vot-flat": ("clip", "00000001.jpg", {"groundtruth.txt": text(corners(BOXES))}),
+    "nfs": (
+        "30/clip",
+        "00001.jpg",
+        {"../clip.txt": vatic([box for box in [*BOXES, [5, 5, -1, 5], *BOXES * 2] for _ in range(8)])},
+    ),
+    "trackingnet": ("frames/clip", "0.jpg", {"../../anno/clip.txt": text(BOXES)}),
+    "uav123": ("data_seq/UAV123/clip", "000001.jpg", {"../../../anno/UAV123/clip.txt": text(MIXED)}),
+}
+ROWS = {"lasot": 5, "uav123": 5, "nfs": 10}
+
+
+def made(root: Path, layout: str) -> Path:
+    """A sequence in a layout, whose frames are empty files; it is the only line of list.txt."""
+    line, first, files = MADE[layout]
+    folder = root / line
+    start = Path(first)
+    (folder / start).parent.mkdir(parents=True)
+    for t in range(ROWS.get(layout, 3)):
+        number = str(int(start.stem) + t).zfill(len(start.stem))
+        (folder / start).with_stem(number).touch()
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    (root / "list.txt").write_text(f"{line}\n")
+    return folder
+
+
+@pytest.mark.parametrize("layout", MADE)
+def test_every_layout_is_told_from_its_files_and_read_to_the_same_boxes(tmp_path, layout):
+    folder = made(tmp_path, layout)
+    assert detect(folder) == layout
+    (s,) = read_split(tmp_path)
+    assert s.name == "clip"
+    assert s.complete
+    assert len(s.frames) == ROWS.get(layout, 3)
+    assert all(path.is_file() for path in s.frames)
+    np.testing.assert_allclose(s.boxes[:3], BOXES, atol=1e-9)
+    expected = {"lasot": [0, 1, 0, 1, 0], "uav123": [0, 0, 0, 1, 0], "nfs": [0, 0, 0, 1, *[0] * 6]}.get(
+        layout, [0, 0, 0]
+    )
+    assert s.absent.tolist() == [bool(gone) for gone in expected]
+    assert (s.visibility[s.absent] == 0).all()
+    assert np.isnan(s.visibility[~s.absent]).all()
+    assert s.text == ("a red ball" if layout in ("lasot", "tnl2k") else None)
+    assert np.isfinite(s.boxes).all()
+
+
+def test_the_layouts_of_the_configuration_are_those_of_the_reader():
+    assert get_args(Sample.model_fields["layout"].annotation) == ("auto", *LAYOUTS)
+    assert {*MADE, "got10k"} == set(LAYOUTS)
+
+
+def test_a_tracker_s_test_split_has_the_first_box_only(tmp_path):
+    folder = made(tmp_path, "trackingnet")
+    (folder / "../../anno/clip.txt").write_text("10,10,20,20\n")
+    (s,) = read_split(tmp_path)
+    assert not s.complete
+    assert s.boxes.shape == (1, 4)
+
+
+def test_a_row_more_or_less_is_cut_off_in_nfs_alone(tmp_path):
+    folder = made(tmp_path, "nfs")
+    (folder / "00011.jpg").touch()
+    (s,) = read_split(tmp_path)
+    assert len(s.frames) == len(s.boxes) == 10
+    np.testing.assert_array_equal(s.boxes[4:7], BOXES)
+    (folder / "00012.jpg").touch()
+    (folder / "00013.jpg").touch()
+    with pytest.raises(ValueError, match="80 rows for 13 frames"):
+        read_sequence(folder, "nfs")
+    folder = made(tmp_path / "other", "otb")
+    (folder / "img" / "0004.jpg").touch()
+    with pytest.raises(ValueError, match="3 rows for 4 frames"):
+        read_sequence(folder, "otb")
+
+
+def test_a_folder_of_no_layout_and_a_wrong_guess_say_what_was_looked_for(tmp_path):
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "list.txt").write_text("clip\n")
+    with pytest.raises(ValueError, match="no frames with boxes; looked for") as caught:
+        read_split(tmp_path)
+    assert all(f"{frames} with {truth} ({name})" in str(caught.value) for name, (frames, truth, _) in LAYOUTS.items())
+    folder = made(tmp_path / "other", "vot")
+    with pytest.raises(ValueError, match=r"clip: no frames \(img/\*\.jpg\)"):
+        read_sequence(folder, "otb")
+    folder = made(tmp_path / "third", "lasot")
+    with pytest.raises(
+        FileNotFoundError, match=r"groundtruth_rect\.txt: no such file, which layout otb needs; .*sample"
+    ):
+        read_sequence(folder, "otb")
+    folder = made(tmp_path / "fourth", "vot-flat")
+    with pytest.raises(ValueError, match=r"groundtruth\.txt, line 1: expected 4 finite numbers"):
+        read_sequence(folder, "got10k")
+
+
+ROW_FAULTS = {
+    "words": (
+        "otb",
+        "groundtruth_rect.txt",
+        "1 2 3 4\n1 two 3 4\n1 2 3 4\n",
+        r"line 2: no box of layout otb: '1 two 3 4'",
+    ),
+    "an infinity": ("otb", "groundtruth_rect.txt", "1 2 3 inf\n" * 3, r"line 1: no box of layout otb"),
+    "eight numbers": ("otb", "groundtruth_rect.txt", text(corners(BOXES)), r"line 1: no box of layout otb"),
+    "a mask": ("vot", "groundtruth.txt", "m0,0,2,2,0,4\n" * 3, r"line 1: no box of layout vot: 'm0,0,2,2,0,4'"),
+    "short rows": ("nfs", "../clip.txt", "0 1 2 3\n" * 4, r"line 1: no box of layout nfs"),
+    "a short flag file": ("lasot", "out_of_view.txt", "0,0,1", r"out_of_view\.txt: 3 rows for 5 frames"),
+    "a flag of two": ("lasot", "full_occlusion.txt", "0,0,2,0,0", r"full_occlusion\.txt, line 3: .* not one of 0 to 1"),
+}
+
+
+@pytest.mark.parametrize("fault", ROW_FAULTS)
+def test_damaged_annotation_of_other_layouts_is_refused_with_file_and_line(tmp_path, fault):
+    layout, name, content, message = ROW_FAULTS[fault]
+    folder = made(tmp_path, layout)
+    (folder / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_sequence(folder, layout)
+
+
+def test_the_list_alone_is_read_without_a_look_into_the_folders(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "list.txt").write_text("empty\n")
+    assert read_list(tmp_path) == {"empty": tmp_path / "empty"}
+
+
+@needs_real
+def test_the_real_clips_read():
+    found = {s.name: s for s in read_split(REAL)}
+    assert len(found) == 6
+    assert sum(len(s.frames) for s in found.values()) == 552
+    assert found["vot_book"].resolution() == (640, 480)
+    assert all(s.complete and not s.absent.any() and (s.visibility == 1).all() for s in found.values())

@@ -1,0 +1,210 @@
+"""Forms: what is exported for other tools and what is taken from others, each used for one training step."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from datasets import Dataset, DatasetDict, Features, Image, List, Value, load_dataset
+from PIL import Image as Picture
+
+from r1track.core import config, files, prompts
+from r1track.core import pairs as pairs_module
+from r1track.data import formats, sample, toy
+from r1track.training import train
+
+FEW = {"pairs": 12, "val_pairs": 4, "val_share": 0.25, "shard_rows": 5, "max_gap": 8}
+STEP = {"steps": 1, "save_every": 1, "prompts_per_step": 2, "group": 4, "micro_batch": 4, "learning_rate": 1e-3,
+        "sft": {"steps": 1, "batch": 4, "micro_batch": 2}}  # fmt: skip
+
+
+def settings(task: dict[str, Any] | None = None, **changes: Any) -> config.Settings:
+    return config.resolve({"preset": "demo", "task": task or {}, "sample": {**FEW, **changes}, "train": STEP})
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("toy") / "train"
+    toy.write_split(folder, "train", sequences=6, length=16, seed=4)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pairs(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("pairs") / "pairs"
+    for form in ("easyr1", "sharegpt"):
+        sample.run(settings(), root, out, 1, form)
+    return out
+
+
+def loaded(folder: Path) -> DatasetDict:
+    return load_dataset(str(folder))
+
+
+def trained(pairs: Path, folder: Path, arm: str) -> None:
+    train.run(settings(), arm, "tiny", pairs, folder / "scratch", folder / "adapter")
+    assert (folder / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_a_question_in_one_text_is_the_same_question(tmp_path: Path) -> None:
+    for second in (None, [3.0, 4.0, 50.0, 60.0]):
+        built = prompts.build([1.0, 2.0, 30.0, 40.0], second_box=second)
+        flat = prompts.flat(built)
+        assert flat.count("<image>") == (2 if second is None else 3)
+        assert prompts.unflat(flat) == built
+    kinds = [part["type"] for part in prompts.unflat("<image> <image>Where is <image_1>?")[0]["content"]]
+    assert kinds == ["image", "image", "text"]
+
+
+def test_our_shards_train(pairs: Path, tmp_path: Path) -> None:
+    trained(pairs, tmp_path, "grpo")
+
+
+def test_easyr1_holds_images_questions_and_answers_in_the_order_of_their_places(pairs: Path, tmp_path: Path) -> None:
+    found = loaded(pairs.with_name("pairs-easyr1"))
+    ours = pairs_module.load(pairs / "train")
+    assert {name: len(rows) for name, rows in found.items()} == {"train": 12, "validation": 4}
+    for row, told in zip(ours, found["train"], strict=True):
+        assert set(told) == {"images", "problem", "answer"}
+        assert told["problem"] == prompts.flat(prompts.build(row["template_box"]))
+        box = prompts.parse_box(told["answer"], size=84)
+        assert np.allclose(box, row["answer"], atol=0.5)
+        for mine, other in zip(row["images"], told["images"], strict=True):
+            assert np.array_equal(np.asarray(mine), np.asarray(other))
+
+
+def test_a_third_image_is_exported_between_the_two(root: Path, tmp_path: Path) -> None:
+    sample.run(settings({"templates": 2}, max_gap=12), root, tmp_path / "pairs", 1, "easyr1")
+    ours, told = pairs_module.load(tmp_path / "pairs" / "train"), loaded(tmp_path / "pairs-easyr1")
+    rows = [k for k, row in enumerate(ours) if row["second_box"]]
+    assert rows
+    for k in rows:
+        assert told["train"][k]["problem"].count("<image>") == 3
+        for mine, other in zip((0, 2, 1), range(3), strict=True):
+            shown = ours[k]["images"][mine], told["train"][k]["images"][other]
+            assert np.array_equal(*map(np.asarray, shown))
+
+
+def test_questions_for_thinking_are_exported_where_no_answer_is_learnt(root: Path, tmp_path: Path) -> None:
+    for form in ("easyr1", "sharegpt"):
+        sample.run(settings({"think": True}), root, tmp_path / "pairs", 1, form)
+    easy = loaded(tmp_path / "pairs-easyr1")["train"][0]["problem"]
+    told = loaded(tmp_path / "pairs-sharegpt")["train"][0]["messages"]
+    assert "<think>" in easy
+    assert all("<think>" not in message["content"] for message in told)
+
+
+def test_an_easyr1_export_is_taken_as_a_hub_data_set_and_trains_for_one_step(pairs: Path, tmp_path: Path) -> None:
+    chosen = settings(hub=str(pairs.with_name("pairs-easyr1")))
+    sample.run(chosen, None, tmp_path / "taken")
+    ours, taken = (pairs_module.load(folder / "train") for folder in (pairs, tmp_path / "taken"))
+    assert len(taken) == 12
+    assert len(pairs_module.load(tmp_path / "taken" / "val")) == 4
+    for mine, theirs in zip(ours, taken, strict=True):
+        assert theirs["answer"] == [float(np.floor(v + 0.5)) for v in mine["answer"]]
+        assert theirs["problem"] == prompts.flat(prompts.build(mine["template_box"]))
+        assert theirs["size"] == 84
+        assert theirs["template_box"] is theirs["sequence"] is None
+    found = files.read_json(tmp_path / "taken" / "manifest.json")
+    assert found["hub"] == str(pairs.with_name("pairs-easyr1"))
+    assert found["revision"] is None
+    trained(tmp_path / "taken", tmp_path, "grpo")
+
+
+def test_a_sharegpt_export_trains_for_one_step(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export = pairs.with_name("pairs-sharegpt")
+    info = files.read_json(export / "dataset_info.json")
+    assert {name: info[name]["file_name"] for name in info} == {"r1track_train": "train", "r1track_val": "val"}
+    assert all((export / entry["file_name"]).is_dir() for entry in info.values())
+    columns = info["r1track_train"]["columns"]
+    tags = info["r1track_train"]["tags"]
+
+    def told(pairs: Dataset, think: bool) -> Dataset:
+        rows = loaded(export)["train"]
+        turns = [row[columns["messages"]] for row in rows]
+        assert all([turn[tags["role_tag"]] for turn in row] == ["user", "assistant"] for row in turns)
+        prompt = [prompts.unflat(row[0][tags["content_tag"]]) for row in turns]
+        done = [[{"role": "assistant", "content": row[1][tags["content_tag"]]}] for row in turns]
+        return rows.select_columns(["images"]).add_column("prompt", prompt).add_column("completion", done)
+
+    monkeypatch.setattr(train, "with_answers", told)
+    trained(pairs, tmp_path, "sft")
+
+
+def foreign(rows: list[dict[str, Any]], folder: Path, split: str = "train") -> Path:
+    """A data set as the reference writes it: plain structures of bytes and path, not yet images."""
+    image = {"bytes": Value("binary"), "path": Value("string")}
+    columns = Features({"images": List(image), "problem": Value("string"), "answer": Value("string")})
+    (folder / split).mkdir(parents=True, exist_ok=True)
+    Dataset.from_list(rows, features=columns).to_parquet(folder / split / "0.parquet")
+    return folder
+
+
+def picture(width: int = 84, height: int = 84) -> dict[str, Any]:
+    stream = io.BytesIO()
+    Picture.new("RGB", (width, height), (90, 120, 40)).save(stream, "JPEG")
+    return {"bytes": stream.getvalue(), "path": "image_1.jpg"}
+
+
+def question(**changes: Any) -> dict[str, Any]:
+    good = {"images": [picture()] * 2, "problem": "<image> <image>Where?", "answer": "[10, 20, 30, 40]"}
+    return {**good, **changes}
+
+
+BAD = {
+    "an image too few": ({"images": [picture()]}, "images do not fit their places in the problem"),
+    "a place too few": ({"problem": "<image>Where?"}, "images do not fit their places in the problem"),
+    "half an image": ({"images": [picture(), {"bytes": picture()["bytes"][:300], "path": None}]}, "cannot be decoded"),
+    "an oblong search region": ({"images": [picture(), picture(112, 84)]}, "answer is no box in a square"),
+    "an inverted box": ({"answer": "[30, 40, 10, 20]"}, "answer is no box in a square search region"),
+    "a box beyond the crop": ({"answer": "[10, 20, 30, 140]"}, "answer is no box in a square search region"),
+    "words": ({"answer": "to the left"}, "answer is no box in a square search region"),
+}
+
+
+def test_rows_that_are_no_pairs_are_counted_by_reason(tmp_path: Path) -> None:
+    rows = [question(**changes) for changes, _ in BAD.values()] + [question(answer="[10, 20, 30, 86]")] * 9
+    data = foreign(rows, tmp_path / "data")
+    foreign([question()] * 3, data, "test")
+    sample.run(settings(hub=str(data), pairs=50, max_rejected=0.5), None, tmp_path / "pairs", 1)
+    found = files.read_json(tmp_path / "pairs" / "manifest.json")["splits"]
+    assert (found["train"]["pairs"], found["val"]["pairs"]) == (9, 3)
+    assert sum(found["train"]["rejected"].values()) == len(rows) - 9
+    for _, reason in BAD.values():
+        assert any(reason in told for told in found["train"]["rejected"])
+    kept = pairs_module.load(tmp_path / "pairs" / "train")
+    assert kept[0]["answer"] == [10, 20, 30, 84]  # within the tolerance: clipped
+    with pytest.raises(ValueError, match="draws rejected"):
+        sample.run(settings(hub=str(data), pairs=50, max_rejected=0.0), None, tmp_path / "none", 1)
+
+
+def test_rows_are_held_out_at_random_where_there_is_no_other_split(tmp_path: Path) -> None:
+    rows = [question(problem=f"<image><image>Where? {k}") for k in range(20)]
+    data = foreign(rows, tmp_path / "data")
+    for name in ("pairs", "again"):
+        sample.run(settings(hub=str(data), pairs=50), None, tmp_path / name, 1)
+    train_rows, val_rows = (pairs_module.load(tmp_path / "pairs" / name)["problem"] for name in ("train", "val"))
+    assert len({*train_rows, *val_rows}) == len(train_rows) + len(val_rows)
+    assert len(val_rows) == 4
+    assert files.hash_path(tmp_path / "again" / "train") == files.hash_path(tmp_path / "pairs" / "train")
+
+
+def test_a_data_set_of_another_form_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    Dataset.from_list([{"question": "?", "answer": "!"}]).to_parquet(tmp_path / "data" / "train" / "0.parquet")
+    with pytest.raises(ValueError, match=r"sample\.hub = .*: its split train lacks \['images', 'problem'\]"):
+        sample.run(settings(hub=str(tmp_path / "data")), None, tmp_path / "none", 1)
+
+
+def test_columns_of_the_forms_are_images_to_datasets(pairs: Path, tmp_path: Path) -> None:
+    for form, columns in formats.COLUMNS.items():
+        found = loaded(pairs.with_name(f"pairs-{form}"))["train"]
+        assert found.features == Features(columns)
+        assert found.features["images"] == List(Image())

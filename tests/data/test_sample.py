@@ -1,0 +1,451 @@
+"""Sample: the pairs hold what they say, the draws follow what is stated, and the same seed cuts the same bytes."""
+
+import dataclasses
+import functools
+import io
+import logging
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+from datasets import load_dataset
+from PIL import Image
+from scipy import stats
+
+from r1track.core import config, files, prompts
+from r1track.core import pairs as pairs_module
+from r1track.core.boxes import area, clip, iou, xywh_to_xyxy
+from r1track.core.crops import Crop
+from r1track.core.sequences import Sequence, read_split
+from r1track.data import sample, toy
+from r1track.data import shards as shard_files
+
+FEW = {"pairs": 30, "val_pairs": 6, "val_share": 0.2, "shard_rows": 12, "max_gap": 8}
+
+
+def settings(**changes: Any) -> config.Settings:
+    return config.resolve({"preset": "demo", "sample": {**FEW, **changes}})
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("toy") / "train"
+    toy.write_split(folder, "train", sequences=10, length=20, seed=3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pairs(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("pairs") / "pairs"
+    sample.run(settings(), root, out, processes=1)
+    return out
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return pairs_module.load(folder).remove_columns("images").to_list()
+
+
+def manifest(out: Path, split: str = "train") -> dict[str, Any]:
+    return files.read_json(out / "manifest.json")["splits"][split]
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_any_number_of_processes_and_any_folder_give_the_same_bytes(
+    root: Path, pairs: Path, tmp_path: Path, processes: int
+) -> None:
+    elsewhere = shutil.copytree(root, tmp_path / "elsewhere")
+    sample.run(settings(), elsewhere, tmp_path / "again", processes=processes)
+    for split in ("train", "val"):
+        assert files.hash_path(tmp_path / "again" / split) == files.hash_path(pairs / split)
+
+
+def test_processes_are_started_by_what_is_found_by_its_name_alone() -> None:
+    # A name that pickle must search for, as OpenCV's functions are, imports all of transformers where that is loaded.
+    assert pickle.loads(pickle.dumps(shard_files.start)) is shard_files.start
+    assert shard_files.start.__module__ == "r1track.data.shards"
+
+
+def test_another_seed_cuts_other_bytes(root: Path, pairs: Path, tmp_path: Path) -> None:
+    sample.run(settings().model_copy(update={"seed": 1}), root, tmp_path / "other", processes=1)
+    assert files.hash_path(tmp_path / "other" / "train") != files.hash_path(pairs / "train")
+
+
+def test_shards_are_read_by_datasets_as_they_are(pairs: Path, tmp_path: Path) -> None:
+    found = load_dataset("parquet", data_dir=str(pairs), split="train", cache_dir=str(tmp_path))
+    assert [p.name for p in sorted((pairs / "train").iterdir())] == [f"train-0000{k}.parquet" for k in range(3)]
+    assert len(found) == 30
+    assert found.features == pairs_module.FEATURES
+    assert all(image.size == (84, 84) for image in found[0]["images"])
+
+
+def test_held_out_pairs_come_from_other_sequences(pairs: Path) -> None:
+    train, val = ({row["sequence"] for row in rows(pairs / name)} for name in ("train", "val"))
+    assert train
+    assert val
+    assert not train & val
+
+
+def test_pairs_are_spread_evenly_over_the_sequences(pairs: Path) -> None:
+    counts = Counter(row["sequence"] for row in rows(pairs / "train"))
+    assert sorted(counts.values()) == [3, 3, 4, 4, 4, 4, 4, 4]
+    names = [f"s{k}" for k in range(7)]
+    for wanted, size in ((0, 5), (3, 2), (7, 3), (40, 12), (40, 5), (5, 100)):
+        shards = sample.deal(names, wanted, size)
+        quotas = [quota for shard in shards for quota in shard]
+        assert len({name for name, _ in quotas}) == len(quotas) == min(wanted, 7)
+        assert sum(count for _, count in quotas) == wanted
+        assert all(count in (wanted // 7, wanted // 7 + 1) for _, count in quotas)
+        assert all(len(shard) == 1 or sum(count for _, count in shard) <= size for shard in shards)
+
+
+def test_one_more_sequence_changes_no_pair_of_the_others(root: Path, tmp_path: Path) -> None:
+    folders = sorted(path for path in root.iterdir() if path.is_dir())
+    few, more = ([(folder, 4) for folder in folders[:n]] for n in (2, 3))
+    cut_few, cut_more = (list(shard_files.pairs(parts, "got10k", settings())) for parts in (few, more))
+    assert cut_few == cut_more[: len(cut_few)]
+
+
+def test_the_answer_is_the_true_box_in_the_search_crop(root: Path, pairs: Path) -> None:
+    sequences = {sequence.name: sequence for sequence in read_split(root)}
+    for row in pairs_module.load(pairs / "train"):
+        sequence, (first, second) = sequences[row["sequence"]], row["frames"]
+        crops = [Crop(*crop, row["size"]) for crop in row["crops"]]
+        for t, crop, image, box in zip(
+            row["frames"], crops, row["images"], (row["template_box"], row["answer"]), strict=True
+        ):
+            assert np.allclose(box, np.clip(crop.to_crop(xywh_to_xyxy(sequence.boxes[t - 1])), 0, 84))
+            shown = crop.cut(Image.open(sequence.frames[t - 1]))
+            assert np.abs(np.asarray(shown, int) - np.asarray(image, int)).mean() < 4  # JPEG, once
+        assert np.allclose(np.mean(np.reshape(row["template_box"], (2, 2)), axis=0), 42)
+        assert 1 <= row["gap"] == second - first <= 8
+        assert row["second_box"] is row["problem"] is None
+
+
+def test_no_pair_shows_an_absent_or_hidden_target(root: Path, tmp_path: Path) -> None:
+    sample.run(settings(pairs=200), root, tmp_path / "many")
+    sequences = {sequence.name: sequence for sequence in read_split(root)}
+    for row in rows(tmp_path / "many" / "train"):
+        for frame in row["frames"]:
+            sequence = sequences[row["sequence"]]
+            assert not sequence.absent[frame - 1]
+            assert sequence.visibility[frame - 1] >= 0.25
+    assert manifest(tmp_path / "many")["rejected"]["target absent"] > 0
+
+
+def test_the_manifest_names_every_shard_with_its_hash(pairs: Path) -> None:
+    for name in ("train", "val"):
+        found = manifest(pairs, name)
+        assert found["shards"] == {p.name: files.hash_file(p) for p in (pairs / name).glob("*.parquet")}
+        assert found["pairs"] == len(pairs_module.load(pairs / name))
+
+
+def test_images_are_encoded_once_and_a_shared_template_is_the_same_bytes(pairs: Path) -> None:
+    table = pairs_module.load(pairs / "train").with_format("arrow")[:].to_pylist()
+    assert all(Image.open(io.BytesIO(image["bytes"])).format == "JPEG" for row in table for image in row["images"])
+    templates = {(row["sequence"], row["frames"][0], row["images"][0]["bytes"]) for row in table}
+    assert len(templates) < len(table) / 2
+
+
+# The draws, over ten thousand pairs of each policy. Pixels are not read: what is tested is where the crops lie.
+
+
+@functools.cache
+def kind(number: int) -> Sequence:
+    """A sequence of 1920x1080 frames whose target has its own size and shape and is anywhere."""
+    rng = np.random.default_rng(number)
+    n, side, stretch = 150, np.exp(rng.uniform(np.log(40), np.log(400))), np.exp(rng.uniform(-0.2, 0.2))
+    w, h = side * stretch, side / stretch
+    corners = rng.uniform([0, 0], [1920 - w, 1080 - h], (n, 2))
+    boxes = np.hstack([corners, np.tile([w, h], (n, 1))])
+    nothing = np.zeros(n, bool)
+    return Sequence("", (Path(),) * n, boxes, nothing, np.full(n, np.nan), nothing, {}, None)
+
+
+def wide(folder: Path, layout: str) -> Sequence:
+    return dataclasses.replace(kind(int(folder.name) % 500), name=folder.name)
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[dict[str, Any]]:
+    monkeypatch.setattr(shard_files, "read_sequence", wide)
+    frame = np.zeros((1080, 1920, 3), np.uint8)
+    monkeypatch.setattr(shard_files, "decode", lambda path, crops: (frame, 1))
+    monkeypatch.setattr(Crop, "warp", lambda crop, frame, reduced: np.zeros((8, 8, 3), np.uint8))
+    chosen = config.resolve(
+        {"preset": "r1track-5k", "model": {"min_pixels": 10000}, "sample": {"policy": "matched", **changes}}
+    )
+    each = 10 if chosen.sample.policy == "matched" else 1
+    parts = [(Path(str(k)), each) for k in range(10000 // each)]
+    found = list(shard_files.pairs(parts, "got10k", chosen))
+    assert sum(isinstance(row, str) for row in found) < 0.02 * len(found)
+    return [row for row in found if isinstance(row, dict)]
+
+
+def measured(found: list[dict[str, Any]], which: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of one image of every pair: the factor, and the crop's displacement in shares of the target and of the crop."""
+    boxes, crops = (np.array([row[key][which] for row in found]) for key in ("boxes", "crops"))
+    size = np.sqrt(boxes[:, 2] * boxes[:, 3])
+    shift = crops[:, :2] + crops[:, 2:] / 2 - boxes[:, :2] - boxes[:, 2:] / 2
+    return crops[:, 2] / size, shift / size[:, None], shift / crops[:, 2:]
+
+
+def check_labels(found: list[dict[str, Any]], inside: float) -> None:
+    answers, sizes = np.array([row["answer"] for row in found]), np.array([[row["size"]] for row in found])
+    crops, truth = np.array([row["crops"][1] for row in found]), np.array([row["boxes"][1] for row in found])
+    assert (answers[:, 2:] - answers[:, :2] >= 1).all()
+    assert ((answers >= 0) & (answers <= sizes)).all()
+    back = answers * crops[:, 2:] / sizes + np.tile(crops[:, :2], 2)
+    assert (iou(back, xywh_to_xyxy(truth)) >= inside).all()
+    for answer, (size,) in zip(answers[:500], sizes, strict=False):
+        assert prompts.parse_box(prompts.numbers(answer), size=size) is not None
+
+
+def test_matched_draws_what_the_configuration_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = drawn(monkeypatch, sizes=[112, 224, 336, 336, 448])
+    check_labels(found, 0.98)
+    gaps = np.bincount([row["gap"] for row in found], minlength=101)[1:]
+    assert len(gaps) == 100
+    assert stats.chisquare(gaps).pvalue > 1e-3
+    assert all(row["gap"] == row["frames"][1] - row["frames"][0] for row in found)
+    factor, shift, _ = measured(found, 0)
+    assert np.abs(shift).max() < 1e-9
+    assert ((factor >= 4) & (factor < 4.03)).all()  # the side is rounded up
+    factor, shift, _ = measured(found, 1)
+    wanted = np.clip(stats.norm.ppf([0.05, 0.25, 0.5, 0.75, 0.95]), -2, 2)
+    for values, deviation in ((shift[:, 0], 0.3), (shift[:, 1], 0.3), (np.log(factor / 4), 0.12)):
+        assert np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95]) == pytest.approx(wanted * deviation, abs=0.015)
+        assert np.abs(values).max() < 2 * deviation + 0.01
+    shares = Counter(row["size"] for row in found)
+    for size, share in {112: 0.2, 224: 0.2, 336: 0.4, 448: 0.2}.items():
+        assert shares[size] / len(found) == pytest.approx(share, abs=0.03)
+
+
+def test_paper_draws_any_two_frames_and_moves_and_scales_both_crops(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = drawn(monkeypatch, policy="paper")
+    check_labels(found, 0.98)
+    gaps = np.array([row["gap"] for row in found])
+    assert (gaps != 0).all()
+    assert (gaps > 0).mean() == pytest.approx(0.5, abs=0.02)
+    assert np.abs(gaps).mean() == pytest.approx(151 / 3, rel=0.02)  # of two different numbers out of 150
+    for which in (0, 1):
+        factor, _, shift = measured(found, which)
+        assert stats.kstest(factor, stats.uniform(2, 6).cdf).statistic < 0.02
+        for axis in (0, 1):
+            assert stats.kstest(shift[:, axis], stats.uniform(-0.2, 0.4).cdf).statistic < 0.02
+
+
+def test_a_stated_share_of_a_long_target_is_inside_its_crop(monkeypatch: pytest.MonkeyPatch) -> None:
+    slim = kind(1000)
+    slim.boxes[:, 2:] = [500, 60]
+    rng = np.random.default_rng(0)
+    for inside in (0.8, 1.0):
+        chosen = settings(inside=inside, shift=0.6)
+        found = [drawn for _ in range(300) for drawn in shard_files.draw(slim, chosen, rng, 4)]
+        assert found.count("target outside the crop") > 10
+        for _, (t, crop) in (pair for pair in found if not isinstance(pair, str)):
+            whole = crop.to_crop(xywh_to_xyxy(slim.boxes[t]))
+            assert area(clip(whole, 84, 84)) >= inside * area(whole)
+    slim.boxes[:, 2:] = [400, 0.3]
+    assert set(shard_files.draw(slim, settings(inside=0.1), rng, 4)) == {"target thinner than a pixel"}
+
+
+def test_a_later_template_lies_between_the_two_frames(root: Path, tmp_path: Path) -> None:
+    chosen = config.resolve({"preset": "demo", "sample": FEW, "task": {"templates": 2}})
+    sample.run(chosen, root, tmp_path / "three")
+    counts = Counter()
+    for row in pairs_module.load(tmp_path / "three" / "train"):
+        counts[len(row["images"])] += 1
+        assert len(row["images"]) == len(row["frames"]) == len(row["crops"]) == len(row["boxes"])
+        if row["second_box"] is None:
+            continue
+        first, second, later = row["frames"]
+        assert first < later < second
+        centre = np.mean(np.reshape(row["second_box"], (2, 2)), axis=0)
+        assert np.allclose(centre, 42)
+    assert counts[3] > counts[2] > 0  # neighbours have nothing between them
+
+
+def test_a_frame_is_decoded_once_for_all_pairs_that_show_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, decode = [], shard_files.decode
+
+    def counted(path: Path, crops: Any) -> Any:
+        read.append(path)
+        return decode(path, crops)
+
+    monkeypatch.setattr(shard_files, "decode", counted)
+    folder = next(path for path in sorted(root.iterdir()) if path.is_dir())
+    found = [row for row in shard_files.pairs([(folder, 24)], "got10k", settings()) if isinstance(row, dict)]
+    assert len(found) == 24
+    assert len(read) == len(set(read)) == len({t for row in found for t in row["frames"]})
+
+
+# What is damaged.
+
+
+@pytest.fixture
+def big(tmp_path: Path) -> Path:
+    """A sequence of three real images of 640x480, its target 120 pixels large."""
+    rng = np.random.default_rng(1)
+    folder = tmp_path / "big"
+    folder.mkdir()
+    for t in range(3):
+        ground = cv2.resize(toy.make_ground(rng), (640, 480), interpolation=cv2.INTER_CUBIC)
+        Image.fromarray(ground).save(folder / f"{t + 1:08d}.jpg", quality=92)
+    (folder / "groundtruth.txt").write_text("200,150,120,120\n" * 3)
+    return folder
+
+
+def three(folder: Path) -> list[Any]:
+    """Pairs of the first two frames, rejections included."""
+    sequence = shard_files.read_sequence(folder, "got10k")
+    return list(shard_files.cut(sequence, [tuple((t, Crop.around(sequence.boxes[t], 4, 84)) for t in (0, 1))], 0.25))
+
+
+def halve(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGE = {
+    "cut short": (halve, "frame cannot be decoded"),
+    "cut short by two bytes": (lambda p: p.write_bytes(p.read_bytes()[:-2]), "frame cannot be decoded"),
+    "empty": (lambda p: p.write_bytes(b""), "frame cannot be decoded"),
+    "text": (lambda p: p.write_text("not found"), "frame cannot be decoded"),
+    "another resolution": (lambda p: Image.open(p).resize((64, 48)).save(p), "target outside the image"),
+    "a box beyond it": (
+        lambda p: p.with_name("groundtruth.txt").write_text("200,150,120,120\n700,150,120,120\n9,9,9,9\n"),
+        "target outside the image",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", DAMAGE)
+def test_a_damaged_frame_is_counted_by_its_reason_and_gives_no_pair(big: Path, fault: str) -> None:
+    assert isinstance(three(big)[0], dict)
+    damage, reason = DAMAGE[fault]
+    damage(big / "00000002.jpg")
+    (found,) = three(big)
+    assert found.startswith(reason)
+    assert "decoded" not in found or found.endswith("00000002.jpg")
+
+
+def test_a_frame_of_another_resolution_is_cut_by_its_own_pixels(big: Path) -> None:
+    frame = Image.open(big / "00000002.jpg").crop((0, 0, 400, 320))
+    frame.save(big / "00000002.jpg", quality=95)
+    (found,) = three(big)
+    shown = np.asarray(Image.open(io.BytesIO(found["images"][1]["bytes"])), int)
+    crop = Crop(*found["crops"][1], 84)
+    assert np.abs(shown - np.asarray(crop.cut(frame), int)).mean() < 4
+    assert shown[:, -10:].max() < 30  # beyond the smaller image
+
+
+def test_frames_are_decoded_no_larger_than_their_crops_need(big: Path) -> None:
+    path = big / "00000001.jpg"
+    frame = Image.open(path)
+    for side, reduced in ((84, 1), (180, 1), (190, 2), (420, 4), (2000, 8)):
+        crop = Crop(300 - side / 2, 220 - side / 2, side, 84)
+        pixels, found = shard_files.decode(path, [crop])
+        assert found == reduced
+        assert pixels.shape[:2] == (480 // reduced, 640 // reduced)
+        shown = crop.warp(pixels, found)[..., ::-1]
+        assert np.abs(shown.astype(int) - np.asarray(crop.cut(frame), int)).mean() < 1
+    assert shard_files.decode(path, [Crop(0, 0, 2000, 84), Crop(0, 0, 190, 84)])[1] == 2  # the finest crop decides
+    frame.save(big / "00000001.png")
+    assert shard_files.decode(big / "00000001.png", [Crop(0, 0, 2000, 84)])[1] == 1
+
+
+def test_too_many_rejections_stop_the_stage_and_say_why(root: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(root, tmp_path / "damaged")
+    for path in damaged.glob("*/0000000?.jpg"):
+        halve(path)
+    with pytest.raises(ValueError, match=r"draws rejected .*sample\.max_rejected = 0\.1 .*; mend the data, or loosen"):
+        sample.run(settings(max_rejected=0.1), damaged, tmp_path / "none", processes=1)
+    assert not (tmp_path / "none").exists()
+    sample.run(settings(), damaged, tmp_path / "some", processes=1)
+    found = manifest(tmp_path / "some")
+    assert found["pairs"] < 30
+    assert sum(count for reason, count in found["rejected"].items() if "damaged" in reason and ".jpg" in reason) > 0
+
+
+def test_what_cannot_be_sampled_is_refused(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot be split into training and held-out"):
+        sample.split(["only"], 0.5, 0)
+    with pytest.raises(ValueError, match=r"'target outside the crop'.*'pair given up: no usable frames'"):
+        sample.run(settings(shift=500.0), root, tmp_path / "none")
+    with pytest.raises(ValueError, match=r"give --root, or set sample\.hub"):
+        sample.run(settings(), None, tmp_path / "none")
+    first = shutil.copytree(root, tmp_path / "first")
+    for truth in first.glob("*/groundtruth.txt"):
+        truth.write_text("1,2,3,4\n")
+    with pytest.raises(ValueError, match=r"Toy_Train_\d+: a pair needs two frames with a box each; .*sample\.exclude"):
+        sample.run(settings(), first, tmp_path / "none")
+    with pytest.raises(ValueError, match=r"no frames \(img/\*\.jpg\)"):
+        sample.run(settings(layout="otb"), root, tmp_path / "none", processes=1)
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(FileNotFoundError, match="run `r1track sample` first"):
+        pairs_module.load(tmp_path)
+
+
+def test_sequences_are_left_out_by_name_and_the_manifest_says_why(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = {"Toy_Train_000004": "wrong first frames", "Toy_Train_999999": "not there"}
+    with caplog.at_level(logging.WARNING):
+        sample.run(settings(exclude=left), root, tmp_path / "pairs", processes=1)
+    assert "Toy_Train_999999" in caplog.text
+    found = files.read_json(tmp_path / "pairs" / "manifest.json")
+    assert found["excluded"] == {"Toy_Train_000004": "wrong first frames"}
+    used = {name for split in found["splits"].values() for name in split["sequences"]}
+    assert len(used) == 9
+    assert "Toy_Train_000004" not in used
+
+
+def unfinished(folder: Path) -> Iterator[Path]:
+    return folder.glob(".pairs.partial/train/*.json")
+
+
+def test_a_killed_run_goes_on_from_its_finished_shards(root: Path, pairs: Path, tmp_path: Path) -> None:
+    wanted = {"preset": "demo", "sample": {**FEW, "pairs": 2400, "shard_rows": 40}}
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(wanted))
+    command = [sys.executable, "-m", "r1track", "sample", "--config", file, "--root", root, "--processes", "2"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    running = subprocess.Popen([*command, "--out", tmp_path / "pairs"], **quiet)
+    deadline = time.time() + 60
+    while len(list(unfinished(tmp_path))) < 2 and running.poll() is None and time.time() < deadline:
+        time.sleep(0.02)
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+    time.sleep(1.5)  # the other processes notice when they have finished their shard
+    done = {path.with_suffix(".parquet"): path.stat().st_mtime_ns for path in unfinished(tmp_path)}
+    assert 2 <= len(done) < 8
+    assert not (tmp_path / "pairs").exists()
+    for path in done:
+        os.utime(path, ns=(1, 1))
+    chosen = config.resolve(wanted)
+    sample.run(chosen, root, tmp_path / "pairs", processes=1)
+    shards = list((tmp_path / "pairs" / "train").iterdir())
+    assert len(shards) == 8
+    assert sum(path.stat().st_mtime_ns == 1 for path in shards) == len(done)
+    assert not list(tmp_path.glob(".pairs*"))
+    sample.run(chosen, root, tmp_path / "whole", processes=2)
+    assert files.hash_path(tmp_path / "whole" / "train") == files.hash_path(tmp_path / "pairs" / "train")
+
+
+def test_what_a_run_of_other_settings_left_is_not_taken_up(root: Path, pairs: Path, tmp_path: Path) -> None:
+    left = tmp_path / ".pairs.partial" / "train"
+    left.mkdir(parents=True)
+    (left / "train-00000.json").write_text("{}")
+    sample.run(settings(), root, tmp_path / "pairs", processes=1)
+    assert not left.exists()
+    assert files.hash_path(tmp_path / "pairs" / "train") == files.hash_path(pairs / "train")

@@ -1,0 +1,173 @@
+"""The doctor: it finds what would stop a run, says what to do, and lets a sound machine pass."""
+
+import json
+import shutil
+from collections import namedtuple
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from test_cli import run
+from toys import bare_sequence, toy_split
+
+from r1track.core import config, files, models
+from r1track.preflight import doctor, memory
+
+pytestmark = pytest.mark.usefixtures("logging_as_it_was")
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Results and scratch would be written here; there is no card, whatever this machine has."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+
+
+def examined(budget: float | None = None, **values: Any) -> doctor.Diagnosis:
+    files.write_text(Path("config.yaml"), json.dumps(values))
+    return doctor.examine(Path("config.yaml"), budget)
+
+
+def bad(found: doctor.Diagnosis) -> dict[str, tuple[str, str]]:
+    return {subject: (state, finding) for state, subject, finding in found.lines if state != "ok"}
+
+
+def test_the_demo_is_well_on_a_machine_without_a_card() -> None:
+    found = examined()
+    assert bad(found) == {}
+    assert found.well
+    assert found.budget == 24e9
+    assert [plan.stage for plan in found.plans] == ["train grpo", "merge", "track", "vqa"]
+
+
+def test_a_package_of_another_version_and_a_missing_one_are_errors_with_the_command_that_helps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wanted = ["torch==0.1", "no-such-package>=2", 'numpy<1; extra == "cpu"', 'pillow<1; extra == "gpu"', "rich>=1"]
+    monkeypatch.setattr(metadata, "requires", lambda name: wanted)
+    found = examined()
+    assert not found.well
+    assert {subject: state for subject, (state, _) in bad(found).items()} == {
+        "torch": "error", "no-such-package": "error", "numpy": "warning",
+    }  # fmt: skip
+    assert bad(found)["torch"][1].startswith(f"{torch.__version__}, not ==0.1; `pip install 'torch==0.1'`")
+    assert bad(found)["no-such-package"][1].startswith("missing, not >=2; `pip install 'no-such-package>=2'`")
+
+
+def test_another_python_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.platform, "python_version", lambda: "3.9.1")
+    assert bad(examined())["python"][1].startswith("3.9.1, not <3.13,>=3.11; ")
+
+
+def test_data_that_are_not_there_empty_or_without_frames_are_named_with_their_field(tmp_path: Path) -> None:
+    toy_split(tmp_path / "whole", sequences=2, length=2)
+    bare_sequence(tmp_path / "broken", "one", [[1, 2, 3, 4]] * 2)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "list.txt").touch()
+    sets = {"whole": "whole", "broken": "broken", "empty": "empty", "gone": "gone"}
+    found = examined(data={"train": "nowhere", "sets": sets})
+    errors = bad(found)
+    assert set(errors) == {"data.train", "data.sets.broken", "data.sets.empty", "data.sets.gone"}
+    assert errors["data.train"][1].startswith("nowhere/list.txt: no such file; give a split's folder")
+    assert "cannot identify image file" in errors["data.sets.broken"][1]
+    assert errors["data.sets.empty"][1].startswith("empty/list.txt: names no sequence")
+    assert ("ok", "data.sets.whole", "whole, 2 sequences") in found.lines
+    assert not found.well
+
+
+def test_too_little_disk_is_an_error_that_says_how_much_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(9e9, 0, 9e9))
+    errors = bad(examined(preset="r1track-5k", data={"train": "toy/train", "sets": {"toy": "toy/val"}}))
+    model = memory.Model(config.resolve({"preset": "r1track-5k"}))
+    pairs = 2 * 5200 * 2 * 336**2  # two crops of each pair, twice: under results and, as a copy, under scratch
+    size = 2 * model.parameters + pairs + 2 * (model.adapter + model.optimiser)
+    expected = f"a run writes {size / 1e9:.1f} GB to its disk, 9.0 are free; make room, or link it to another disk"
+    assert errors["results/"] == errors["scratch/"] == ("error", expected)
+
+
+def test_a_configuration_that_cannot_be_used_is_one_error_and_no_plan() -> None:
+    found = examined(train={"gruop": 8})
+    assert bad(found)["configuration"][0] == "error"
+    assert "train.gruop = 8: unknown field; did you mean 'group'?" in bad(found)["configuration"][1]
+    assert found.plans == []
+    assert not found.well
+
+
+def test_a_base_is_looked_for_in_its_folder_and_in_the_hubs_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(models.TINY, tmp_path / "base")
+    assert "model.base" not in bad(examined(model={"base": "base"}))
+    (tmp_path / "base" / "model.safetensors").unlink()
+    assert bad(examined(model={"base": "base"}))["model.base"][0] == "error"
+    hub = {"preset": "r1track-5k", "data": {"train": "toy/train", "sets": {"toy": "toy/val"}}}
+    state, finding = bad(examined(**hub))["model.base"]
+    assert (state, "7.5 GB are to be downloaded; `hf download Qwen/" in finding) == ("warning", True)
+    with monkeypatch.context() as patch:
+        kept = str(models.TINY / "config.json")
+        patch.setattr(huggingface_hub, "try_to_load_from_cache", lambda base, name, revision: kept)
+        assert "model.base" not in bad(examined(**hub))
+    assert "its shape is not known here" in bad(examined(model={"base": "some/body"}))["configuration"][1]
+
+
+def test_a_stage_that_does_not_fit_fails_and_its_remedies_fit() -> None:
+    hub = {
+        "preset": "r1track-5k",
+        "data": {"train": "toy/train", "sets": {"toy": "toy/val"}},
+        "train": {"quantize": "none"},
+    }
+    assert examined(**hub).well
+    found = examined(budget=13e9, **hub)
+    assert [line for line in found.lines if line[0] == "error"] == []
+    assert not found.well
+    assert set(found.remedies) == {"train grpo"}
+    assert found.remedies["train grpo"]
+    assert all(peak <= 13e9 for peak in found.remedies["train grpo"].values())
+
+
+def test_without_a_card_the_tiny_base_may_be_too_large_for_the_budget() -> None:
+    found = examined(budget=0.5e9)
+    assert set(found.remedies) == {"train grpo", "merge", "track", "vqa"}
+    assert found.well
+
+
+def test_unsloth_without_a_card_is_an_error() -> None:
+    state, finding = bad(examined(train={"backend": "unsloth"}))["train.backend"]
+    assert (state, finding.endswith("install environment.yml on a card, or take `auto`")) == ("error", True)
+
+
+def test_a_card_is_described_planned_for_and_refused_bfloat16_where_it_has_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    card = namedtuple("Card", "total_memory")(int(16e9))
+    for name, value in {
+        "is_available": True, "get_device_name": "Old Card", "get_device_capability": (7, 5),
+        "mem_get_info": (int(4e9), int(16e9)),
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, lambda *device, value=value: value)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    found = examined(model={"dtype": "bfloat16"})
+    assert found.budget == 16e9
+    errors = bad(found)
+    assert errors["card"][0] == "warning"
+    assert errors["card"][1].startswith("Old Card, 16.0 GB, 4.0 free, CUDA ")
+    assert errors["model.dtype"] == ("error", "bfloat16; it needs compute capability 8.0; take float16")
+
+
+def test_the_command_shows_lines_and_plan_and_its_code_says_whether_the_run_may_start(tmp_path: Path) -> None:
+    Path("config.yaml").write_text("preset: demo\n")
+    well = run("doctor")
+    assert well.exit_code == 0, well.output
+    for shown in ("model.base  tiny", "GB at the peak", "train grpo", "together", "backward", "hours on an RTX 3090"):
+        assert shown in well.output
+    Path("config.yaml").write_text("preset: r1track-5k\ntrain: {quantize: none}\n")
+    ill = run("doctor", "--config", "config.yaml", "--budget", "12")
+    assert ill.exit_code == 1
+    assert "data/GOT-10k/train/list.txt: no such file" in ill.output
+    assert "too large" in ill.output
+    assert "train grpo fits after one of: " in ill.output

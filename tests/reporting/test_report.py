@@ -1,0 +1,393 @@
+"""Claims about the report, made from a small run in which peers stand in for the models."""
+
+import importlib
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import document
+import pytest
+from small_run import ANSWERS, NASTY, SETTINGS, fail, small_run, stand_in, write_answers
+
+from r1track.ability import verdict
+from r1track.core import config, files
+from r1track.reporting import paper, plots, report
+from r1track.tracking import score
+
+SECTIONS = ("summary", "scores", "sequences", "training", "general", "strips", "cost", "making")
+VOID = {"meta", "img", "br", "hr", "link", "input", "path", "use"}
+
+
+class Page(HTMLParser):
+    """Text and pictures per section, every attribute that can load something, and whether tags are balanced."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.loads, self.text, self.alts, self.section = [], [], {}, [], None
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.loads += [value for key, value in attributes if key in ("src", "href", "srcset", "data", "xlink:href")]
+        self.alts += [found.get("alt")] if tag == "img" else [found.get("aria-label")] if tag == "svg" else []
+        if tag == "section":
+            self.section = found["id"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text[self.section] = self.text.get(self.section, "") + data
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return small_run(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+    """A copy of the run that a test may spoil, its split, and a function that makes the report anew."""
+    results, root = whole
+    shutil.copytree(results.parent, tmp_path / "copy")
+    results = tmp_path / "copy" / "run"
+
+    def make():
+        report.run(config.load(results / "config/report.json"), results, results / "report")
+        return results / "report"
+
+    return results, root, make
+
+
+def test_every_section_has_content_and_every_picture_its_text(run):
+    _, _, make = run
+    page = Page((make() / "index.html").read_text())
+    assert not page.open
+    for section in SECTIONS:
+        assert len(page.text[section].split()) > 20, section
+    pictures = [load for load in page.loads if load.startswith("data:image/jpeg")]
+    assert len(pictures) == 5 * SETTINGS.report.strip_frames + 3 * 2  # the strips, and three questions of two crops
+    curves = ("mean reward", "mean IoU of the answers", "share of flat groups", "norm of the gradient")
+    assert len(page.alts) == len(pictures) + 1 + len(curves) + 1  # success plot, curves, cost
+    assert all(page.alts)
+    assert {alt.split(" over the steps")[0] for alt in page.alts if " over the steps" in alt} == set(curves)
+
+
+def test_figures_without_a_curve_are_named_with_the_reason(run):
+    _, _, make = run
+    words = Page((make() / "index.html").read_text()).text["training"]
+    for title, reason in (("reward's part: format", "always 0"), ("share of readable answers", "always 1")):
+        assert f"{title}: {reason}" in words
+    assert f"{plots.CURVES['kl']}: not logged" in words
+
+
+def test_the_page_asks_for_nothing_outside_itself(run):
+    _, _, make = run
+    text = (make() / "index.html").read_text()
+    assert {load.partition(",")[0] for load in Page(text).loads if not load.startswith("#")} == {
+        "data:image/jpeg;base64"
+    }
+    assert "@import" not in text
+    assert not re.findall(r"url\((?!#)", text)
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:url\(|href=")#([^)"]+)', text)) <= set(ids)
+
+
+def test_page_summary_and_text_hold_the_same_figures(run):
+    results, _, make = run
+    out = make()
+    summary, page = json.loads((out / "summary.json").read_text()), Page((out / "index.html").read_text())
+    text = (out / "summary.md").read_text()
+    scores = page.text["scores"]
+    for model, row in summary["sets"]["toy-val"]["models"].items():
+        kept = json.loads((results / "scores" / model / "toy-val.json").read_text())
+        assert [row[key] for key in ("ao", "sr50", "sr75", "ao_interval")] == [
+            kept[key] for key in ("ao", "sr50", "sr75", "ao_interval")
+        ]
+        for figure in (row["ao"], row["sr50"], row["sr75"], *row["ao_interval"]):
+            assert f"{figure:.3f}" in text
+            assert f"{figure:.3f}" in scores
+        assert row["words"] in text
+        assert row["words"] in scores
+    change = summary["sets"]["toy-val"]["differences"]["grpo"]
+    for written in (f"{change['value']:+.3f}", f"[{change['low']:+.3f}, {change['high']:+.3f}]", summary["judgement"]):
+        assert written in text
+        assert written in page.text["summary"]
+    assert summary["verdict"]["line"] in text
+    assert summary["verdict"]["line"] in page.text["general"]
+    assert "LoRA trained over unquantised weights, 30 steps in 1.5 min" in text
+    assert "LoRA trained over unquantised weights, 30 steps in 1.5 min" in page.text["training"]
+    assert files.read_json(out / "provenance.json")["stage"] == "report"
+
+
+def test_the_difference_is_that_of_the_scores_with_the_runs_draws(run):
+    results, _, make = run
+    base, tuned = (files.read_json(results / "scores" / model / "toy-val.json") for model in ("base", "grpo"))
+    change = files.read_json(make() / "summary.json")["sets"]["toy-val"]["differences"]["grpo"]
+    assert (change["value"], change["low"], change["high"]) == score.paired_difference(tuned, base, 200)
+
+
+def test_the_sentence_praises_a_gain_and_names_the_peers_that_are_beaten(run):
+    _, _, make = run
+    summary = json.loads((make() / "summary.json").read_text())
+    assert "grpo tracks better than base" in summary["judgement"]
+    assert "and it beats the static box and the template matcher, not the oracle (undecided)" in summary["judgement"]
+    assert summary["sets"]["toy-val"]["models"]["base"]["words"].startswith("base beats none of its peers")
+    assert "toy world: says that the workflow works, not how good a tracker is" in summary["sets"]["toy-val"]["notes"]
+
+
+def test_the_sentence_turns_when_the_figures_turn(run):
+    results, root, make = run
+    stand_in(results, root, "base", "template")
+    stand_in(results, root, "grpo", "static")
+    sentence = json.loads((make() / "summary.json").read_text())["judgement"]
+    assert "grpo tracks worse than base" in sentence
+    assert "does not beat" in sentence or "beats none of its peers" in sentence
+    assert "nothing shows yet that it tracks at all" in sentence
+    assert "better" not in sentence
+
+
+def test_equal_tracks_are_not_called_better(run):
+    results, root, make = run
+    stand_in(results, root, "grpo", "static")
+    sentence = json.loads((make() / "summary.json").read_text())["judgement"]
+    assert "is not shown to track better than base (AO +0.000 [+0.000, +0.000] holds 0)" in sentence
+
+
+@pytest.mark.parametrize(("wrong", "word"), [(0, "is retained"), (25, "has regressed")])
+def test_the_sentence_follows_the_verdict(run, wrong, word):
+    results, _, make = run
+    shutil.rmtree(results / "vqa/grpo")
+    write_answers(results / "vqa/grpo", wrong)
+    verdict.run(SETTINGS, results / "vqa/base", [results / "vqa/grpo"], results / "vqa/verdict.json")
+    assert word in json.loads((make() / "summary.json").read_text())["judgement"]
+
+
+def test_an_invalid_verdict_without_figures_is_shown(run):
+    results, _, make = run
+    (results / "vqa/grpo/easy-vqa.jsonl").rename(results / "vqa/grpo/other.jsonl")
+    verdict.run(SETTINGS, results / "vqa/base", [results / "vqa/grpo"], results / "vqa/verdict.json")
+    page = Page((make() / "index.html").read_text())
+    assert "the check of its general ability is invalid" in page.text["summary"]
+    assert "no set could be compared" in page.text["general"]
+
+
+def test_every_arm_has_its_verdict_on_the_page_and_the_sentence_is_about_the_last(run):
+    results, root, make = run
+    for folder in ("adapters", "models"):
+        shutil.copytree(results / folder / "grpo", results / folder / "sft")
+    stand_in(results, root, "sft", "static")
+    write_answers(results / "vqa/sft", 25)
+    arms = [results / "vqa/sft", results / "vqa/grpo"]
+    verdict.run(SETTINGS, results / "vqa/base", arms, results / "vqa/verdict.json")
+    out = make()
+    summary, page = json.loads((out / "summary.json").read_text()), Page((out / "index.html").read_text())
+    assert [found["verdict"] for found in summary["verdicts"].values()] == ["REGRESSED", "INCONCLUSIVE"]
+    assert summary["verdict"] == summary["verdicts"]["grpo"]
+    for arm, found in summary["verdicts"].items():
+        assert found["line"] in page.text["general"]
+        assert f"{arm}: {found['line']}" in (out / "summary.md").read_text()
+        assert f"KL(base || {arm}) on 64 prompts of tracking: 0.2500 nats" in page.text["general"]
+    assert "whether its general ability is retained is not decided" in summary["judgement"]
+
+
+def test_missing_frames_are_said_on_the_page(run):
+    results, _, make = run
+    place = results / "tracks/base/toy-val/provenance.json"
+    files.write_json(place, {**files.read_json(place), "inputs": {"toy/gone": None}})
+    page = Page((make() / "index.html").read_text())
+    assert "No frames can be shown" in page.text["strips"]
+    assert "toy/gone" in page.text["strips"]
+    assert len([load for load in page.loads if load.startswith("data:")]) == 6  # those of the training
+
+
+def test_what_a_model_answers_cannot_become_markup(run):
+    results, root, make = run
+    fail(results, root, "grpo", {("Toy_Val_000001", 3): "held"})
+    text = (make() / "index.html").read_text()
+    page = Page(text)
+    assert NASTY not in text
+    assert "alert('x')" not in text
+    for section in ("general", "training", "strips"):
+        assert NASTY in page.text[section], section
+    assert set(re.findall("<script.*?>", text)) == {"<script>", '<script type="application/json">'}
+    assert text.count("<script>") == 1
+
+
+def test_a_sequence_without_scored_frames_is_listed_without_a_score(run):
+    results, _, make = run
+    for path in results.glob("scores/*/toy-val.json"):
+        found = files.read_json(path)
+        row = next(iter(found["sequences"].values()))
+        row.update(ao=None, sr50=None, sr75=None, frames=0, overlap_sum=0.0)
+        files.write_json(path, found)
+    assert "–" in Page((make() / "index.html").read_text()).text["sequences"]
+
+
+def test_a_figure_on_got10k_is_never_without_its_note(run):
+    results, root, make = run
+    for model, peer in (("base", "static"), ("grpo", "oracle"), *((p, p) for p in ("static", "template", "oracle"))):
+        stand_in(results, root, model, peer, "got10k-val")
+    out = make()
+    page, note = (
+        Page((out / "index.html").read_text()),
+        "validation figures are not comparable with published test figures",
+    )
+    assert page.text["scores"].count(note) == page.text["sequences"].count(note) == 1
+    assert (out / "summary.md").read_text().count(note) == 1
+
+
+def test_every_kind_of_failure_has_a_strip_around_its_first_frame_with_the_answer(run):
+    results, root, make = run
+    failures = {
+        ("Toy_Val_000001", 5): "held", ("Toy_Val_000002", 9): "held", ("Toy_Val_000002", 7): "held",
+        ("Toy_Val_000003", 12): "clipped", ("Toy_Val_000004", 2): "absent",
+    }  # fmt: skip
+    fail(results, root, "grpo", failures)
+    text = (make() / "index.html").read_text()
+    strips = re.findall(r'data-first="(\d+)" data-name="(\w+) \((\w+)\)">(.*?)</article>', text, re.DOTALL)
+    shown = {rank: (name, int(first), frames) for first, name, rank, frames in strips}
+    firsts = {"held": ("Toy_Val_000002", 7), "clipped": ("Toy_Val_000003", 12), "absent": ("Toy_Val_000004", 2)}
+    assert set(shown) == {"best", "median", "worst", *firsts}
+    for status, (name, frame) in firsts.items():
+        assert shown[status][0] == name
+        numbers = [int(number) for number in re.findall(r"Frame (\d+), IoU", shown[status][2])]
+        assert numbers[shown[status][1]] == frame
+        assert numbers == list(range(numbers[0], numbers[0] + SETTINGS.report.strip_frames))
+        assert len(numbers) == SETTINGS.report.strip_frames
+
+
+def test_kept_answers_stand_with_their_reward_and_only_readable_ones_have_a_box(run):
+    _, _, make = run
+    text = (make() / "index.html").read_text()
+    cards = re.findall(r"<h4>grpo, step (\d+) .*?</article>", text, re.DOTALL)
+    assert cards == ["0", "10", "20"]
+    card = text[text.index("<h4>grpo, step 0 ") : text.index("<h4>grpo, step 10 ")]
+    assert len(re.findall('<rect class="answer"', card)) == 2
+    assert len(re.findall('<rect class="truth"', card)) == 1
+    for answer in ANSWERS[:2]:
+        assert answer in card
+    assert "1.50" in card  # the reward of the exact answer
+    assert "not readable" in card
+
+
+def test_an_arm_without_kept_answers_says_so(run):
+    results, _, make = run
+    shutil.rmtree(results / "adapters/grpo/examples")
+    assert "grpo: no answers were kept" in Page((make() / "index.html").read_text()).text["training"]
+
+
+def test_changes_against_the_preset_are_exactly_what_the_run_set(run):
+    _, _, make = run
+    out = make()
+    changes = {row["field"]: (row["preset"], row["here"]) for row in files.read_json(out / "summary.json")["changes"]}
+    assert changes == {
+        "score.draws": (10000, 200), "verdict.min_items": (300, 20), "verdict.on_regression": ("fail", "warn")
+    }  # fmt: skip
+    page = Page((out / "index.html").read_text()).text["making"]
+    for field in changes:
+        assert field in page
+        assert field in (out / "summary.md").read_text()
+
+
+def test_a_run_that_names_no_preset_is_refused(run):
+    results, _, make = run
+    path = results / "config/report.json"
+    files.write_json(path, {"report": files.read_json(path)["report"]})
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        make()
+
+
+def test_the_papers_figures_are_never_in_one_group_with_ours(run):
+    results, _, make = run
+    groups = files.read_json(make() / "summary.json")["paper"]
+    assert [(group["split"], group["whose"]) for group in groups] == [
+        ("GOT-10k test", "published by the paper"), ("GOT-10k test", "this run"), ("toy-val", "this run")
+    ]  # fmt: skip
+    theirs, none, ours = (group["rows"] for group in groups)
+    assert {row["ao"] for row in theirs} == {row[1] for row in paper.PUBLISHED}
+    assert none == []
+    kept = {model: files.read_json(results / f"scores/{model}/toy-val.json")["ao"] for model in ("base", "grpo")}
+    assert {row["model"]: row["ao"] for row in ours} == kept
+    words = Page((results / "report/index.html").read_text()).text["scores"]
+    assert "no comparable figure" in words
+    assert "not to be compared with the figures above" in words
+
+
+def test_the_presets_depart_from_the_paper_where_their_comments_say_so():
+    def departs(preset):
+        settings = config.resolve({"preset": preset}).model_dump(mode="json")
+        return {row["field"]: row["paper"] for row in paper.departures(settings)}
+
+    standing = {
+        "train.backend", "train.quantize", "train.lora.rank", "train.lora.vision", "train.learning_rate",
+        "train.rollout_steps", "track.widen", "track.min_side",
+    }  # fmt: skip
+    assert set(departs("r1track-5k")) == standing
+    assert set(departs("r1track-5k-think")) == standing
+    assert set(departs("r1track-100k")) == standing | {"task.templates", "train.optimizer"}
+    assert departs("r1track-100k")["train.rollout_steps"] == 6
+    best = departs("best")
+    assert best.keys() >= {"sample.policy", "train.reward", "train.beta", "train.sft.learning_rate"}
+    assert not [field for field in departs("r1track-5k") if field.startswith("train.sft.")]
+    demo = departs("demo")
+    assert demo["data.train"] == "GOT-10k train"
+    assert demo["model.base"] == "Qwen/Qwen2.5-VL-3B-Instruct"
+
+
+def test_the_bench_of_the_page_is_rehearsed():
+    found = importlib.import_module("report").main(["--sequences", "4", "--frames", "12", "--steps", "30"])
+    assert 0.5 < found["megabytes"] < 5
+    assert found["seconds"] > 0
+
+
+def test_the_table_of_deviations_is_up_to_date():
+    assert document.deviation_table() in (config.ROOT / "docs" / "deviations.md").read_text(), "run `make docs`"
+
+
+def test_the_cost_of_the_stages_adds_up_to_that_of_the_run(run):
+    results, _, make = run
+    cost = files.read_json(make() / "summary.json")["cost"]
+    records = [files.read_json(path) for path in results.rglob("*provenance.json") if "report" not in path.parts]
+    assert {name: stage["results"] for name, stage in cost["stages"].items()} == {
+        stage: sum(record["stage"] == stage for record in records) for stage in {r["stage"] for r in records}
+    }
+    for key in ("wall_seconds", "cpu_seconds"):
+        assert sum(stage[key] for stage in cost["stages"].values()) == pytest.approx(cost[key])
+    assert max(stage["peak_cpu_bytes"] for stage in cost["stages"].values()) == cost["peak_cpu_bytes"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "scores/grpo/toy-val.json", "vqa/verdict.json", "adapters/grpo/log.jsonl", "adapters/grpo/provenance.json",
+        "models/grpo/merge.json", "tracks/base/toy-val/provenance.json", "config/score.json", "config/sample.json",
+    ],
+)  # fmt: skip
+def test_an_unfinished_run_is_refused_by_the_name_of_the_missing_file(run, name):
+    results, _, make = run
+    (results / name).unlink()
+    with pytest.raises(FileNotFoundError, match=re.escape(name)):
+        make()
+    assert not (results / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("count", "ranks"),
+    [(0, ""), (1, "b"), (2, "bw"), (3, "bmw"), (4, "bbmw"), (6, "bbmmww"), (9, "bbbmmmwww"), (99, "bbbbmmmwww")],
+)
+def test_strips_show_best_median_and_worst_and_no_sequence_twice(count, ranks):
+    changes = {f"s{k}": k / 10 for k in range(10)}
+    picks = report.strips.choose(changes, count)
+    assert "".join(rank[0] for rank, _ in picks) == ranks
+    assert len({name for _, name in picks}) == len(picks)
+    values = [changes[name] for _, name in picks]
+    assert values == sorted(values, reverse=True)
+    if count >= 2:
+        assert (values[0], values[-1]) == (0.9, 0.0)

@@ -1,0 +1,260 @@
+"""Claims about `r1track verify`, on a small run: what tells the truth is believed, what was altered is named."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from runs import SETTINGS, make_report, make_run, make_tracks
+from toys import toy_split
+from typer.testing import CliRunner
+
+from r1track import cli
+from r1track.core import config, files, models
+from r1track.reporting import verify
+from r1track.tracking import score
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run with its report, and the folder that holds it and the split."""
+    folder = tmp_path_factory.mktemp("whole")
+    results = make_run(folder / "results" / "run", toy_split(folder / "toy" / "val", sequences=3))
+    make_report(results)
+    return results
+
+
+@pytest.fixture
+def results(whole, tmp_path):
+    """A copy that a test may spoil."""
+    return shutil.copytree(whole, tmp_path / "run")
+
+
+def faults(results):
+    """Every finding that contradicts the report, as (state, file, words)."""
+    every = [finding for each in verify.examine(results).values() for finding in each]
+    return [tuple(finding) for finding in every if finding.state not in ("agrees", "gone")]
+
+
+def alter(path, old, new):
+    text = path.read_text()
+    changed = re.sub(old, new, text, count=1)
+    assert changed != text
+    path.write_text(changed)
+
+
+ALTERED = {
+    "tracks/grpo/toy-val/Toy_Val_000001/Toy_Val_000001_001.txt": (r"\n\d", "\n9"),
+    "tracks/grpo/toy-val/Toy_Val_000001/Toy_Val_000001_status.csv": ("ok", "held"),
+    "vqa/grpo/easy-vqa.jsonl": ('"filtered_resps": "red"', '"filtered_resps": "green"'),
+    "vqa/grpo/manifest.json": (r'"strict": 9\d', '"strict": 99'),
+    "scores/grpo/toy-val.json": (r'"sr50": \d\.', '"sr50": 0.1'),
+    "vqa/verdict.json": (r'"difference": -\d', '"difference": -1'),
+    "report/summary.json": (r'"ao": 0\.', '"ao": 0.9'),
+    "report/summary.md": (r"\| 0\.", "| 0.9"),
+    "report/index.html": (r'<td class="">0\.', '<td class="">0.9'),
+    "models/grpo/merge.json": ("0.984375", "1.0"),
+    "adapters/grpo/log.jsonl": ('"iou": 0', '"iou": 1'),
+    "adapters/grpo/adapter_model.safetensors": ("weights", "Weights"),
+    "pairs/manifest.json": ('"pairs": 8', '"pairs": 9'),
+}
+
+
+def test_an_untouched_run_tells_the_truth_wherever_it_lies(whole, results):
+    assert faults(whole) == faults(results) == []
+    assert faults(results.rename(results.with_name("other"))) == []
+
+
+def test_every_altered_value_is_found_and_its_file_named_and_no_other(results):
+    for name, change in ALTERED.items():
+        alter(results / name, *change)
+    assert {file for state, file, _ in faults(results) if state == "altered"} == ALTERED.keys()
+
+
+def forge(results, name):
+    """Write the hashes of a result anew, as one would who knows of them."""
+    path = results / name
+    beside = path.with_name(f"{path.name}.provenance.json")
+    place = (
+        beside
+        if beside.is_file()
+        else next(p / "provenance.json" for p in path.parents if (p / "provenance.json").is_file())
+    )
+    found = {n: files.hash_file(place.parent / n) for n in files.read_json(place)["outputs"]}
+    files.write_json(place, {**files.read_json(place), "outputs": found})
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("tracks/grpo/toy-val/Toy_Val_000001/Toy_Val_000001_001.txt", ("scores/grpo/toy-val.json", "ao: recorded 0.")),
+        ("vqa/grpo/easy-vqa.jsonl", ("vqa/grpo/easy-vqa.jsonl", "line: 3: strict: recorded 1.0, now 0.0")),
+        ("vqa/grpo/manifest.json", ("vqa/grpo/manifest.json", "strict: recorded 99.3")),
+        ("scores/grpo/toy-val.json", ("scores/grpo/toy-val.json", "sr50: recorded 0.1")),
+        ("vqa/verdict.json", ("vqa/verdict.json", "models: grpo: difference: recorded -1.66")),
+        ("report/summary.json", ("report/summary.json", "base: ao: recorded 0.9")),
+        ("report/summary.md", ("report/summary.md", "| base | 0.9")),
+        ("report/index.html", ("report/index.html", '<td class="">0.9')),
+        ("models/grpo/merge.json", ("report/summary.json", "merge: agreement: recorded 0.984375, now 1.0")),
+    ],
+)  # fmt: skip
+def test_an_alteration_whose_hashes_were_forged_is_found_by_computing_again(results, name, told):
+    alter(results / name, *ALTERED[name])
+    forge(results, name)
+    found = faults(results)
+    assert "altered" not in [fault[0] for fault in found]
+    assert [words for state, file, words in found if state != "stale" and file == told[0] and told[1] in words], found
+
+
+def test_a_file_that_was_added_is_named(results):
+    (results / "vqa/grpo/more.jsonl").write_text("")
+    assert ("altered", "vqa/grpo/more.jsonl") in [fault[:2] for fault in faults(results)]
+
+
+def test_touching_files_and_making_the_report_again_is_no_lie(results):
+    for path in results.rglob("*"):
+        os.utime(path)
+    make_report(results)
+    assert faults(results) == []
+
+
+def rescore(results, draws):
+    settings = SETTINGS.model_copy(update={"score": SETTINGS.score.model_copy(update={"draws": draws})})
+    files.write_json(results / "config/score.json", config.stage_values(settings, "score"))
+    for place in (results / "scores").rglob("*.provenance.json"):
+        tracks, listing = map(Path, files.read_json(place)["inputs"])
+        own = results / "tracks" / tracks.parent.name / tracks.name
+        score.run(own, listing.parent, place.with_name(place.name.removesuffix(".provenance.json")), draws)
+
+
+def test_a_report_made_before_its_scores_is_called_stale_and_true_once_it_is_made_anew(results):
+    rescore(results, 300)
+    found = faults(results)
+    assert {fault[1] for fault in found} == {"report", "report/summary.json", "report/summary.md", "report/index.html"}
+    assert ("stale", "report") in [fault[:2] for fault in found]
+    assert "altered" not in {fault[0] for fault in found}
+    make_report(results)
+    assert faults(results) == []
+
+
+def test_scores_made_before_their_tracks_are_called_stale(results, whole):
+    root = whole.parent.parent / "toy" / "val"
+    out = results / "tracks" / "grpo" / "toy-val"
+    kept = shutil.copytree(results / "scores", results.parent / "kept")
+    shutil.rmtree(out)
+    make_tracks(results, root, "grpo", "static", SETTINGS)
+    shutil.rmtree(results / "scores")
+    shutil.copytree(kept, results / "scores")
+    place = out / "provenance.json"
+    files.write_json(place, {**files.read_json(place), "finished": "2999-01-01T00:00:00Z"})
+    found = faults(results)
+    assert [fault[0] for fault in found if fault[1] == "scores/grpo/toy-val.json"] == ["stale", "stale"]
+    assert "altered" not in {fault[0] for fault in found}
+
+
+def test_a_stage_that_was_not_run_again_after_its_settings_changed_is_named(results):
+    path = results / "config/train.json"
+    files.write_json(path, {**files.read_json(path), "seed": 5})
+    found = faults(results)
+    assert ("stale", "adapters/grpo", "seed: recorded 0, now 5") in found
+    assert ("stale", "report") in [fault[:2] for fault in found]
+
+
+def test_a_report_that_cannot_be_made_again_is_not_believed(results):
+    shutil.rmtree(results / "adapters/grpo/")
+    (fault,) = faults(results)
+    assert fault[:2] == ("differs", "report")
+    assert "adapters/grpo/provenance.json: no such file" in fault[2]
+
+
+def test_what_is_not_there_any_more_is_counted_and_no_lie(results):
+    (results / "adapters/grpo/adapter_model.safetensors").unlink()
+    shutil.rmtree(results / "tracks/grpo/toy-val/Toy_Val_000002")
+    found = [finding for each in verify.examine(results).values() for finding in each if finding.state == "gone"]
+    names = {finding.file for finding in found}
+    assert "adapters/grpo/adapter_model.safetensors" in names
+    assert "scores/grpo/toy-val.json" in names  # cannot be scored again
+    assert [finding.words for finding in found if "Toy_Val_000002/Toy_Val_000002_001.txt" in finding.words]
+
+
+def test_a_result_is_held_against_the_embedded_base_that_it_was_made_from(results):
+    place = results / "vqa/base/provenance.json"
+    made = files.Provenance("vqa", ["tiny"]).hashes()
+    assert made == {"tiny": files.hash_path(models.TINY)}
+    for inputs, state in ((made, "agrees"), ({"tiny": "0" * 64}, "stale")):
+        files.write_json(place, {**files.read_json(place), "inputs": inputs})
+        found = [each for each in verify.examine(results)["sources"] if each.file == "vqa/base"]
+        assert found[0].state == state
+    assert "made from tiny" in found[0].words
+
+
+def test_a_base_on_the_hub_is_recorded_by_its_commit_and_held_against_the_cached_copy(results, tmp_path, monkeypatch):
+    cache, name, commit = tmp_path / "hub", "somebody/their-model", "0123456789" * 4
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    home = cache / "models--somebody--their-model"
+    files.write_text(home / "refs/main", commit)
+    copy = shutil.copytree(models.TINY, home / "snapshots" / commit)
+    assert models.resolve_model_dir(name) == files.resolve_path(name, commit) == copy
+    record = files.Provenance("vqa", [name])
+    record.hashes()
+    newer = shutil.copytree(copy, home / "snapshots" / ("f" * 40))
+    files.write_text(home / "refs/main", newer.name)  # one that comes out while the stage runs
+    record.write(tmp_path / "made/provenance.json")
+    made = files.read_json(tmp_path / "made/provenance.json")
+    assert made["base"] == commit
+    assert made["inputs"] == {name: files.hash_path(copy)}
+    place = results / "vqa/base/provenance.json"
+    files.write_json(place, {**files.read_json(place), "base": commit, "inputs": made["inputs"]})
+
+    def state():
+        return next(each.state for each in verify.examine(results)["sources"] if each.file == "vqa/base")
+
+    assert state() == "agrees"
+    files.write_text(copy / "config.json", "{}")
+    assert state() == "stale"
+    shutil.rmtree(copy)
+    assert state() == "gone"
+
+
+def test_a_run_whose_data_is_gone_is_believed_as_far_as_it_goes(tmp_path):
+    results = make_run(tmp_path / "run", toy_split(tmp_path / "val", sequences=2))
+    make_report(results)
+    shutil.rmtree(tmp_path / "val")
+    found = verify.examine(results)
+    gone = {finding.file for each in found.values() for finding in each if finding.state == "gone"}
+    assert {"scores/grpo/toy-val.json", "tracks/grpo/toy-val", "report/index.html"} <= gone
+    assert faults(results) == []
+    alter(results / "report/summary.json", *ALTERED["report/summary.json"])
+    assert ("altered", "report/summary.json") in [fault[:2] for fault in faults(results)]
+
+
+def test_a_score_without_provenance_is_not_believed(results):
+    (results / "scores/grpo/toy-val.json.provenance.json").unlink()
+    assert ("differs", "scores/grpo/toy-val.json") in [fault[:2] for fault in faults(results)]
+
+
+def test_a_broken_file_is_named_and_stops_nothing(results):
+    (results / "vqa/grpo/easy-vqa.jsonl").write_text("{")
+    found = faults(results)
+    assert ("altered", "vqa/grpo/easy-vqa.jsonl") in [fault[:2] for fault in found]
+    assert [words for state, file, words in found if (state, file) == ("differs", "vqa/verdict.json")]
+
+
+@pytest.mark.usefixtures("logging_as_it_was")
+def test_the_command_says_it_in_one_line_and_by_its_exit_code(results):
+    true = CliRunner().invoke(cli.app, ["verify", str(results)])
+    assert (true.exit_code, true.exception and type(true.exception)) == (0, None)
+    assert true.output.splitlines()[-1].startswith("The report tells the truth: 0 of ")
+    alter(results / "report/index.html", *ALTERED["report/index.html"])
+    false = CliRunner().invoke(cli.app, ["verify", str(results)])
+    assert false.exit_code == 1
+    assert "altered  report/index.html  SHA-256: recorded " in false.output
+    assert false.output.splitlines()[-1].startswith("The report is not to be believed: 2 of ")
+
+
+def test_a_folder_without_a_report_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"report/summary\.json: no such file; run the stage `report`"):
+        verify.examine(tmp_path)

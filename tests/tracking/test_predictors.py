@@ -1,0 +1,281 @@
+"""Claims about who is asked, and how: starting from a text, and other people's models."""
+
+import csv
+import json
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+from toys import toy_split
+
+from r1track.core import config, models, prompts, schema
+from r1track.core.boxes import iou, xywh_to_xyxy
+from r1track.core.crops import Crop
+from r1track.core.sequences import read_split
+from r1track.data import toy as toy_world
+from r1track.tracking import predictors, score, track
+
+SIZE = 84
+
+
+@pytest.fixture
+def toy(tmp_path):
+    return toy_split(tmp_path / "val")
+
+
+@pytest.fixture
+def answer_with(monkeypatch):
+    """Let a function of (question's text, images) stand in for the model; the list has what it was asked."""
+
+    def install(function):
+        asked = []
+
+        def answer(loaded, questions, images, *, max_tokens, batch):
+            texts = ["".join(part.get("text", "") for part in question[0]["content"]) for question in questions]
+            asked.extend((*row, max_tokens, loaded) for row in zip(questions, texts, images, strict=True))
+            return [function(text, row) for text, row in zip(texts, images, strict=True)]
+
+        monkeypatch.setattr(models, "load", lambda base, settings: f"{base}@{settings.revision}")
+        monkeypatch.setattr(models, "generate", answer)
+        return asked
+
+    return install
+
+
+def settings(**changes):
+    return config.Settings(task=schema.Task(size=SIZE), track=schema.Track(reuse=False, **changes))
+
+
+def grounds(text):
+    return text.startswith(prompts.GROUND_HEAD)
+
+
+def located(text, size, **model):
+    made = schema.Settings(model=schema.Model(**model))
+    ((_, box),) = predictors.ground(lambda questions, images, tokens: [text], [Image.new("RGB", size)], ["dog"], made)
+    return None if box is None else box.tolist()
+
+
+@pytest.mark.parametrize("size", [(192, 144), (100, 80), (640, 360), (1921, 1083), (30, 500)])
+def test_coordinates_are_mapped_from_what_the_processor_shows_to_the_image(size):
+    limits = {"min_pixels": 3136, "max_pixels": 313600}
+    processor = models.load_processor(models.TINY, schema.Model(**limits))
+    _, rows, columns = processor.image_processor(images=[Image.new("RGB", size)], return_tensors="pt")[
+        "image_grid_thw"
+    ][0]
+    width, height = int(columns) * 14, int(rows) * 14
+    corners = np.array([width // 4, height // 4, width // 2, height // 2])
+    box = located(prompts.numbers(corners), size, **limits)
+    assert xywh_to_xyxy(box) == pytest.approx(corners * np.tile(np.array(size) / (width, height), 2))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[28, 28, 56, 84]",
+        '{"bbox_2d": [28, 28, 56, 84]}',
+        '[{"bbox_2d": [28, 28, 56, 84], "label": "dog"}]',
+        prompts.ground_answer([28, 28, 56, 84], "dog"),
+    ],
+)
+def test_bare_lists_and_json_and_fenced_answers_are_read(text):
+    assert located(text, (112, 112)) == pytest.approx([28, 28, 28, 56])
+
+
+def test_a_box_over_the_border_is_cropped_and_a_tiny_one_is_widened():
+    assert located("[110, 50, 115, 60]", (112, 112)) == pytest.approx([108, 50, 4, 10])
+
+
+@pytest.mark.parametrize("text", ["there is no dog", "[]", "[1, 2]", "[56, 28, 28, 84]", "[28, 28, 56, 300]"])
+def test_an_answer_without_a_box_finds_none(text):
+    assert located(text, (112, 112)) is None
+
+
+def overlaps(images, names, boxes):
+    """IoU of what the demo's base finds by its name and its true box x, y, w, h; 0 where it finds nothing."""
+    made = predictors.settings_for(config.resolve({"preset": "demo"}), "tiny")
+    _, answer = predictors.load_predictor(made, "tiny")
+    found = predictors.ground(answer, images, names, made)
+    pairs = zip(found, boxes, strict=True)
+    return [0.0 if box is None else float(iou(xywh_to_xyxy(box), xywh_to_xyxy(true))) for (_, box), true in pairs]
+
+
+def test_the_tiny_base_finds_a_named_object_that_is_alone():
+    rng = np.random.default_rng(5)
+    clips = [toy_world.make(rng, 1, 0, False, toy_world.make_ground(rng)) for _ in range(24)]
+    images = [Image.fromarray(clip.frame(0)) for clip in clips]
+    assert np.mean(overlaps(images, [clip.description for clip in clips], [clip.box(0) for clip in clips])) > 0.7
+
+
+def test_a_description_finds_the_target_in_four_of_five_sequences_of_the_demo(tmp_path):
+    toy = config.resolve({"preset": "demo"}).toy
+    toy_world.write_split(tmp_path / "val", "val", sequences=toy.val_sequences, length=toy.length, seed=toy.seed)
+    clips = read_split(tmp_path / "val")
+    images = [Image.open(clip.frames[0]) for clip in clips]
+    found = overlaps(images, [clip.text for clip in clips], [clip.boxes[0] for clip in clips])
+    assert np.mean(np.array(found) > 0.5) >= 0.8
+
+
+def truthful(root):
+    """A model that knows where the described targets are, in what `wide` shows of the first frames."""
+    boxes = {s.text: s.boxes[0] for s in read_split(root)}
+
+    def answer(text, images):
+        if not grounds(text):
+            return "[32, 32, 52, 52]"
+        name = text.removeprefix(prompts.GROUND_HEAD).removesuffix(prompts.GROUND_TAIL)
+        return prompts.numbers(xywh_to_xyxy(boxes[name]) * SHOWN) if name in boxes else "I see none"
+
+    return answer
+
+
+def rows(out, name):
+    with (out / name / f"{name}_status.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def describe(root, words):
+    for sequence, text in zip(read_split(root), words, strict=True):
+        file = root / sequence.name / "nlp.txt"
+        file.unlink() if text is None else file.write_text(text)
+
+
+SHOWN = [196 / 192, 140 / 144] * 2
+
+
+def wide():
+    """Settings by which a toy frame of 192 x 144 is shown as 196 x 140."""
+    return settings(batch=3).model_copy(update={"model": schema.Model(min_pixels=27000, max_pixels=28000)})
+
+
+def test_a_described_target_is_tracked_from_where_it_was_found(toy, tmp_path, answer_with):
+    describe(toy, ["red dog", "blue cat", "green cow", "old hen"])
+    asked = answer_with(truthful(toy))
+    track.run(wide(), "some/model", toy, tmp_path / "out", "text")
+    first = [grounds(text) for _, text, *_ in asked]
+    assert first == [True] * 4 + [False] * 4 * 11  # all first frames before the first search region
+    for sequence in read_split(toy):
+        found = np.loadtxt(tmp_path / "out" / sequence.name / f"{sequence.name}_001.txt", delimiter=",")
+        shown = np.floor(xywh_to_xyxy(sequence.boxes[0]) * SHOWN + 0.5)
+        assert xywh_to_xyxy(found[0]) == pytest.approx(shown / SHOWN, abs=0.002)
+    assert json.loads((tmp_path / "out" / "provenance.json").read_text())["start"] == "text"
+
+
+def test_a_target_that_is_not_found_fails_its_own_sequence_only(toy, tmp_path, answer_with, caplog):
+    describe(toy, ["red dog", None, "green cow", "old hen"])
+    honest = truthful(toy)
+    answer_with(lambda text, images: 'nothing, "sorry"' if "cow" in text else honest(text, images))
+    with caplog.at_level(logging.INFO):
+        track.run(wide(), "some/model", toy, tmp_path / "out", "text")
+    names = [sequence.name for sequence in read_split(toy)]
+    for name, fails, said in zip(names, (False, True, True, False), ("", "", 'nothing, "sorry"', ""), strict=True):
+        status = [row["status"] for row in rows(tmp_path / "out", name)]
+        assert (status[1:] == ["failed"] * 11) == fails
+        assert rows(tmp_path / "out", name)[0]["answer"] == said
+    assert f"{names[1]}: not tracked, scored as zero: it has no description" in caplog.text
+    assert f"{names[2]}: not tracked, scored as zero: no box of 'green cow' in 'nothing" in caplog.text
+    assert "2 of 4 described targets were found" in caplog.text
+    found = score.score(tmp_path / "out", toy, 100)
+    assert found["sequences_failed"] == 2
+    assert found["status"]["failed"] == 22
+    assert [found["sequences"][name]["ao"] == 0 for name in names] == [False, True, True, False]
+    assert found["sequences"][names[1]]["fps"] is None
+    assert found["fps"] > 0
+
+
+def test_a_failed_sequence_is_not_asked_again_when_a_killed_run_goes_on(toy, tmp_path, answer_with):
+    describe(toy, [None, "blue cat", "green cow", "old hen"])
+    honest = truthful(toy)
+
+    def die(text, images):
+        if not grounds(text):
+            raise RuntimeError("killed")
+        return "none" if "blue" in text else honest(text, images)
+
+    answer_with(die)
+    with pytest.raises(RuntimeError, match="killed"):
+        track.run(wide(), "some/model", toy, tmp_path / "out", "text")
+    asked = answer_with(honest)
+    track.run(wide(), "some/model", toy, tmp_path / "out", "text")
+    assert [text for _, text, *_ in asked if grounds(text)] == [
+        prompts.GROUND_HEAD + name + prompts.GROUND_TAIL for name in ("green cow", "old hen")
+    ]
+    assert score.score(tmp_path / "out", toy, 100)["sequences_failed"] == 2
+
+
+def test_what_the_configuration_starts_from_may_be_overruled_and_peers_start_from_boxes(toy):
+    text = settings(start="text")
+    assert predictors.settings_for(text, "some/model").track.start == "text"
+    assert predictors.settings_for(text, "some/model", "box").track.start == "box"
+    assert predictors.settings_for(text, "peer:static").track.start == "box"
+    assert predictors.settings_for(settings(), "peer:static", "text").track.start == "box"
+
+
+FORM = "Look: {search} Where is what {template} shows at {box}?"
+
+
+def extra(**changes):
+    return settings(extra=schema.Extra(model="someone/model", **changes))
+
+
+def test_the_extra_model_is_asked_in_its_own_words_and_order(toy, tmp_path, answer_with):
+    asked = answer_with(lambda text, images: '```json\n[{"bbox_2d": [32, 32, 52, 52], "label": "it"}]\n```')
+    made = extra(prompt=FORM, max_tokens=99, revision="abc")
+    track.run(
+        made.model_copy(update={"track": made.track.model_copy(update={"reuse": True})}), "extra", toy, tmp_path / "out"
+    )
+    question, text, _, tokens, loaded = asked[0]
+    assert loaded == "someone/model@abc"
+    assert [part["type"] for part in question[0]["content"]] == ["text", "image", "text", "image", "text"]
+    crops = [Crop.around(sequence.boxes[0], 4, SIZE) for sequence in read_split(toy)]
+    boxes = [crop.to_crop(xywh_to_xyxy(s.boxes[0])) for crop, s in zip(crops, read_split(toy), strict=True)]
+    assert text in [f"Look:  Where is what  shows at {prompts.numbers(box)}?" for box in boxes]
+    assert tokens == 99
+    assert len({images[1].tobytes() for _, _, images, *_ in asked}) == 4  # templates, one per sequence
+    assert len({images[0].tobytes() for _, _, images, *_ in asked}) > 4
+    assert set(score.score(tmp_path / "out", toy, 100)["status"]) <= {"ok", "clipped"}
+
+
+@pytest.mark.parametrize("think", [False, True])
+def test_the_extra_models_answers_are_read_with_or_without_thoughts(think, toy, tmp_path, answer_with):
+    plain, thought = "[32, 32, 52, 52]", "<think>there</think>\n<answer>[32, 32, 52, 52]</answer>"
+    for k, said in enumerate((plain, thought)):
+        answer_with(lambda text, images, said=said: said)
+        track.run(extra(think=think), "extra", toy, tmp_path / str(k))
+        assert ("held" in score.score(tmp_path / str(k), toy, 100)["status"]) == (think != (said == thought))
+
+
+def test_the_extra_model_with_our_question_is_tracked_as_any_other(toy, tmp_path):
+    made = config.resolve({"track": {"extra": {"model": "tiny", "max_tokens": 16}}})
+    for name in ("extra", "tiny"):
+        track.run(made, name, toy, tmp_path / name)
+    for sequence in read_split(toy):
+        one, two = ((tmp_path / m / sequence.name / f"{sequence.name}_001.txt").read_bytes() for m in ("extra", "tiny"))
+        assert one == two
+
+
+def test_a_form_in_the_words_of_ours_gives_the_answers_of_ours(toy, tmp_path):
+    """The real model, asked as a whole in another's form and over prefixes in ours."""
+    form = (
+        "{template}" + prompts.TEMPLATE_HEAD + "{box}" + prompts.SEARCH_HEAD.format("second")
+        + "{search}" + prompts.QUESTION + prompts.ANSWER_PLAIN
+    )  # fmt: skip
+    made = config.resolve({"track": {"extra": {"model": "tiny", "prompt": form, "max_tokens": 16}}})
+    for name in ("extra", "tiny"):
+        track.run(made, name, toy, tmp_path / name)
+    for sequence in read_split(toy):
+        one, two = ((tmp_path / m / sequence.name / f"{sequence.name}_001.txt").read_bytes() for m in ("extra", "tiny"))
+        assert one == two
+
+
+def test_an_extra_model_that_is_not_named_is_refused():
+    with pytest.raises(ValueError, match=r"track\.extra\.model = null: there is no extra model; name"):
+        predictors.settings_for(settings(), "extra")
+
+
+@pytest.mark.parametrize("prompt", ["{template}{search}", "{search}{box}", "{template}{template}{search}{box}"])
+def test_a_form_without_its_places_is_refused(prompt):
+    with pytest.raises(ValidationError, match="once; write it where it belongs"):
+        schema.Extra(model="m", prompt=prompt)

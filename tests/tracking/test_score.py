@@ -1,0 +1,348 @@
+"""Claims about the score: the official metric, against a slow implementation from its description."""
+
+import json
+import math
+import statistics
+
+import numpy as np
+import pytest
+from PIL import Image
+from toys import bare_sequence
+
+from r1track.tracking import score
+
+SIZE = (100, 80)
+
+
+def write_track(tracks, name, boxes, seconds=None, status=None):
+    folder = tracks / name
+    folder.mkdir(parents=True)
+    np.savetxt(folder / f"{name}_001.txt", boxes, fmt="%.3f", delimiter=",")
+    if seconds is not None:
+        np.savetxt(folder / f"{name}_time.txt", seconds, fmt="%.8f")
+    if status is not None:
+        lines = [f"{t},{s},\n" for t, s in enumerate(status, 1)]
+        (folder / f"{name}_status.csv").write_text("frame,status,answer\n" + "".join(lines))
+
+
+def slow_limit(box):
+    """As got10k.md has it: the corner shifted into the image, then the extent cut at the far border."""
+    x, y, w, h = box
+    x, y = min(max(x, 0), SIZE[0]), min(max(y, 0), SIZE[1])
+    return x, y, min(max(w, 0), SIZE[0] - x), min(max(h, 0), SIZE[1] - y)
+
+
+def slow_iou(one, two):
+    ax, ay, aw, ah = slow_limit(one)
+    bx, by, bw, bh = slow_limit(two)
+    shared = max(0, min(ax + aw, bx + bw) - max(ax, bx)) * max(0, min(ay + ah, by + bh) - max(ay, by))
+    union = aw * ah + bw * bh - shared
+    return shared / union if union else 0.0
+
+
+@pytest.fixture
+def world(tmp_path):
+    """Five sequences of three classes with covered and absent frames, boxes over the border, and tracks for them."""
+    rng = np.random.default_rng(7)
+    root, tracks, data = tmp_path / "set", tmp_path / "tracks" / "someone" / "toy-val", {}
+    for number, (length, kind) in enumerate(((9, "dog"), (30, "dog"), (14, "cat"), (2, "cat"), (21, "bird"))):
+        truth = np.column_stack([rng.uniform(-15, 60, (length, 2)), rng.uniform(8, 50, (length, 2))])
+        cover = rng.integers(0, 9, length)
+        cover[:2] = 5
+        truth[cover == 0] = -1
+        guess = (truth + rng.normal(0, 6, (length, 4))).round(3)
+        guess[0] = truth[0]
+        name = f"seq{number}"
+        bare_sequence(root, name, truth.round(4), cover=cover, kind=kind)
+        statuses = ["init", *rng.choice(["ok", "held", "clipped"], length - 1)]
+        seconds = rng.uniform(0.01, 0.5, length).round(8)
+        write_track(tracks, name, guess, seconds, statuses)
+        data[name] = (truth.round(4), guess, cover, seconds, statuses, kind)
+    return root, tracks, data
+
+
+def test_the_pooled_metric_equals_a_slow_implementation_of_its_description(world):
+    root, tracks, data = world
+    found = score.score(tracks, root, 100)
+    pooled, speeds = [], []
+    for name, (truth, guess, cover, seconds, _, _) in data.items():
+        values = [slow_iou(g, t) for g, t, c in list(zip(guess, truth, cover, strict=True))[1:] if c > 0]
+        row = found["sequences"][name]
+        assert row["frames"] == len(values)
+        assert row["ao"] == pytest.approx(statistics.mean(values), abs=1e-12)
+        assert row["overlap_sum"] == pytest.approx(sum(values), abs=1e-12)
+        assert row["sr50"] == sum(v > 0.5 for v in values) / len(values)
+        pooled += values
+        speeds += [1 / s for s in seconds[1:]]
+    assert found["ao"] == pytest.approx(statistics.mean(pooled), abs=1e-12)
+    assert found["sr50"] == pytest.approx(sum(v > 0.5 for v in pooled) / len(pooled), abs=1e-12)
+    assert found["sr75"] == pytest.approx(sum(v > 0.75 for v in pooled) / len(pooled), abs=1e-12)
+    assert found["frames"] == len(pooled)
+    assert found["fps"] == pytest.approx(statistics.mean(speeds))
+    expected = [sum(v > t for v in pooled) / len(pooled) for t in np.linspace(0, 1, 101)]
+    assert found["curve"] == pytest.approx(expected, abs=1e-12)
+    assert found["curve"][75] == found["sr75"]
+
+
+def test_means_over_sequences_and_classes_stand_under_their_own_names(world):
+    root, tracks, data = world
+    found = score.score(tracks, root, 100)
+    ao = {name: row["ao"] for name, row in found["sequences"].items()}
+    assert found["ao_sequence_mean"] == pytest.approx(statistics.mean(ao.values()))
+    classes = {
+        kind: statistics.mean(ao[name] for name in data if data[name][-1] == kind) for kind in ("bird", "cat", "dog")
+    }
+    assert {name: group["ao"] for name, group in found["classes"].items()} == pytest.approx(classes)
+    assert {name: group["sequences"] for name, group in found["classes"].items()} == {"bird": 1, "cat": 2, "dog": 2}
+    low, high = found["classes"]["dog"]["ao_interval"]
+    assert [low, high] == pytest.approx(sorted([ao["seq0"], ao["seq1"]]))  # a quarter of the draws takes one twice
+    assert found["ao_class_mean"] == pytest.approx(statistics.mean(classes.values()))
+    assert len({round(found[key], 9) for key in ("ao", "ao_sequence_mean", "ao_class_mean")}) == 3
+
+
+def test_sequences_are_grouped_by_their_length(tmp_path):
+    for name, length in (("a", 100), ("b", 101), ("c", 301)):
+        truth = [[0, 0, 10, 10]] * length
+        bare_sequence(tmp_path / "set", name, truth)
+        write_track(tmp_path / "t" / "s", name, [[0, 0, 10, {"a": 10, "b": 5, "c": 2}[name]]] * length)
+    found = score.score(tmp_path / "t" / "s", tmp_path / "set", 100)["lengths"]
+    assert {name: group["ao"] for name, group in found.items()} == pytest.approx(
+        {"to 100 frames": 1, "101 to 300": 0.5, "301 to 1000": 0.2}
+    )
+
+
+def test_the_whole_runs_speed_counts_the_starts_and_the_trackers_own_does_not(tmp_path):
+    for name, seconds in (("a", [3, 0.5, 0.25]), ("b", [1, 0.25, 0])):
+        bare_sequence(tmp_path / "set", name, [[0, 0, 10, 10]] * 3)
+        write_track(tmp_path / "t" / "s", name, [[0, 0, 10, 10]] * 3, seconds)
+    found = score.score(tmp_path / "t" / "s", tmp_path / "set", 100)
+    assert found["fps"] == pytest.approx((2 + 4 + 4) / 3)
+    assert found["fps_run"] == pytest.approx(5 / 5)  # a frame that took no time was not tracked
+
+
+def test_statuses_are_summed_without_the_first_frames(world):
+    root, tracks, data = world
+    found = score.score(tracks, root, 100)
+    every = [status for *_, statuses, _ in data.values() for status in statuses[1:]]
+    assert found["status"] == {status: every.count(status) for status in set(every)}
+
+
+def test_thresholds_are_strict(tmp_path):
+    truth = [[0, 0, 10, 10]] * 4
+    bare_sequence(tmp_path / "set", "a", truth)
+    write_track(tmp_path / "t" / "a-set", "a", [[0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 7.5], [0, 0, 10, 10]])
+    found = score.score(tmp_path / "t" / "a-set", tmp_path / "set", 100)
+    assert found["sr50"] == pytest.approx(2 / 3)
+    assert found["sr75"] == pytest.approx(1 / 3)
+    assert found["curve"][100] == 0
+    assert found["ao"] == pytest.approx(0.75)
+
+
+def test_official_limiting_shifts_where_cropping_would_cut_and_leaves_its_input_alone():
+    boxes = np.array([[-10.0, 20, 50, 30], [90, 70, 50, 30], [10, 10, -4, 5]])
+    before = boxes.copy()
+    assert score.limit(boxes, SIZE).tolist() == [[0, 20, 50, 30], [90, 70, 10, 10], [10, 10, 0, 5]]
+    assert (boxes == before).all()
+
+
+def test_frames_of_unknown_visibility_count(tmp_path):
+    bare_sequence(tmp_path / "set", "a", [[0, 0, 10, 10]] * 4, cover=[0, 0, 0, 0])
+    write_track(tmp_path / "t" / "s", "a", [[0, 0, 10, 10]] * 4)
+    assert score.score(tmp_path / "t" / "s", tmp_path / "set", 100)["frames"] == 3
+
+
+def test_the_interval_holds_the_ao_and_widens_as_sequences_get_fewer(world, tmp_path):
+    root, tracks, _ = world
+    found = score.score(tracks, root, 2000)
+    low, high = found["ao_interval"]
+    assert low < found["ao"] < high
+    (root / "list.txt").write_text("seq0\n")
+    alone = score.score(tracks, root, 2000)
+    assert alone["ao_interval"] == pytest.approx([alone["ao"]] * 2)
+
+
+def test_a_model_differs_from_itself_by_nothing_and_from_a_worse_one_by_their_aos(world, tmp_path):
+    root, tracks, data = world
+    worse = tmp_path / "tracks" / "worse" / "toy-val"
+    for name, (truth, *_) in data.items():
+        write_track(worse, name, np.tile(truth[0], (len(truth), 1)))
+    a, b = score.score(tracks, root, 100), score.score(worse, root, 100)
+    assert score.paired_difference(a, a, 500, 0) == (0, 0, 0)
+    gain = score.paired_difference(a, b, 2000, 0)
+    assert gain.value == a["ao"] - b["ao"]
+    assert 0 < gain.low < gain.value < gain.high
+    loss = score.paired_difference(b, a, 2000, 0)
+    assert loss == pytest.approx((-gain.value, -gain.high, -gain.low))
+
+
+def test_pairing_keeps_what_all_sequences_share(world):
+    """A constant gain has an interval of no width, however much the sequences differ among themselves."""
+    root, tracks, _ = world
+    a = score.score(tracks, root, 100)
+    b = json.loads(json.dumps(a))
+    for row in b["sequences"].values():
+        row["overlap_sum"] -= 0.125 * row["frames"]
+    b["ao"] -= 0.125
+    assert score.paired_difference(a, b, 500, 0) == pytest.approx((0.125, 0.125, 0.125))
+
+
+def test_scores_of_different_sequences_cannot_be_paired(world):
+    root, tracks, _ = world
+    a = score.score(tracks, root, 100)
+    (root / "list.txt").write_text("seq0\nseq1\n")
+    with pytest.raises(ValueError, match=r"differ in the sequence 'seq2'.*score both on the same split"):
+        score.paired_difference(a, score.score(tracks, root, 100), 500, 0)
+
+
+def test_the_file_is_named_after_model_and_set_and_has_provenance_beside_it(world, tmp_path):
+    root, tracks, _ = world
+    out = tmp_path / "scores" / "someone" / "toy-val.json"
+    score.run(tracks, root, out, 100)
+    found = json.loads(out.read_text())
+    assert found == score.score(tracks, root, 100)
+    assert (found["model"], found["set"], found["metric"]) == ("someone", "toy-val", "got10k-pooled")
+    assert (found["sequences_count"], len(found["curve"])) == (5, 101)
+    assert json.loads((out.parent / "toy-val.json.provenance.json").read_text())["stage"] == "score"
+
+
+def test_a_sequence_without_scored_frames_has_null_scores_and_enters_no_mean(tmp_path):
+    truth = [[0, 0, 10, 10]] * 3
+    bare_sequence(tmp_path / "set", "a", truth)
+    bare_sequence(tmp_path / "set", "b", truth, cover=[8, 0, 0], kind="cat")
+    for name in "ab":
+        write_track(tmp_path / "t" / "s", name, truth)
+    found = score.score(tmp_path / "t" / "s", tmp_path / "set", 100)
+    assert found["sequences"]["b"]["ao"] is None
+    assert found["ao"] == found["ao_sequence_mean"] == found["ao_class_mean"] == 1
+    assert found["classes"] == {"dog": {"ao": 1, "ao_interval": [1, 1], "sequences": 1}}
+
+
+FAULTS = {
+    "missing track": ("seq1_001.txt", None, r"seq1_001\.txt: no such file; run `r1track track` again"),
+    "short track": ("seq1_001.txt", "1,2,3,4\n" * 29, r"seq1_001\.txt: 29 rows for 30 frames; run"),
+    "infinite box": ("seq1_001.txt", "1,2,3,4\n1,2,inf,4\n", r"seq1_001\.txt, line 2: .*finite.*'1,2,inf,4'; run"),
+    "spaces": ("seq1_001.txt", "1 2 3 4\n", r"seq1_001\.txt, line 1: expected 4 finite numbers"),
+    "short times": ("seq1_time.txt", "0.1\n" * 5, r"seq1_time\.txt: 5 rows for 30 frames; run"),
+    "short status": ("seq1_status.csv", "frame,status,answer\n1,init,\n", r"seq1_status\.csv: .* found 1 rows; run"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_damaged_tracks_are_refused_with_file_and_remedy(world, fault):
+    root, tracks, _ = world
+    name, text, message = FAULTS[fault]
+    path = tracks / "seq1" / name
+    path.unlink() if text is None else path.write_text(text)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        score.score(tracks, root, 100)
+
+
+def test_a_set_whose_truth_is_withheld_cannot_be_scored(world):
+    root, tracks, _ = world
+    (root / "seq2" / "groundtruth.txt").write_text("1,2,3,4\n")
+    with pytest.raises(ValueError, match=r"seq2.groundtruth\.txt: holds the first box only .*score a val split"):
+        score.score(tracks, root, 100)
+
+
+def test_a_set_where_nothing_is_visible_cannot_be_scored(tmp_path):
+    bare_sequence(tmp_path / "set", "a", [[0, 0, 10, 10]] * 3, cover=[8, 0, 0])
+    write_track(tmp_path / "t" / "s", "a", [[0, 0, 10, 10]] * 3)
+    with pytest.raises(ValueError, match=r"nothing to score; check cover\.label"):
+        score.score(tmp_path / "t" / "s", tmp_path / "set", 100)
+
+
+def slow_one_pass(truth, guess, absent, missed):
+    """Success AUC and both precisions of a sequence, frame by frame, from the toolkits' description."""
+    success, near, near_share, total = [0] * 21, 0, 0, 0
+    for (x, y, w, h), (u, v, p, q), gone in zip(truth, guess, absent, strict=True):
+        total += missed or not gone
+        if gone:
+            continue
+        shared = max(0, min(x + w, u + p) - max(x, u)) * max(0, min(y + h, v + q) - max(y, v))
+        overlap = shared / (w * h + p * q - shared)
+        success = [count + (overlap > t / 20) for t, count in enumerate(success)]
+        right, down = u + (p - 1) / 2 - x - (w - 1) / 2, v + (q - 1) / 2 - y - (h - 1) / 2
+        near += math.sqrt(right**2 + down**2) <= 20
+        near_share += math.sqrt((right / w) ** 2 + (down / h) ** 2) <= 0.2
+    return sum(success) / 21 / total, near / total, near_share / total
+
+
+def other_layout(root, name, layout, truth, absent=()):
+    """A sequence in OTB's or LaSOT's layout, with empty frames."""
+    folder = root / name
+    (folder / "img").mkdir(parents=True)
+    for t in range(len(truth)):
+        (folder / "img" / f"{t + 1:08d}.jpg").touch()
+    Image.new("RGB", SIZE).save(folder / "img" / "00000001.jpg")
+    if layout == "otb":
+        np.savetxt(folder / "groundtruth_rect.txt", np.add(truth, [1, 1, 0, 0]), fmt="%.4f", delimiter="\t")
+    else:
+        np.savetxt(folder / "groundtruth.txt", truth, fmt="%.4f", delimiter=",")
+        for k, file in enumerate(("full_occlusion.txt", "out_of_view.txt")):
+            (folder / file).write_text(",".join(str(int(gone and t % 2 == k)) for t, gone in enumerate(absent)))
+    with (root / "list.txt").open("a") as stream:
+        stream.write(f"{name}\n")
+
+
+@pytest.mark.parametrize("layout", ["otb", "lasot"])
+def test_other_layouts_are_scored_as_a_slow_implementation_of_one_pass_evaluation(layout, tmp_path):
+    rng = np.random.default_rng(3)
+    expected = {}
+    for name, length in (("cat-1", 60), ("cat-2", 25), ("dog-1", 40)):
+        truth = np.column_stack([rng.uniform(-15, 60, (length, 2)), rng.uniform(8, 50, (length, 2))]).round(4)
+        guess = (truth + rng.normal(0, 9, (length, 4)) * [1, 1, 0.3, 0.3]).round(3)
+        guess[:, 2:] = np.maximum(guess[:, 2:], 1)
+        absent = (rng.random(length) < 0.2) & (np.arange(length) > 0) if layout == "lasot" else np.zeros(length, bool)
+        other_layout(tmp_path / "set", name, layout, truth, absent)
+        write_track(tmp_path / "t" / "s", name, guess)
+        expected[name] = slow_one_pass(truth, guess, absent, layout == "lasot")
+    found = score.score(tmp_path / "t" / "s", tmp_path / "set", 300)
+    assert found["metric"] == "ope"
+    keys = ("success_auc", "precision_20px", "norm_precision_20pct")
+    for name, figures in expected.items():
+        assert [found["sequences"][name][key] for key in keys] == pytest.approx(figures, abs=1e-12)
+    for k, key in enumerate(keys):
+        values = [figures[k] for figures in expected.values()]
+        assert found[key] == pytest.approx(statistics.mean(values), abs=1e-12)
+        low, high = found[f"{key}_interval"]
+        assert min(values) - 1e-9 <= low < found[key] < high <= max(values) + 1e-9
+        assert 0.05 < found[key] < 0.95
+    if layout == "lasot":
+        assert set(found["classes"]) == {"cat", "dog"}  # by the sequences' names
+
+
+def test_a_perfect_track_misses_only_the_last_threshold_and_frames_without_a_target_where_they_count(tmp_path):
+    truth = [[10.0, 10, 20, 20]] * 10
+    absent = [False] * 8 + [True] * 2
+    for layout, name, share in (("otb", "a", 1), ("lasot", "b", 0.8)):
+        other_layout(tmp_path / layout, name, layout, truth, absent)
+        write_track(tmp_path / "t" / layout, name, truth)
+        found = score.score(tmp_path / "t" / layout, tmp_path / layout, 100)
+        assert found["success_auc"] == pytest.approx(share * 20 / 21)
+        assert found["precision_20px"] == found["norm_precision_20pct"] == pytest.approx(share)
+
+
+def test_both_precisions_hold_at_their_very_thresholds(tmp_path):
+    truth = [[100.0, 100, 50, 100]] * 5
+    guess = [[x, y, 50, 100] for x, y in ((112, 116), (112, 116.1), (110, 100), (110.1, 100), (100, 120))]
+    other_layout(tmp_path / "set", "a", "otb", truth)
+    write_track(tmp_path / "t" / "s", "a", guess)
+    found = score.score(tmp_path / "t" / "s", tmp_path / "set", 100)
+    assert found["precision_20px"] == pytest.approx(4 / 5)
+    assert found["norm_precision_20pct"] == pytest.approx(2 / 5)
+
+
+def test_a_sequence_that_never_started_is_near_nothing(tmp_path):
+    other_layout(tmp_path / "set", "a", "otb", [[1.0, 1, 8, 8]] * 3)
+    write_track(tmp_path / "t" / "s", "a", [[0, 0, 0, 0]] * 3, status=["init", "failed", "failed"])
+    found = score.score(tmp_path / "t" / "s", tmp_path / "set", 100)
+    assert [found[key] for key in score.FIGURES] == [0, 0, 0]
+    assert found["ao"] == 0
+    assert found["sequences_failed"] == 1
+
+
+def test_a_set_in_got10ks_layout_has_no_figures_of_one_pass_evaluation(world):
+    root, tracks, _ = world
+    found = score.score(tracks, root, 100)
+    assert found["metric"] == "got10k-pooled"
+    assert not set(score.FIGURES) & set(found)

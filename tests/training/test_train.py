@@ -1,0 +1,183 @@
+"""Train: what is learned from, what is logged and kept, and what is refused."""
+
+import dataclasses
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from toys import toy_pairs
+
+from r1track.core import config, files, models, prompts
+from r1track.core.pairs import load as open_pairs
+from r1track.training import rewards, train
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def settings(**changes: Any) -> config.Settings:
+    short = {"steps": 4, "save_every": 2, "prompts_per_step": 2, "group": 4, "micro_batch": 4, "learning_rate": 1e-3}
+    few = {"pairs": 24, "val_pairs": 12}
+    return config.resolve(
+        {"preset": "demo", "sample": few, "train": {**short, **changes}, "merge": {"check_pairs": 12}}
+    )
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy_pairs(tmp_path_factory.mktemp("data"), settings())
+
+
+def trained(folder: Path, pairs: Path, arm: str = "grpo", **changes: Any) -> Path:
+    train.run(settings(**changes), arm, "tiny", pairs, folder / "scratch", folder / "adapter")
+    return folder / "adapter"
+
+
+@pytest.fixture(scope="module")
+def adapter(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("run"), pairs)
+
+
+def test_the_adapter_has_moved_and_sits_on_the_named_language_layers_only(adapter: Path) -> None:
+    weights = load_file(adapter / "adapter_model.safetensors")
+    assert len(weights) == 2 * 4 * len(TARGETS)  # A and B, four layers
+    for name, value in weights.items():
+        assert "language_model" in name
+        assert any(target in name for target in TARGETS)
+        assert value.dtype == torch.float32
+    assert all(value.abs().max() > 0 for name, value in weights.items() if "lora_B" in name)  # B begins at zero
+
+
+def test_every_step_is_logged_with_its_parts(adapter: Path) -> None:
+    rows = [json.loads(line) for line in (adapter / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    for row in rows:
+        assert {"reward", "iou", "parsed", "kl", "flat_groups", "entropy", "length", "loss", "learning_rate"} <= set(
+            row
+        )
+        assert all(isinstance(value, int | float) and math.isfinite(value) for value in row.values())
+        assert 0 <= row["parsed"] <= 1
+    assert files.read_json(adapter / "provenance.json")["quantize"] == "nf4"
+
+
+def test_checkpoints_of_other_settings_are_not_taken_up(tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    assert train.prepare_scratch(scratch, {"rate": 1}, 6) is None
+    (scratch / "checkpoint-2").mkdir()
+    (scratch / "checkpoint-2" / "trainer_state.json").write_text("{}")
+    (scratch / "checkpoint-4").mkdir()
+    (scratch / "checkpoint-4" / "trainer_state.json").write_text('{"epoch":')  # killed while it was written
+    assert train.prepare_scratch(scratch, {"rate": 1}, 6) == scratch / "checkpoint-2"
+    assert train.prepare_scratch(scratch, {"rate": 2}, 6) is None
+    assert not (scratch / "checkpoint-2").exists()
+
+
+def test_a_training_that_was_finished_before_takes_no_step_more(pairs: Path, adapter: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    shutil.copytree(adapter.parent / "scratch", tmp_path / "scratch")
+    train.run(settings(), "grpo", "tiny", pairs, tmp_path / "scratch", again)
+    first, second = (folder / "adapter_model.safetensors" for folder in (adapter, again))
+    assert files.hash_file(first) == files.hash_file(second)
+    steps = [len((folder / "log.jsonl").read_text().splitlines()) for folder in (adapter, again)]
+    assert steps == [settings().train.steps] * 2
+
+
+def test_the_supervised_arm_learns_the_true_answers_and_nothing_else(pairs: Path, tmp_path: Path) -> None:
+    sft = {"steps": 12, "batch": 8, "micro_batch": 8, "learning_rate": 3e-3, "schedule": "linear"}
+    folder = trained(tmp_path, pairs, arm="sft", sft=sft)
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert len(rows) == 12
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert all("language_model" in name for name in load_file(folder / "adapter_model.safetensors"))
+
+
+def test_the_supervised_arm_is_told_the_rounded_box_after_the_trackers_question(pairs: Path) -> None:
+    rows = train.with_answers(open_pairs(pairs / "train"), think=False)
+    truth = open_pairs(pairs / "train")[0]
+    assert rows[0]["completion"] == [{"role": "assistant", "content": prompts.numbers(truth["answer"])}]
+    texts = [part["text"] for part in rows[0]["prompt"][0]["content"] if part["type"] == "text"]
+    asked = prompts.build(truth["template_box"])[0]["content"]
+    assert texts == [part["text"] for part in asked if part["type"] == "text"]
+
+
+def test_the_language_layers_are_held_in_four_bits_and_the_vision_tower_is_not() -> None:
+    model = models.load_weights(models.TINY, torch.float32, "nf4")
+    kinds = {name: type(module).__name__ for name, module in model.named_modules() if name.endswith("_proj")}
+    assert {kind for name, kind in kinds.items() if "language_model" in name} == {"Linear4bit"}
+    assert {kind for name, kind in kinds.items() if "visual" in name} == {"Linear"}
+
+
+def test_unquantised_weights_train_too(pairs: Path, tmp_path: Path) -> None:
+    folder = trained(tmp_path, pairs, quantize="none", steps=1, save_every=1)
+    weights = load_file(folder / "adapter_model.safetensors")
+    assert all(value.dtype == torch.float32 for value in weights.values())
+    assert files.read_json(folder / "provenance.json")["quantize"] == "none"
+
+
+def test_a_group_is_kept_now_and_then_with_its_images_answers_and_rewards(adapter: Path) -> None:
+    kept = sorted((adapter / "examples").glob("*.json"))
+    assert [files.read_json(path)["step"] for path in kept] == [0]
+    example = files.read_json(kept[0])
+    assert len(example["answers"]) == 4
+    for answer in example["answers"]:
+        again = rewards.score(answer["answer"], example["target"], scheme="iou", size=84)
+        assert answer["total"] == again["total"]
+    assert [Image.open(kept[0].parent / name).size for name in example["images"]] == [(84, 84), (84, 84)]
+
+
+def test_trainer_arguments_that_the_library_does_not_know_or_changes_are_refused() -> None:
+    @dataclasses.dataclass
+    class Changed:
+        beta: float = 0.0
+        batch: int = 1
+
+        def __post_init__(self) -> None:
+            self.batch = 8
+
+    assert train.arguments(Changed, {"beta": 0.1}).beta == 0.1
+    with pytest.raises(ValueError, match=r"Changed has no \['betta'\]"):
+        train.arguments(Changed, {"betta": 0.1})
+    with pytest.raises(ValueError, match=r"Changed\.batch: 4 became 8"):
+        train.arguments(Changed, {"batch": 4})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer": "adamw_8bit"}, r"train\.optimizer = 'adamw_8bit': needs a CUDA card"),
+        ({"report_to": "trackio"}, r"train\.report_to = 'trackio': not installed; `pip install trackio`"),
+        ({"backend": "unsloth"}, r"train\.backend = 'unsloth': .*; install environment\.yml on a card"),
+    ],
+)
+def test_what_this_machine_cannot_do_is_refused_before_training(
+    changes: dict[str, str], message: str, pairs: Path, tmp_path: Path
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a card")
+    with pytest.raises(ValueError, match=message):
+        trained(tmp_path, pairs, **changes)
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_fewer_pairs_than_a_rollout_asks_are_refused(pairs: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"24 pairs are fewer than the 32 prompts of a rollout; sample more, or lower"):
+        trained(tmp_path, pairs, prompts_per_step=16, rollout_steps=2)
+
+
+def test_sft_with_thinking_needs_pairs_that_hold_thoughts(pairs: Path) -> None:
+    with pytest.raises(ValueError, match="pairs with a column `thought`"):
+        train.with_answers(open_pairs(pairs / "train"), think=True)
+
+
+def test_the_vision_towers_layers_get_adapters_when_asked(pairs: Path, tmp_path: Path) -> None:
+    folder = trained(tmp_path, pairs, steps=1, lora={"vision": True})
+    weights = load_file(folder / "adapter_model.safetensors")
+    model = models.load_weights(models.TINY, torch.float32)
+    linears = {name for name, module in model.named_modules() if type(module) is torch.nn.Linear and "visual" in name}
+    adapted = {name.split("base_model.model.")[1].split(".lora_")[0] for name in weights if "visual" in name}
+    assert adapted == linears

@@ -1,0 +1,29 @@
+rule report:
+    input:
+        config=f"{PLAN.results}/config/report.json",
+        pairs=f"{PLAN.results}/pairs",
+        adapters=expand(f"{PLAN.results}/adapters/{{arm}}", arm=PLAN.arms),
+        models=expand(f"{PLAN.results}/models/{{arm}}", arm=PLAN.arms),
+        tracks=PLAN.tracks,
+        scores=PLAN.scores,
+        verdict=f"{PLAN.results}/vqa/verdict.json",
+        sources=plan.sources("report"),
+    output:
+        page=f"{PLAN.results}/report/index.html",
+        summary=f"{PLAN.results}/report/summary.json",
+        text=f"{PLAN.results}/report/summary.md",
+    log:
+        f"{PLAN.results}/logs/report.log",
+    benchmark:
+        f"{PLAN.results}/benchmarks/report.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    params:
+        results=subpath(output.page, ancestor=2),
+        out=subpath(output.page, parent=True),
+    message:
+        "Writing {output.page}"
+    # The summary that the command shows is shown by the workflow at its end (r1track/failures.py).
+    shell:
+        "r1track --log {log} report --results {params.results} --out {params.out} > /dev/null"
