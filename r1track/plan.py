@@ -15,14 +15,17 @@ from r1track.core.config import ConfigError, Settings, resolve
 
 PACKAGE = Path(__file__).parent
 NAME = re.compile(r"[\w.-]+")
-# Configuration reaches a stage by its JSON file, and a change to how files are written changes no result.
-GROUND = {
-    "r1track",
-    "r1track.core.config",
-    "r1track.core.schema",
-    "r1track.core.config_errors",
-    "r1track.core.files",
-    "r1track.cli",
+# Modules on which no result depends, and why: a changed line in one of them reruns no stage.
+NO_INFLUENCE = {
+    "r1track": "the version's number",
+    "r1track.cli": "it hands options on",
+    "r1track.core.config": "configuration reaches a stage by its JSON file",
+    "r1track.core.config_errors": "it words what is refused",
+    "r1track.core.files": "how a file is written changes nothing in it",
+    "r1track.core.schema": "fields, defaults and checks reach a stage by its JSON file",
+    "r1track.data.export": "a copy of the pairs for other tools",
+    "r1track.tracking.endpoint": "a server that the workflow refuses",
+    "r1track.training.progress": "what a training run shows and logs",
 }
 
 
@@ -163,10 +166,11 @@ def _imports(file: Path) -> set[str]:
 def sources(stage: str) -> list[str]:
     """The files that a stage is made of, relative to the working directory: a change to one of them reruns the stage.
 
-    These are the stage's module, what it imports from this package at any depth, and a stage folder's templates.
+    These are the stage's module, what it imports from this package at any depth, and the templates beside it.
     """
-    found: set[Path] = set()
-    seen, queue = set(GROUND), ["r1track.data.toy" if stage == "toy" else f"r1track.{stage}"]
+    (start,) = PACKAGE.glob(f"*/{stage}.py")
+    found = {file for file in start.parent.iterdir() if file.is_file() and file.suffix != ".py"}
+    seen, queue = set(NO_INFLUENCE), [f"r1track.{start.parent.name}.{stage}"]
     while queue:
         module = queue.pop()
         file = None if module in seen else _file(module)
@@ -174,6 +178,4 @@ def sources(stage: str) -> list[str]:
         if file is not None:
             found.add(file)
             queue += _imports(file)
-            if file.name == "__init__.py":
-                found.update(f for f in file.parent.iterdir() if f.is_file() and f.suffix != ".py")
     return sorted(os.path.relpath(file) for file in found)

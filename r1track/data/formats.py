@@ -1,7 +1,7 @@
-"""Forms: pairs as other tools hold them, there and back, as Parquet with the images inside.
+"""Formats: pairs as other tools hold them, as Parquet with the images inside, and pairs of ours made of them.
 
 `easyr1` has `images`, `problem` (the question, `<image>` in each image's place) and `answer`; a data set of the hub in
-this form can be trained on. `sharegpt` has `images` and `messages`, and a `dataset_info.json` for LLaMA-Factory.
+this form can be trained on. `sharegpt` has `images` and `messages`. `export` writes both.
 """
 
 import io
@@ -9,12 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datasets import Features, Image, List, Value, load_dataset
+from datasets import Image, List, Value, load_dataset
 from PIL import Image as Picture
-from pyarrow import Table
-from pyarrow.parquet import read_table, write_table
 
-from r1track.core import boxes, files, prompts
+from r1track.core import boxes, prompts
 from r1track.core.schema import Settings
 from r1track.data import shards
 
@@ -22,30 +20,6 @@ COLUMNS = {
     "easyr1": {"images": List(Image()), "problem": Value("string"), "answer": Value("string")},
     "sharegpt": {"images": List(Image()), "messages": List({"role": Value("string"), "content": Value("string")})},
 }
-TAGS = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
-
-
-def export(pairs: Path, form: str, think: bool) -> None:
-    """Write the pairs at `pairs` in a form, to the folder beside it that has the form's name behind its own."""
-    columns, think = Features(COLUMNS[form]), think and form == "easyr1"  # pairs hold no reasoning to learn
-    with files.atomic_folder(pairs.with_name(f"{pairs.name}-{form}")) as folder:
-        for shard in sorted(pairs.glob("*/*.parquet")):
-            (folder / shard.parent.name).mkdir(exist_ok=True)
-            told = Table.from_pylist([_told(row, think) for row in read_table(shard).to_pylist()], columns.arrow_schema)
-            write_table(told, folder / shard.parent.name / shard.name, row_group_size=shards.BATCH)
-        if form == "sharegpt":
-            shape = {"formatting": form, "columns": {name: name for name in columns}, "tags": TAGS}
-            info = {f"r1track_{split}": {"file_name": split, **shape} for split in ("train", "val")}
-            files.write_json(folder / "dataset_info.json", info)
-
-
-def _told(row: shards.Row, think: bool) -> shards.Row:
-    """A pair as question and answer, images in the order of their places, for either form."""
-    problem, answer = row["problem"], prompts.numbers(row["answer"])
-    if problem is None:
-        problem = prompts.flat(prompts.build(row["template_box"], second_box=row["second_box"], think=think))
-    messages = [{"role": "user", "content": problem}, {"role": "assistant", "content": answer}]
-    return {"images": prompts.places(row["images"]), "problem": problem, "answer": answer, "messages": messages}
 
 
 def plan(settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -23,6 +23,7 @@ from r1track.core.pairs import FEATURES
 from r1track.core.schema import Sample
 from r1track.core.sequences import detect, read_list
 from r1track.data import formats, shards
+from r1track.data.export import export
 
 log = logging.getLogger(__name__)
 disable_progress_bars()  # ours say what is being done
@@ -88,7 +89,7 @@ def run(settings: config.Settings, root: Path | None, out: Path, processes: int 
     """Write train/ and val/ shards, manifest and provenance to `out`: pairs of the split at `root`, or of sample.hub.
 
     processes: how many work at once, 0 for one per core; the shards are the same. form: also export the pairs, to
-    `out`-form (forms). Raises FileNotFoundError or ValueError, with file and remedy, for data that cannot be sampled.
+    `out`-form (formats). Raises FileNotFoundError or ValueError, with file and remedy, for data that cannot be sampled.
     """
     if settings.sample.hub:
         root = None
@@ -112,4 +113,4 @@ def run(settings: config.Settings, root: Path | None, out: Path, processes: int 
         files.write_json(folder / "manifest.json", manifest)
         provenance.write(folder / "provenance.json", seed=settings.seed, settings=manifest["settings"])
     if form:
-        formats.export(out, form, settings.task.think)
+        export(out, form, settings.task.think)
