@@ -185,7 +185,7 @@ def peaks() -> Figures:
 
 
 def planned(case: Case, settings: Settings) -> float | None:
-    """The peak in bytes that r1track.preflight.memory plans for the stage, or None where it plans none; the context left out."""
+    """The peak in bytes that preflight.memory plans for the stage, None where it plans none; the context left out."""
     stage = f"train {settings.train.arms[0]}" if case.kind in TRAINING else case.kind
     return next((plan.peak[0] - memory.CONTEXT for plan in memory.plan(settings) if plan.stage == stage), None)
 

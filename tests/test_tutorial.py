@@ -17,7 +17,7 @@ ROOT = config.ROOT
 PAGE = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 RUN = "snakemake --cores all --configfile mine.yaml\n"
-CLONE = ("Snakefile", "config.yaml", "profiles", "workflow", "presets", "environment.yml")
+CLONE = ("Snakefile", "config.yaml", "profiles", "workflow", "environment.yml")
 
 
 class Followed(NamedTuple):

@@ -19,8 +19,8 @@ from r1track.reporting import paper
 HEAD = """\
 preset: demo
 # A line below that starts with `#` and a field shows the field's default: to change it, delete `# ` and the value, and
-# write your own. Presets (r1track/presets/*.yaml) change some defaults; what stands here wins over the preset, and a file given
-# with --configfile wins over this one. docs/configuration.md has the same as tables, with types and presets.
+# write your own. Presets (r1track/presets/*.yaml) change some defaults; what stands here wins over the preset, and a
+# file given with --configfile wins over this one. docs/configuration.md has the same as tables, with types and presets.
 """
 PAGE = """\
 # Configuration

@@ -14,8 +14,9 @@ from pydantic import BaseModel, ValidationError
 from r1track.core import config_errors, files
 from r1track.core.schema import Settings
 
-ROOT = Path(__file__).resolve().parent.parent
-PRESETS = ROOT / "presets"
+PACKAGE = Path(__file__).resolve().parents[1]
+ROOT = PACKAGE.parent  # of the repository, where there is one: an installed package has none
+PRESETS = PACKAGE / "presets"
 # The sections that each stage depends on: what its file under results/<run>/config holds.
 NEEDS = {
     "toy": ("toy",),
@@ -70,7 +71,7 @@ def _preset(name: str, source: str) -> dict[str, Any]:
     path = PRESETS / f"{name}.yaml"
     if not path.is_file():
         known = sorted(p.stem for p in PRESETS.glob("*.yaml"))
-        raise ConfigError(f"{source}: preset = {name!r}: no such file under presets/; take one of {known}")
+        raise ConfigError(f"{source}: preset = {name!r}: no such file under r1track/presets/; take one of {known}")
     values = _read(path)
     return _merge(_preset(values["preset"], str(path)) if "preset" in values else {}, values)
 

@@ -329,7 +329,7 @@ class Report(Section):
 class Settings(Section):
     """Everything that a run depends on."""
 
-    preset: str = Field("demo", description="file under presets/ whose values fill what is not set here")
+    preset: str = Field("demo", description="file under r1track/presets/ whose values fill what is not set here")
     run: str = Field("", description="name of the results folder; the preset's name unless set")
     seed: int = Field(0, ge=0, description="seed of the pairs and of the training")
     model: Model = Field(Model(), description="the language model")
