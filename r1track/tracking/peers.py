@@ -3,8 +3,6 @@
 They go the model's way: what they answer is text, read by the same parser and moved by the same rules.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,48 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from r1track.core import prompts
-from r1track.core.boxes import Array, clip, xywh_to_xyxy
-from r1track.core.crops import Crop
-from r1track.core.schema import Task
+from r1track.core.boxes import clip, xywh_to_xyxy
+from r1track.tracking.views import Ask, Template, View
 
 SILENT = ""  # no answer: the tracker holds the last box
-
-
-@dataclass(frozen=True, eq=False)
-class Template:
-    """A square crop around the target, and the target's corners in its pixels."""
-
-    image: Image.Image
-    box: Array
-
-    @classmethod
-    def cut(cls, frame: Image.Image, box: Array, task: Task) -> "Template":
-        """The template of a frame in which the target has `box`, x, y, w, h in image pixels."""
-        crop = Crop.around(box, task.template_factor, task.size)
-        return cls(crop.cut(frame), crop.to_crop(xywh_to_xyxy(box)))
-
-
-@dataclass(frozen=True)
-class View:
-    """What a tracker sees of one frame.
-
-    later: the template of a later frame, where there is one. search: a square crop. first: the first frame's box, x, y,
-    w, h in its pixels. crop: where in the frame `search` lies. truth: the true corners in the frame,
-    given to the oracle alone, None where the target is absent. frame: the whole of it. opening: the whole first frame,
-    in a sequence's first view alone.
-    """
-
-    template: Template
-    later: Template | None
-    first: Array
-    search: Image.Image
-    crop: Crop
-    truth: Array | None
-    frame: Image.Image
-    opening: Image.Image | None
-
-
-Ask = Callable[[list[View]], list[str]]
 
 
 def static(view: View) -> str:

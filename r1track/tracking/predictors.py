@@ -15,7 +15,7 @@ from r1track.core.prompts import Messages
 from r1track.core.schema import Settings
 from r1track.tracking import peers
 from r1track.tracking.motion import clip_and_widen
-from r1track.tracking.peers import Ask, Template, View
+from r1track.tracking.views import Ask, Template, View
 
 PEER, EXTRA = "peer:", "extra"
 GROUND_TOKENS = 128  # most tokens of an answer that says where a described target is, and repeats the description

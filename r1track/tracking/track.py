@@ -33,8 +33,8 @@ from r1track.core.schema import Settings, Task
 from r1track.core.sequences import Sequence, read_split
 from r1track.tracking import predictors
 from r1track.tracking.motion import search_region, update_box
-from r1track.tracking.peers import Ask, Template, View
 from r1track.tracking.predictors import Answer
+from r1track.tracking.views import Ask, Template, View
 
 log = logging.getLogger(__name__)
 
