@@ -7,7 +7,6 @@ import pyarrow.parquet
 from datasets import Dataset, Features, Image, List, Value, load_dataset
 
 from r1track.core import prompts
-from r1track.core.schema import Settings
 
 _box = List(Value("float64"), length=4)
 FEATURES = Features(
@@ -49,11 +48,6 @@ def questions(pairs: Dataset, think: bool) -> list[prompts.Messages]:
         prompts.unflat(problem) if problem else prompts.build(box, second_box=second, think=think)
         for problem, box, second in rows
     ]
-
-
-def answer_size(settings: Settings) -> tuple[int, int]:
-    """Where `merge` compares answers to held-out pairs: how many at once, and the most tokens of one."""
-    return min(32, settings.merge.check_pairs), 512 if settings.task.think else 32
 
 
 def held_out(folder: Path, count: int, think: bool) -> tuple[list[prompts.Messages], list[list[PIL.Image.Image]]]:

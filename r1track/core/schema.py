@@ -344,3 +344,8 @@ class Settings(Section):
     vqa: Vqa = Field(Vqa(), description="the general questions")
     verdict: Verdict = Field(Verdict(), description="the rule on general ability")
     report: Report = Field(Report(), description="the page")
+
+    @property
+    def answer_size(self) -> tuple[int, int]:
+        """Where `merge` compares answers to held-out pairs: how many at once, and the most tokens of one."""
+        return min(32, self.merge.check_pairs), 512 if self.task.think else 32

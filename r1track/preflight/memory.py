@@ -17,7 +17,6 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from r1track.core import files, models
 from r1track.core.config_errors import PATCH, contradiction
-from r1track.core.pairs import answer_size
 from r1track.core.schema import Settings, Train
 
 Terms = dict[str, float]
@@ -217,7 +216,7 @@ def plan(settings: Settings) -> list[StagePlan]:
     words = max((each.max_tokens for each in settings.vqa.sets.values()), default=0)
     plans = [_train(model, settings, arm) for arm in settings.train.arms]
     for stage, batch in {
-        "merge": question(settings, *answer_size(settings)),
+        "merge": question(settings, *settings.answer_size),
         "track": question(settings, settings.track.batch, settings.track.max_tokens),
         "vqa": Batch(settings.vqa.batch, largest + 2 + WORDS, words, 4 * largest),
     }.items():

@@ -16,7 +16,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
 from r1track.core import config, files, models
-from r1track.core.pairs import answer_size, held_out
+from r1track.core.pairs import held_out
 
 log = logging.getLogger(__name__)
 FAITHFUL = 0.9  # share of the update below which a merge says that it lost some of it
@@ -28,7 +28,7 @@ def _answers(
 ) -> list[str]:
     loaded = models.load(model, settings.model, adapter=adapter, quantize=quantize)
     asked, images = held_out(pairs, settings.merge.check_pairs, settings.task.think)
-    rows, tokens = answer_size(settings)
+    rows, tokens = settings.answer_size
     found = models.generate(loaded, asked, images, max_tokens=tokens, batch=rows, show="answers")
     del loaded  # two large models at once do not fit
     if torch.cuda.is_available():
