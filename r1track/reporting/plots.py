@@ -16,8 +16,6 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from r1track.tracking.score import THRESHOLDS
-
 INK = "#010203"  # stands for the page's text colour until the SVG is written
 STYLE: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "r1track", "font.size": 9, "text.color": INK, "axes.labelcolor": INK,
@@ -86,7 +84,8 @@ def success(name: str, scores: dict[str, dict[str, Any]]) -> Markup:
         for model, colour in colours(scores).items():
             peer = model in COLOURS and model != "base"
             width, style = (1.4, "--") if peer else (2.2, "-")
-            axes.plot(THRESHOLDS, scores[model]["curve"], color=colour, lw=width, ls=style, label=model)
+            curve = scores[model]["curve"]  # at IoU thresholds from 0 to 1, evenly apart
+            axes.plot(np.linspace(0, 1, len(curve)), curve, color=colour, lw=width, ls=style, label=model)
         axes.set(xlabel="IoU threshold", ylabel="share of frames above it", xlim=(0, 1), ylim=(0, 1.02))
         labels = [f"{model} (AO {score['ao']:.3f})" for model, score in scores.items()]
         figure.legend(axes.get_lines(), labels, loc="outside lower center", ncols=2, fontsize=9)
