@@ -16,8 +16,9 @@ import numpy as np
 from PIL import Image
 
 from r1track.ability import metrics
-from r1track.core import config_errors, prompts, schema
+from r1track.core import prompts, schema
 from r1track.core.boxes import xywh_to_xyxy
+from r1track.core.crops import processed_size
 
 log = logging.getLogger(__name__)
 
@@ -161,9 +162,7 @@ def _seen(item: Item, model: schema.Model) -> Item:
     width, height = item.picture().size
     targets = item.targets
     if item.metric == "box":
-        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
-
-        rows, columns = smart_resize(height, width, config_errors.PATCH, model.min_pixels, model.max_pixels)
-        scale = np.array([columns / width, rows / height] * 2)
+        shown = processed_size((width, height), model)
+        scale = np.array([shown[0] / width, shown[1] / height] * 2)
         targets = [prompts.numbers(json.loads(target) * scale) for target in targets]
     return replace(item, targets=targets, pixels=width * height)
