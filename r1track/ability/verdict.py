@@ -55,7 +55,7 @@ def run(settings: config.Settings, base: Path, tuned: Sequence[Path], out: Path)
     stage = config.stage_values(settings, "verdict")
     record.write(out.with_name(f"{out.name}.provenance.json"), seed=settings.verdict.seed, settings=stage)
     for name, each in judged["models"].items():
-        log.log(logging.INFO if each["verdict"] == "RETAINED" else logging.WARNING, "%s: %s", name, summary(each))
+        log.log(logging.INFO if each["verdict"] == "RETAINED" else logging.WARNING, "%s: %s", name, each["summary"])
 
 
 def judge_all(base: Path, tuned: Sequence[Path], rule: schema.Verdict) -> Row:
@@ -73,7 +73,7 @@ def gate(path: Path, on_regression: str) -> None:
     name, found = list(files.read_json(path)["models"].items())[-1]
     if on_regression == "fail" and found["verdict"] in ("REGRESSED", "INVALID"):
         remedy = "train less or gentler, or set verdict.on_regression to `warn`; the report is written all the same"
-        raise ValueError(f"{path}: {name}: {summary(found)}; {remedy}")
+        raise ValueError(f"{path}: {name}: {found['summary']}; {remedy}")
 
 
 def summary(found: Row) -> str:
@@ -106,7 +106,7 @@ def judge(base: Path, tuned: Path, rule: schema.Verdict) -> Row:
             draws.append(drawn)
             faults += validity_faults(name, sets[name], rule, published.get(name, {}).get("published"))
     found = {**decide(sets, draws, faults, rule), "margin": rule.margin, "self": noise, "kl": theirs.get("kl", {})}
-    return {**found, "sets": sets}
+    return {**found, "summary": summary(found), "sets": sets}
 
 
 def _read_folder(folder: Path) -> dict[str, list[Row]]:

@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from r1track.ability.verdict import summary as verdict_line
 from r1track.core import config, files
 from r1track.reporting import paper
 from r1track.tracking.score import paired_difference
@@ -162,7 +161,7 @@ def _verdicts(results: Path) -> dict[str, Found]:
     for model, verdict in read(results / "vqa" / "verdict.json", "verdict")["models"].items():
         sets = {name: {key: each[key] for key in ("n", "base", "tuned")} for name, each in verdict["sets"].items()}
         kept = {key: verdict[key] for key in keys}
-        found[model] = {"model": model, "line": verdict_line(verdict), **kept, "sets": sets}
+        found[model] = {"model": model, "line": verdict["summary"], **kept, "sets": sets}
     return found
 
 
