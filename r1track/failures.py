@@ -1,4 +1,4 @@
-"""Ending: the workflow's last words on the terminal: its summary, and what stopped a stage, with the remedy."""
+"""Failures: the workflow's last words on the terminal: its summary, and what stopped a stage, with the remedy."""
 
 import re
 from pathlib import Path

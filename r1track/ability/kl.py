@@ -1,4 +1,4 @@
-"""Divergence: how far a tuned model has moved from its base, as forward KL(base || tuned) on the base's own answers.
+"""KL: how far a tuned model has moved from its base, as forward KL(base || tuned) on the base's own answers.
 
 It is said to predict forgetting (arXiv 2509.04259). Both models read the same prompts followed by the same answers; the
 KL is that of the whole distributions, at every token of an answer and at its end.

@@ -1,4 +1,4 @@
-"""Faults: what is wrong with a configuration, in a person's words: the field's path, the value, the remedy."""
+"""Configuration errors: what is wrong with a value, in a person's words: the field's path, the value, the remedy."""
 
 import difflib
 import math

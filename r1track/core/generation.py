@@ -1,4 +1,4 @@
-"""Decode: own decoding that does not pay twice for the same words.
+"""Generation: own decoding that does not pay twice for the same words.
 
 A tracking question is the same up to its search image, frame after frame. Its first part is encoded once, as a prefix:
 keys and values of every layer; each frame then adds its own image and the question. A rollout asks the same question

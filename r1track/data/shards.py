@@ -1,4 +1,4 @@
-"""Cuts: a shard of pairs, from the annotation to the Parquet file: the work of one process of `sample`.
+"""Shards: a shard of pairs, from the annotation to the Parquet file: the work of one process of `sample`.
 
 Frames and crops are drawn first, for which no pixel is read; then each frame is decoded once, no larger than its crops
 need. A sequence draws from its own random stream, from (seed, name): no other changes its pairs.

@@ -1,4 +1,4 @@
-"""Asking: who answers the tracker's questions under a model's name, and by which settings.
+"""Predictors: who answers the tracker's questions under a model's name, and by which settings.
 
 A name is a folder, a hub id, `tiny`, `peer:NAME`, a server's own, or `extra`: track.extra's model, in its own words.
 """

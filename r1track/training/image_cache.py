@@ -1,7 +1,7 @@
-"""Gallery: the images of a rollout, each processed once and, where the vision tower is frozen, encoded once.
+"""Image cache: the images of a rollout, each processed once and, where the vision tower is frozen, encoded once.
 
 TRL processes an image once per answer, keeps as many copies of its pixels, and has the vision tower look at it anew for
-the rollout, for the reference and for the loss. While a rollout is made, a gallery stands in the image processor's
+the rollout, for the reference and for the loss. While a rollout is made, the cache stands in the image processor's
 place and hands out an image's number instead of its pixels, a row per patch, so that the trainer cuts and shuffles
 it as it would pixels. In front of the vision tower the number becomes the image again.
 """

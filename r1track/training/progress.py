@@ -1,4 +1,4 @@
-"""Watch: what a training run shows and keeps while it goes: a table, JSON lines, examples, warnings; when it stops."""
+"""Progress: what a training run shows and keeps on its way: a table, JSON lines, examples, warnings; when it stops."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Shared: GRPO that computes a group's prompt once, in the rollout and in the loss, and not once per answer.
+"""Shared prefix: GRPO that computes a group's prompt once, in the rollout and in the loss, and not once per answer.
 
 The idea is Prefix Grouper's (arXiv 2506.05433), here for a vision-language model with several images per prompt. The
 trainer is TRL's: its rollout goes through its own hook, and its log-probabilities are computed by its own code, over a
@@ -122,7 +122,7 @@ def _mask(prompt: torch.Tensor, each: int, answer: int) -> torch.Tensor:
 
 
 class SharedPrefixTrainer(GRPOTrainer):
-    """TRL's GRPO trainer, over `shared` and a gallery of images; the rows of a group are kept together, where TRL
+    """TRL's GRPO trainer, over `shared` and an image cache; the rows of a group are kept together, where TRL
     shuffles a rollout's rows.
     """
 

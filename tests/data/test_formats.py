@@ -1,4 +1,4 @@
-"""Forms: what is exported for other tools and what is taken from others, each used for one training step."""
+"""Formats: what is exported for other tools and what is taken from others, each used for one training step."""
 
 import io
 from pathlib import Path

@@ -427,14 +427,14 @@ def test_image_features_take_as_many_bytes_as_after_a_real_rollout(tmp_path: Pat
 
     chosen = config.resolve({"preset": "demo", "train": {"prompts_per_step": 2, "micro_batch": 16}})
     model, processor = models.load_weights(models.TINY, torch.float32), models.load_processor(models.TINY, chosen.model)
-    gallery = ImageCache(processor, model.requires_grad_(False).model.visual)
+    cache = ImageCache(processor, model.requires_grad_(False).model.visual)
     asked = processor.apply_chat_template([prompts.build([1, 2, 3, 4])] * 2, tokenize=False, add_generation_prompt=True)
     crops = [Image.new("RGB", (chosen.task.size, chosen.task.size), (shade, 0, 0)) for shade in (0, 60, 120, 180)]
-    with gallery.open():
+    with cache.open():
         made = processor(text=asked, images=crops, padding=True, return_tensors="pt")
     model(**made)
     planned = plan_of(chosen, "train grpo").moments["loss"]
-    assert planned["image features"] == sum(each.nbytes for each in gallery.features.values())
+    assert planned["image features"] == sum(each.nbytes for each in cache.features.values())
     assert planned["pixel values"] == chosen.train.group * made["pixel_values"].nbytes
 
 

@@ -1,4 +1,4 @@
-"""The gallery: an image is decoded, processed and encoded once per rollout, and what is learned stays the same."""
+"""The image cache: an image is decoded, processed and encoded once per rollout, and what is learned stays the same."""
 
 from collections import Counter
 from pathlib import Path

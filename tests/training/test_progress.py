@@ -1,4 +1,4 @@
-"""Watch: what is shown and kept while training, when it warns, and when it stops."""
+"""Progress: what is shown and kept while training, when it warns, and when it stops."""
 
 import json
 import math
