@@ -66,9 +66,7 @@ class Sample(Section):
     scale: float = Field(0.12, ge=0, description="how much the last box is off in size: deviation of the logarithm")
     max_gap: int = Field(100, ge=1, description="most frames between template and search frame, drawn evenly from 1")
     per_template: int = Field(4, ge=1, description="pairs of a sequence that share a template frame, decoded once")
-    min_visibility: float = Field(
-        0.25, ge=0, le=1, description="share of the target that must be visible in both frames"
-    )
+    min_visibility: float = Field(0.25, ge=0, le=1, description="share of the target that must be seen in both frames")
     inside: float = Field(0.98, gt=0, le=1, description="share of the target's box that each crop must hold")
     max_rejected: float = Field(1.0, ge=0, lt=20, description="rejected draws per wanted pair that stop the stage")
     exclude: dict[str, str] = Field({}, description="names of sequences to leave out, each with the reason")
