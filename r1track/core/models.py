@@ -117,47 +117,6 @@ def is_frozen(tower: Any) -> bool:
     return not any(parameter.requires_grad for parameter in tower.parameters())
 
 
-def disable_vision_grad(model: Any) -> None:
-    """Let a frozen vision tower run without gradients; else transformers asks for them, for checkpointing's sake.
-
-    model: PEFT's wrapper. What is learned stays the same; a backward pass and the kept inputs of every layer are saved.
-    """
-    tower = model.get_base_model().model.visual
-    if is_frozen(tower):
-        tower.forward = torch.no_grad()(tower.forward)
-
-
-def load_unsloth(folder: Path, settings: schema.Settings) -> Any:
-    """The base in `folder` by Unsloth's loader, with a new adapter on it: the same weights, layers and quantisation.
-
-    backend.enter must have been called. Pairs of images exclude Unsloth's fast_inference, which takes one image each.
-    """
-    from unsloth import FastVisionModel
-
-    train, adapter = settings.train, make_adapter(settings.train.lora)
-    model, _ = FastVisionModel.from_pretrained(
-        str(folder),
-        max_seq_length=4096,
-        dtype=getattr(torch, settings.model.dtype),
-        load_in_4bit=train.quantize == "nf4",
-        load_in_16bit=train.quantize == "none",
-        use_exact_model_name=True,  # else a hub id may be swapped for somebody's quantised copy
-        use_gradient_checkpointing="unsloth",
-        fast_inference=False,
-        random_state=settings.seed,
-    )
-    return FastVisionModel.get_peft_model(
-        model,
-        r=adapter.r,
-        lora_alpha=adapter.lora_alpha,
-        lora_dropout=adapter.lora_dropout,
-        bias=adapter.bias,
-        target_modules=adapter.target_modules,
-        use_gradient_checkpointing="unsloth",
-        random_state=settings.seed,
-    )
-
-
 def load(
     base: str,
     settings: schema.Model,

@@ -1,18 +1,28 @@
-"""Backend: which library trains. Unsloth patches transformers, PEFT and TRL as it is imported, so it must come first.
+"""Backend: which library holds the model while it trains, and how it is loaded.
 
-That is why this module imports none of them, and why `enter` is called before any module that does.
+`transformers` is the model as transformers and PEFT have it, `unsloth` the same model with Unsloth's layers. Both are
+trained by TRL's own trainers (trl_patches.py). Unsloth patches transformers, PEFT and TRL as it is imported, so it must
+come first: this module imports none of them at its top, and `enter` is called before any module that does.
 """
 
 import importlib
 import importlib.util
+import logging
 import os
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
+from r1track.core import schema
+
+log = logging.getLogger(__name__)
 Backend = Literal["unsloth", "transformers"]
+# What trl_patches.py and this module were written for. They rely on names that another version may not have.
+WRITTEN_FOR = {"trl": "1.14.2", "peft": "0.21.2", "unsloth": "2026.10.9", "unsloth_zoo": "2026.10.9"}
+TRIED_WITH = {"torch": "2.13.0", "triton": "3.7.1"}
 
 
 def choose(wanted: Literal["auto", "unsloth", "transformers"]) -> Backend:
@@ -28,18 +38,75 @@ def choose(wanted: Literal["auto", "unsloth", "transformers"]) -> Backend:
     return "unsloth" if installed and cuda and wanted != "transformers" else "transformers"
 
 
+def check_versions(backend: Backend) -> None:
+    """Refuse other versions of the patched libraries than those that the patches were written for; warn of others.
+
+    Raises RuntimeError naming package, version and remedy.
+    """
+    for name, wanted in {**WRITTEN_FOR, **TRIED_WITH}.items():
+        try:
+            installed = version(name).split("+")[0]
+        except PackageNotFoundError:
+            continue
+        if installed == wanted or (name.startswith("unsloth") and backend != "unsloth"):
+            continue
+        if name in WRITTEN_FOR:
+            raise RuntimeError(
+                f"{name} {installed} is installed; r1track/training/trl_patches.py was written for {wanted}: "
+                f"`pip install {name}=={wanted}`, or make the environment anew"
+            )
+        log.warning("%s %s is installed; r1track was tried with %s", name, installed, wanted)
+
+
 def enter(wanted: Literal["auto", "unsloth", "transformers"], scratch: Path) -> Backend:
     """Choose the backend and, if it is Unsloth, import it; its compiled kernels are cached under `scratch`.
 
-    Raises RuntimeError when TRL was imported before, which Unsloth could then no longer patch.
+    Raises RuntimeError when TRL was imported before, which Unsloth could then no longer patch, and for versions that
+    the patches were not written for.
     """
     backend = choose(wanted)
+    check_versions(backend)
     if backend == "unsloth" and "unsloth" not in sys.modules:
         if "trl" in sys.modules:
-            raise RuntimeError(
-                "backend.enter must be called before TRL is imported; import r1track.training.train after it"
-            )
+            raise RuntimeError("backend.enter must be called before TRL is imported; import r1track.training after it")
         os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(scratch / "unsloth"))
         os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # else it tells a hub what it runs on
         importlib.import_module("unsloth")
     return backend
+
+
+def load(backend: Backend, folder: Path, settings: schema.Settings) -> tuple[Any, Any]:
+    """The base in `folder`, frozen as train.quantize says, for a trainer: the model, and the adapter to put on it.
+
+    Unsloth puts the adapter on itself, with layers of its own: then the model has it already, and the second is None.
+    """
+    from r1track.core import models
+
+    train, adapter = settings.train, models.make_adapter(settings.train.lora)
+    dtype = getattr(torch, settings.model.dtype)
+    if backend == "transformers":
+        return models.load_weights(folder, dtype, train.quantize), adapter
+    from unsloth import FastVisionModel
+
+    model, _ = FastVisionModel.from_pretrained(
+        str(folder),
+        max_seq_length=4096,
+        dtype=dtype,
+        load_in_4bit=train.quantize == "nf4",
+        load_in_16bit=train.quantize == "none",
+        use_exact_model_name=True,  # else a hub id may be swapped for somebody's quantised copy
+        use_gradient_checkpointing="unsloth",
+        fast_inference=False,  # vLLM takes one image per prompt; a pair has two
+        random_state=settings.seed,
+    )
+    model = FastVisionModel.get_peft_model(
+        model,
+        r=adapter.r,
+        lora_alpha=adapter.lora_alpha,
+        lora_dropout=adapter.lora_dropout,
+        bias=adapter.bias,
+        target_modules=adapter.target_modules,
+        use_gradient_checkpointing="unsloth",
+        random_state=settings.seed,
+    )
+    return model, None

@@ -1,27 +1,20 @@
 """Shared prefix: GRPO that computes a group's prompt once, in the rollout and in the loss, and not once per answer.
 
 The idea is Prefix Grouper's (arXiv 2506.05433), here for a vision-language model with several images per prompt. The
-trainer is TRL's: its rollout goes through its own hook, and its log-probabilities are computed by its own code, over a
-model that sees each prompt once. Over Unsloth it cannot be used: that computes log-probabilities in its own loss.
+trainer is TRL's (trl_patches.py), over either backend: rollouts go through its own hook, and log-probabilities are
+computed by its own code, over a model that sees each prompt once.
 """
 
-import os
 from collections.abc import Callable
-from functools import cached_property
 from math import gcd
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from trl import GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
-from trl.trainer import grpo_trainer
 
 from r1track.core import generation, schema
 from r1track.core.models import ImageProcessorOnly, Loaded
-from r1track.training.image_cache import ImageCache
-
-os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # its hook for rollouts may change: its version is pinned
 
 
 def make_rollout(settings: schema.Train, processor: ImageProcessorOnly) -> Callable[[list[Any], Any], dict[str, Any]]:
@@ -119,31 +112,3 @@ def _mask(prompt: torch.Tensor, each: int, answer: int) -> torch.Tensor:
     real = torch.cat([prompt.bool(), prompt.new_ones(groups, each * answer).bool()], 1)
     alone = torch.eye(len(owner), device=prompt.device, dtype=torch.bool)  # so that no row of padding sees nothing
     return ((seen & real[:, None]) | alone)[:, None]
-
-
-class SharedPrefixTrainer(GRPOTrainer):
-    """TRL's GRPO trainer, over `shared` and an image cache; the rows of a group are kept together, where TRL
-    shuffles a rollout's rows.
-    """
-
-    @cached_property
-    def image_cache(self) -> ImageCache:
-        model: Any = self.model
-        processor: Any = self.processing_class
-        return ImageCache(processor, model.get_base_model().model.visual)
-
-    def _generate_and_score_completions(self, inputs: Any) -> Any:
-        with self.image_cache.open():
-            return super()._generate_and_score_completions(inputs)
-
-    def _prepare_inputs(self, generation_batch: Any) -> Any:
-        shuffle = grpo_trainer.shuffle_sequence_dict
-        grpo_trainer.shuffle_sequence_dict = lambda seq_dict: seq_dict
-        try:
-            return super()._prepare_inputs(generation_batch)
-        finally:
-            grpo_trainer.shuffle_sequence_dict = shuffle
-
-    def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **named: Any) -> Any:
-        group = int(self.num_generations or 1)
-        return super()._get_per_token_logps_and_entropies(shared(model, group), *args, **named)

@@ -1,13 +1,12 @@
 """Train: a LoRA adapter, with TRL: the arm `grpo` by reward, the arm `sft` on true answers.
 
-Both ask the tracker's own question; the reward reads answers with the tracker's own parser. With the backend `unsloth`
-the same trainers run over its kernels: `backend.enter` must come before this module is imported.
+Both ask the tracker's own question; the reward reads answers with the tracker's own parser. TRL's own trainers run over
+either backend (trl_patches.py); `backend.enter` must come before this module is imported.
 
 Checkpoints stand under a scratch folder, so that the same command goes on after a kill; the adapter reaches its place
 only when it is whole. A checkpoint of other settings is never taken up: it is deleted, and the log says so.
 """
 
-import dataclasses
 import functools
 import importlib.util
 import json
@@ -22,13 +21,13 @@ import numpy as np
 import torch
 from datasets import Dataset, Image, List
 from transformers import PrinterCallback, ProgressCallback
-from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+from trl import GRPOConfig, SFTConfig
 
 from r1track.core import config, files, models, prompts
 from r1track.core.pairs import load as open_pairs
 from r1track.core.pairs import questions
-from r1track.training import backend, progress, rewards
-from r1track.training.shared_prefix import SharedPrefixTrainer, make_rollout
+from r1track.training import backend, progress, rewards, trl_patches
+from r1track.training.shared_prefix import make_rollout
 
 log = logging.getLogger(__name__)
 Reward = Callable[..., list[float]]
@@ -54,23 +53,6 @@ def make_reward(settings: config.Settings, examples: Path) -> Reward:
         return [part["total"] for part in parts]
 
     return reward
-
-
-def arguments(kind: type[Any], values: dict[str, Any]) -> Any:
-    """Trainer arguments of this kind, each held by the library as it was given.
-
-    Unsloth drops names that it does not know and changes some values, with no more than a printed line.
-    Raises ValueError naming what was dropped or changed.
-    """
-    unknown = set(values) - {field.name for field in dataclasses.fields(kind)}
-    if unknown:
-        raise ValueError(f"{kind.__name__} has no {sorted(unknown)}; the installed TRL is not the one that is pinned")
-    made = kind(**values)
-    for name, value in values.items():
-        held = getattr(made, name)
-        if name != "report_to" and getattr(held, "value", held) != value:
-            raise ValueError(f"{kind.__name__}.{name}: {value!r} became {held!r}; give a value that it leaves alone")
-    return made
 
 
 def _common(settings: config.Settings, scratch: Path) -> dict[str, Any]:
@@ -105,10 +87,10 @@ def _common(settings: config.Settings, scratch: Path) -> dict[str, Any]:
     }
 
 
-def sft_arguments(settings: config.Settings, scratch: Path) -> SFTConfig:
+def sft_arguments(settings: config.Settings, scratch: Path) -> dict[str, Any]:
     """TRL's arguments for the supervised arm; the loss is on the answer's tokens only."""
     sft = settings.train.sft
-    values = {
+    return {
         **_common(settings, scratch),
         "max_steps": sft.steps,
         "per_device_train_batch_size": sft.micro_batch,
@@ -117,22 +99,20 @@ def sft_arguments(settings: config.Settings, scratch: Path) -> SFTConfig:
         "lr_scheduler_type": sft.schedule,
         "warmup_steps": math.ceil(settings.train.warmup * sft.steps),
         "completion_only_loss": True,
-        # The mean over answer tokens either way; in chunks, the logits of the prompts are never made.
-        "loss_type": "nll" if backend.choose(settings.train.backend) == "unsloth" else "chunked_nll",
+        "loss_type": "chunked_nll",  # the mean over the answers' tokens; the logits of the prompts are never made
         "max_length": None,
         "packing": False,
     }
-    return arguments(SFTConfig, values)
 
 
-def grpo_arguments(settings: config.Settings, scratch: Path, stop: list[int]) -> GRPOConfig:
+def grpo_arguments(settings: config.Settings, scratch: Path, stop: list[int]) -> dict[str, Any]:
     """TRL's arguments for GRPO, every one that matters set: its defaults are not the paper's.
 
     stop: ids of tokens that no answer may hold.
     """
     train = settings.train
     answers = train.group * train.prompts_per_step
-    values = {
+    return {
         **_common(settings, scratch),
         "max_steps": train.steps,
         "per_device_train_batch_size": train.micro_batch,
@@ -159,7 +139,6 @@ def grpo_arguments(settings: config.Settings, scratch: Path, stop: list[int]) ->
         "disable_dropout": False,
         "shuffle_dataset": True,
     }
-    return arguments(GRPOConfig, values)
 
 
 def with_prompts(pairs: Dataset, think: bool, completions: list[Any] | None = None) -> Dataset:
@@ -220,11 +199,6 @@ def _whole(state: Path) -> bool:
     return True
 
 
-def shares_prefix(settings: config.Settings) -> bool:
-    """Whether a group's prompt is computed once: Unsloth's trainer has log-probabilities of its own, in its loss."""
-    return settings.train.shared_prefix and backend.choose(settings.train.backend) == "transformers"
-
-
 def make_watch(settings: config.Settings, arm: str, scratch: Path) -> progress.ProgressCallback:
     """What is shown and kept while the arm trains."""
     train, sft = settings.train, settings.train.sft
@@ -232,57 +206,41 @@ def make_watch(settings: config.Settings, arm: str, scratch: Path) -> progress.P
     return progress.ProgressCallback(scratch / "log.jsonl", samples, train.save_every)
 
 
-def seed_epochs(trainer: GRPOTrainer) -> None:
-    """Let the order of the pairs in an epoch follow from the seed and the epoch's number.
-
-    TRL's sampler draws each where the last one ended, so a run gone on from a checkpoint would get the first one's.
-    """
-    make = trainer._get_train_sampler
-
-    def seeded(dataset: Any = None) -> Any:
-        sampler: Any = make(dataset)
-        sampler.set_epoch = lambda epoch: sampler.generator.manual_seed(sampler.seed + epoch)
-        return sampler
-
-    trainer._get_train_sampler = seeded  # type: ignore[method-assign]
-
-
 def make_trainer(settings: config.Settings, arm: str, folder: Path, pairs: Path, scratch: Path) -> Any:
-    """TRL's trainer for the arm, over the weights in `folder`; the adapter's weights are float32."""
-    processor = models.load_processor(folder, settings.model)
-    cut = open_pairs(pairs / "train", cache=scratch / "cache")
-    asked_at_once = settings.train.prompts_per_step * settings.train.rollout_steps
-    if arm == "grpo" and len(cut) < asked_at_once:  # the trainer would end at step 0, without an error
+    """TRL's trainer for the arm, over the weights in `folder`; the adapter's weights are float32.
+
+    Raises ValueError for fewer pairs than a rollout has prompts, and for trainer arguments that are not left as given.
+    """
+    train, processor = settings.train, models.load_processor(folder, settings.model)
+    rows = open_pairs(pairs / "train", cache=scratch / "cache")
+    prompts_per_rollout = train.prompts_per_step * train.rollout_steps
+    if arm == "grpo" and len(rows) < prompts_per_rollout:  # the trainer would end at step 0, without an error
         raise ValueError(
-            f"{pairs}: {len(cut)} pairs are fewer than the {asked_at_once} prompts of a rollout; sample more, or lower "
-            "train.prompts_per_step or train.rollout_steps"
+            f"{pairs}: {len(rows)} pairs are fewer than the {prompts_per_rollout} prompts of a rollout; sample more, "
+            "or lower train.prompts_per_step or train.rollout_steps"
         )
-    if backend.choose(settings.train.backend) == "unsloth":
-        weights, adapter = models.load_unsloth(folder, settings), None
-    else:
-        weights = models.load_weights(folder, getattr(torch, settings.model.dtype), settings.train.quantize)
-        adapter = models.make_adapter(settings.train.lora)
-    shared: dict[str, Any] = {"model": weights, "processing_class": processor, "peft_config": adapter}
-    trainer: Any
+    model, adapter = backend.load(backend.choose(train.backend), folder, settings)
+    parts: dict[str, Any] = {"model": model, "processing_class": processor, "peft_config": adapter}
     if arm == "sft":
-        told = with_answers(cut, settings.task.think)
-        trainer = SFTTrainer(args=sft_arguments(settings, scratch), train_dataset=told, **shared)
+        values = sft_arguments(settings, scratch)
+        parts |= {"args": trl_patches.arguments(SFTConfig, values)}
+        trainer = trl_patches.sft.SFTTrainer(train_dataset=with_answers(rows, settings.task.think), **parts)
     else:
-        reward: Any = make_reward(settings, scratch / "examples")
-        args = grpo_arguments(settings, scratch, models.suppressed(processor))
-        asked = with_prompts(cut, settings.task.think)
-        trainer_of: Any = GRPOTrainer
-        if shares_prefix(settings):
-            trainer_of, shared["rollout_func"] = SharedPrefixTrainer, make_rollout(settings.train, processor)
-        trainer = trainer_of(reward_funcs=reward, args=args, train_dataset=asked, **shared)
-        seed_epochs(trainer)
-    if adapter is not None:  # Unsloth has its own way with the tower
-        models.disable_vision_grad(trainer.model)
-    for noisy in (ProgressCallback, PrinterCallback):
-        trainer.remove_callback(noisy)
-    for parameter in trainer.model.parameters():
-        if parameter.requires_grad:  # TRL casts them to bf16 over 4-bit weights, where a rate of 1e-6 moves nothing
-            parameter.data = parameter.data.float()
+        values = grpo_arguments(settings, scratch, models.suppressed(processor))
+        parts |= {"args": trl_patches.arguments(GRPOConfig, values)}
+        parts |= {"reward_funcs": make_reward(settings, scratch / "examples")}
+        parts |= {"train_dataset": with_prompts(rows, settings.task.think)}
+        if train.shared_prefix:
+            trainer = trl_patches.SharedPrefixTrainer(rollout_func=make_rollout(train, processor), **parts)
+        else:
+            trainer = trl_patches.grpo.GRPOTrainer(**parts)
+        trl_patches.seed_epochs(trainer)
+    trl_patches.check_arguments(trainer.args, values)
+    trl_patches.drop_reference_adapter(trainer.model)
+    trl_patches.disable_vision_grad(trainer.model)
+    trl_patches.keep_adapter_float32(trainer.model)
+    for callback in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(callback)
     return trainer
 
 
@@ -310,7 +268,7 @@ def run(settings: config.Settings, arm: str, model: str, pairs: Path, scratch: P
     seconds = sum(row["seconds"] for row in rows)
     notes = {
         "arm": arm, "model": model, "backend": kind, "quantize": settings.train.quantize, "train_seconds": seconds,
-        "shared_prefix": arm == "grpo" and shares_prefix(settings), "settings": stage,
+        "shared_prefix": arm == "grpo" and settings.train.shared_prefix, "settings": stage,
     }  # fmt: skip
     with files.atomic_folder(out) as temp_path:
         trainer.model.save_pretrained(temp_path)

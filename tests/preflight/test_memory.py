@@ -19,6 +19,7 @@ from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForCondit
 
 from r1track.core import config, models, prompts, schema
 from r1track.preflight import memory
+from r1track.training import trl_patches
 
 ROWS, IMAGES, WORDS, ANSWER = 2, 2, 160, 8
 SIDE = 84  # pixels of an image: 36 patches, 9 tokens
@@ -180,7 +181,7 @@ def test_the_cache_takes_as_many_bytes_as_a_real_one(base: Path) -> None:
 def trainable(base: Path, dtype: torch.dtype, quantize: Any, vision: bool = False) -> Any:
     """The model as the trainer has it on a card: an adapter on it, every layer checkpointed."""
     model = with_adapter(models.load_weights(base, dtype, quantize), vision)
-    models.disable_vision_grad(model)
+    trl_patches.disable_vision_grad(model)
     model.gradient_checkpointing_enable()
     model.enable_input_require_grads()
     return model.train()

@@ -1,6 +1,6 @@
-"""The backend: which one is taken, when it must come first, and what Unsloth is asked for.
+"""The backend: which one is taken, when it must come first, which versions it refuses, what Unsloth is asked for.
 
-Unsloth itself needs a card: here a stand-in takes its place, and what it cannot show is said in docs/training.md.
+Unsloth itself needs a card: here a stand-in takes its place. tests/card runs the real one over an emulated card.
 """
 
 import importlib.util
@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from pins import pins
 
 from r1track.core import config, models
 from r1track.training import backend
@@ -93,8 +94,49 @@ def test_unsloth_is_asked_for_the_same_weights_layers_and_adapter(monkeypatch: p
 
     monkeypatch.setitem(sys.modules, "unsloth", types.SimpleNamespace(FastVisionModel=FastVisionModel))
     settings = config.resolve({"train": {"quantize": "none", "lora": {"rank": 8, "alpha": 24}}, "seed": 3})
-    assert models.load_unsloth(models.TINY, settings) == "adapted"
+    assert backend.load("unsloth", models.TINY, settings) == ("adapted", None)
     assert (asked["folder"], asked["model"]) == (str(models.TINY), "model")
     assert (asked["load_in_4bit"], asked["load_in_16bit"], asked["fast_inference"]) == (False, True, False)
     assert (asked["r"], asked["lora_alpha"], asked["random_state"]) == (8, 24, 3)
     assert asked["target_modules"] == models.make_adapter(settings.train.lora).target_modules
+
+
+def test_the_versions_that_the_patches_were_written_for_are_those_that_are_pinned() -> None:
+    pinned = pins()
+    expected = {**backend.WRITTEN_FOR, **backend.TRIED_WITH}
+    assert {name: pinned[name.replace("_", "-")] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "refused"),
+    [("trl", "auto", True), ("peft", "auto", True), ("unsloth", "unsloth", True), ("unsloth_zoo", "unsloth", True),
+     ("unsloth", "transformers", False), ("torch", "auto", False), ("triton", "unsloth", False)],
+)  # fmt: skip
+def test_another_version_of_a_patched_library_is_refused_and_of_another_only_told(
+    name: str, wanted: Any, refused: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    versions = {**backend.WRITTEN_FOR, **backend.TRIED_WITH}
+    monkeypatch.setattr(backend, "version", ({**versions, name: "9.9.9"}).__getitem__)
+    machine(monkeypatch, installed=True, cuda=True)
+    kind = backend.choose(wanted)
+    if refused:
+        with pytest.raises(RuntimeError, match=rf"{name} 9\.9\.9 is installed.*pip install {name}=={versions[name]}"):
+            backend.check_versions(kind)
+    else:
+        backend.check_versions(kind)
+        assert ("9.9.9" in caplog.text) == (name in backend.TRIED_WITH)
+
+
+def test_a_wrong_version_stops_the_train_command_before_pairs_or_weights_are_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from r1track.training import train
+
+    monkeypatch.setattr(backend, "version", {**backend.WRITTEN_FOR, **backend.TRIED_WITH, "trl": "1.15.0"}.__getitem__)
+    monkeypatch.setattr(train, "make_trainer", lambda *parts: pytest.fail("weights were read"))
+    pairs = tmp_path / "pairs"
+    pairs.mkdir()
+    (pairs / "manifest.json").write_text("{}")
+    with pytest.raises(RuntimeError, match=r"trl 1\.15\.0 is installed"):
+        train.run(config.resolve({}), "grpo", "tiny", pairs, tmp_path / "scratch", tmp_path / "out")
+    assert not (tmp_path / "scratch").exists()

@@ -11,7 +11,7 @@ from toys import accustomed, toy_pairs, varied_pairs, with_pixels
 from trl import GRPOTrainer
 
 from r1track.core import config, generation, models
-from r1track.training import shared_prefix, train
+from r1track.training import shared_prefix, train, trl_patches
 
 STOCK = GRPOTrainer._get_per_token_logps_and_entropies
 
@@ -97,7 +97,7 @@ def test_losses_kl_and_gradients_are_those_of_the_stock_path(
     inputs = step_of(trainer, rows_of(trainer))
     ours = loss_and_gradients(trainer, inputs)
     reference = inputs["ref_per_token_logps"]
-    monkeypatch.setattr(shared_prefix.SharedPrefixTrainer, "_get_per_token_logps_and_entropies", STOCK)
+    monkeypatch.setattr(trl_patches.SharedPrefixTrainer, "_get_per_token_logps_and_entropies", STOCK)
     stock = loss_and_gradients(trainer, with_pixels(trainer, inputs))
     assert ours[0] == pytest.approx(stock[0], rel=1e-5, abs=1e-7)
     assert ours[2]["kl"] == pytest.approx(stock[2]["kl"], rel=1e-5)

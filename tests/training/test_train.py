@@ -15,7 +15,7 @@ from toys import toy_pairs
 
 from r1track.core import config, files, models, prompts
 from r1track.core.pairs import load as open_pairs
-from r1track.training import rewards, train
+from r1track.training import rewards, train, trl_patches
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -139,11 +139,11 @@ def test_trainer_arguments_that_the_library_does_not_know_or_changes_are_refused
         def __post_init__(self) -> None:
             self.batch = 8
 
-    assert train.arguments(Changed, {"beta": 0.1}).beta == 0.1
+    assert trl_patches.arguments(Changed, {"beta": 0.1}).beta == 0.1
     with pytest.raises(ValueError, match=r"Changed has no \['betta'\]"):
-        train.arguments(Changed, {"betta": 0.1})
+        trl_patches.arguments(Changed, {"betta": 0.1})
     with pytest.raises(ValueError, match=r"Changed\.batch: 4 became 8"):
-        train.arguments(Changed, {"batch": 4})
+        trl_patches.arguments(Changed, {"batch": 4})
 
 
 @pytest.mark.parametrize(
