@@ -18,7 +18,10 @@ from typing import Any
 
 import yaml
 
-PACKAGES = ("r1track", "torch", "transformers", "trl", "peft", "datasets", "bitsandbytes", "unsloth", "numpy", "pillow")
+PACKAGES = (
+    "r1track", "torch", "torchvision", "triton", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes",
+    "unsloth", "unsloth_zoo", "torchao", "xformers", "numpy", "pillow",
+)  # fmt: skip
 
 
 def _temp_path(path: Path) -> Path:

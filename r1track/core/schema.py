@@ -117,7 +117,8 @@ class Train(Section):
     start: Literal["base", "sft"] = Field("base", description="what grpo starts from: the base, or the merged sft arm")
     backend: Literal["auto", "unsloth", "transformers"] = Field(
         "auto",
-        description="`auto` takes Unsloth where there is a CUDA card and it is installed, else TRL and PEFT alone",
+        description="whose layers the model has in training: `auto` takes Unsloth's where it is installed and there is a "
+        "CUDA card, else transformers' and PEFT's; TRL trains over both",
     )
     quantize: Literal["nf4", "none"] = Field(
         "nf4", description="how the frozen weights are held while training: 4 bits, or model.dtype as they are"
@@ -128,9 +129,7 @@ class Train(Section):
     group: int = Field(8, ge=2, description="answers sampled per prompt (G)")
     prompts_per_step: int = Field(8, ge=1, description="prompts per optimiser step")
     micro_batch: int = Field(8, ge=1, description="answers per forward and backward pass")
-    shared_prefix: bool = Field(
-        True, description="compute a group's prompt once, not once per answer; over Unsloth it has no effect"
-    )
+    shared_prefix: bool = Field(True, description="compute a group's prompt once, not once per completion")
     rollout_batch: int = Field(256, ge=2, description="with shared_prefix, answers generated side by side")
     rollout_steps: int = Field(1, ge=1, description="optimiser steps that one rollout is cut into")
     steps: int = Field(600, ge=1, description="optimiser steps")

@@ -68,8 +68,11 @@ def _card(settings: config.Settings) -> Iterator[Line]:
         driver = f"torch is built for CUDA {torch.version.cuda}, so look at the driver"
         yield _line(torch.version.cuda is None, "card", "none", driver, "warning")
     try:
-        yield "ok", "train.backend", f"{settings.train.backend}, which is {backend.choose(settings.train.backend)} here"
-    except ValueError as error:
+        kind = backend.choose(settings.train.backend)
+        backend.check_versions(kind)
+        trainers = ", ".join(f"{arm} by {backend.trainer_name(settings.train, arm)}" for arm in settings.train.arms)
+        yield "ok", "train.backend", f"{settings.train.backend}, which is {kind} here; {trainers}"
+    except (ValueError, RuntimeError) as error:
         yield "error", "train.backend", str(error)
 
 

@@ -2,7 +2,8 @@
 
 Exact terms are bytes of tensors that stay, counted on the model as it stands on the `meta` device, where it takes no
 memory. The others, ESTIMATES, are what one layer needs while it works, in bytes per token as counted on the libraries'
-own layers, with the backend `transformers`. docs/memory.md has every formula. GB are 1e9 bytes.
+own layers, with the backend `transformers`: over `unsloth` the same trainers run, and its layers are taken to keep no
+more. docs/memory.md has every formula. GB are 1e9 bytes.
 """
 
 import functools
@@ -18,6 +19,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from r1track.core import files, models
 from r1track.core.config_errors import PATCH, contradiction
 from r1track.core.schema import Settings, Train
+from r1track.training import backend
 
 Terms = dict[str, float]
 ESTIMATES = {"CUDA context", "image layer", "text layer", "logits", "norms and merger", "square roots"}
@@ -40,10 +42,14 @@ SAVING: dict[str, list[Any]] = {
 
 
 class StagePlan(NamedTuple):
-    """The moments of a stage that may be its peak, with the bytes in memory then; of training, the run's work, too."""
+    """The moments of a stage that may be its peak, with the bytes in memory then.
+
+    Of training also the trainer (`backend.trainer_name`), and the operations and hours of the whole run.
+    """
 
     stage: str
     moments: dict[str, Terms]
+    trainer: str = ""
     flops: float = 0
     hours: float = 0
 
@@ -176,7 +182,8 @@ def _train(model: Model, settings: Settings, arm: str) -> StagePlan:
     train, sft = settings.train, arm == "sft"
     each = question(settings, train.sft.micro_batch if sft else train.micro_batch, train.max_tokens)
     answers = train.sft.batch if sft else train.group * train.prompts_per_step
-    shared = not sft and train.shared_prefix and train.backend != "unsloth"
+    trainer = backend.trainer_name(train, arm)
+    shared = trainer == "SharedPrefixTrainer"
     g = min(train.group, train.micro_batch) if shared else 1  # answers that follow one prompt
     batch = each._replace(rows=each.rows // g, answer=g * each.answer)
     drawn = answers * train.rollout_steps
@@ -203,7 +210,7 @@ def _train(model: Model, settings: Settings, arm: str) -> StagePlan:
         rollout, copies = each._replace(rows=prompts), train.group if shared else 1
         first = _answering(model, rollout, {**held, "pixel values": pixels}, True, copies)
         moments = {f"rollout: {name}": terms for name, terms in first.items()} | moments
-    return StagePlan(f"train {arm}", moments, flops, (flops / RATE + waiting) / 3600)
+    return StagePlan(f"train {arm}", moments, trainer, flops, (flops / RATE + waiting) / 3600)
 
 
 def plan(settings: Settings) -> list[StagePlan]:

@@ -20,6 +20,7 @@ from r1track.core import schema
 
 log = logging.getLogger(__name__)
 Backend = Literal["unsloth", "transformers"]
+Trainer = Literal["SFTTrainer", "GRPOTrainer", "SharedPrefixTrainer"]
 # What trl_patches.py and this module were written for. They rely on names that another version may not have.
 WRITTEN_FOR = {"trl": "1.14.2", "peft": "0.21.2", "unsloth": "2026.10.9", "unsloth_zoo": "2026.10.9"}
 TRIED_WITH = {"torch": "2.13.0", "triton": "3.7.1"}
@@ -36,6 +37,13 @@ def choose(wanted: Literal["auto", "unsloth", "transformers"]) -> Backend:
         missing = "it is not installed" if not installed else "there is no CUDA card"
         raise ValueError(f"train.backend = 'unsloth': {missing}; install environment.yml on a card, or take `auto`")
     return "unsloth" if installed and cuda and wanted != "transformers" else "transformers"
+
+
+def trainer_name(train: schema.Train, arm: str) -> Trainer:
+    """The class of trl_patches.py that trains an arm, over either backend."""
+    if arm == "sft":
+        return "SFTTrainer"
+    return "SharedPrefixTrainer" if train.shared_prefix else "GRPOTrainer"
 
 
 def check_versions(backend: Backend) -> None:

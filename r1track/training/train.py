@@ -220,20 +220,20 @@ def make_trainer(settings: config.Settings, arm: str, folder: Path, pairs: Path,
             "or lower train.prompts_per_step or train.rollout_steps"
         )
     model, adapter = backend.load(backend.choose(train.backend), folder, settings)
+    trainer_class = getattr(trl_patches, backend.trainer_name(train, arm))
     parts: dict[str, Any] = {"model": model, "processing_class": processor, "peft_config": adapter}
     if arm == "sft":
         values = sft_arguments(settings, scratch)
         parts |= {"args": trl_patches.arguments(SFTConfig, values)}
-        trainer = trl_patches.sft.SFTTrainer(train_dataset=with_answers(rows, settings.task.think), **parts)
+        parts |= {"train_dataset": with_answers(rows, settings.task.think)}
     else:
         values = grpo_arguments(settings, scratch, models.suppressed(processor))
         parts |= {"args": trl_patches.arguments(GRPOConfig, values)}
         parts |= {"reward_funcs": make_reward(settings, scratch / "examples")}
         parts |= {"train_dataset": with_prompts(rows, settings.task.think)}
-        if train.shared_prefix:
-            trainer = trl_patches.SharedPrefixTrainer(rollout_func=make_rollout(train, processor), **parts)
-        else:
-            trainer = trl_patches.grpo.GRPOTrainer(**parts)
+        parts |= {"rollout_func": make_rollout(train, processor)} if train.shared_prefix else {}
+    trainer = trainer_class(**parts)
+    if arm == "grpo":
         trl_patches.seed_epochs(trainer)
     trl_patches.check_arguments(trainer.args, values)
     trl_patches.drop_reference_adapter(trainer.model)
@@ -250,10 +250,10 @@ def run(settings: config.Settings, arm: str, model: str, pairs: Path, scratch: P
     Raises FileNotFoundError for missing pairs or model, ValueError for arguments that the trainer would not keep,
     FloatingPointError when the loss is not finite.
     """
+    kind = backend.enter(settings.train.backend, scratch)
     provenance = files.Provenance("train", [pairs / "manifest.json", model], settings.model.revision)
     folder = models.resolve_model_dir(model, settings.model.revision)
     stage, inputs = config.stage_values(settings, "train"), provenance.hashes()
-    kind = backend.enter(settings.train.backend, scratch)
     steps = settings.train.sft.steps if arm == "sft" else settings.train.steps
     checkpoint = prepare_scratch(scratch, {"arm": arm, "settings": stage, "backend": kind, "inputs": inputs}, steps)
     torch.manual_seed(settings.seed)
@@ -268,7 +268,8 @@ def run(settings: config.Settings, arm: str, model: str, pairs: Path, scratch: P
     seconds = sum(row["seconds"] for row in rows)
     notes = {
         "arm": arm, "model": model, "backend": kind, "quantize": settings.train.quantize, "train_seconds": seconds,
-        "shared_prefix": arm == "grpo" and settings.train.shared_prefix, "settings": stage,
+        "trainer": backend.trainer_name(settings.train, arm), "settings": stage,
+        "shared_prefix": arm == "grpo" and settings.train.shared_prefix,
     }  # fmt: skip
     with files.atomic_folder(out) as temp_path:
         trainer.model.save_pretrained(temp_path)

@@ -45,7 +45,9 @@ def trl_module(name: str) -> ModuleType:
     return sys.modules[private]
 
 
-grpo, sft = trl_module("grpo_trainer"), trl_module("sft_trainer")
+grpo = trl_module("grpo_trainer")
+GRPOTrainer: Any = grpo.GRPOTrainer
+SFTTrainer: Any = trl_module("sft_trainer").SFTTrainer
 
 
 def arguments(kind: type[Any], values: dict[str, Any]) -> Any:
@@ -70,7 +72,7 @@ def check_arguments(args: Any, values: dict[str, Any]) -> None:
             raise ValueError(f"{type(args).__name__}.{name}: {value!r} became {now!r}; give a value that is left alone")
 
 
-class SharedPrefixTrainer(grpo.GRPOTrainer):  # type: ignore[name-defined]
+class SharedPrefixTrainer(GRPOTrainer):
     """TRL's GRPO trainer with each group's prompt computed once (shared_prefix.py) and each image encoded once.
 
     Three of TRL's private methods are extended. Its rollout runs with the image cache open. Its log-probabilities, of

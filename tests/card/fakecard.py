@@ -1,4 +1,4 @@
-"""An emulated CUDA card: torch's questions about a card get the answers of an RTX 3090 or 4090, and all work is the CPU's.
+"""An emulated CUDA card: torch's questions get the answers of an RTX 3090 or 4090, and all work is the CPU's.
 
     FAKECARD=4090 PYTHONPATH=tests/card/site python ...      every process that imports torch finds the card
 

@@ -1,0 +1,76 @@
+"""One step over Unsloth: in float32 it is stock TRL's over transformers, with and without the shared prefix.
+
+The reference is computed by another process, into which Unsloth is never imported.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from card_runs import distance, make_trainer, set_adapter, step_of, step_settings
+
+from r1track.core import config
+from r1track.training import shared_prefix
+
+QUANTIZE = ["none", "nf4"]
+
+
+@pytest.fixture(scope="module")
+def reference(mixed_pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """By quantisation: the inputs of a step, and what stock TRL makes of them."""
+    folder = tmp_path_factory.mktemp("reference")
+    plain = {name: value for name, value in os.environ.items() if name != "FAKECARD"}
+    plain["PYTHONPATH"] = os.pathsep.join([str(config.ROOT), str(config.ROOT / "tests")])
+    for quantize in QUANTIZE:
+        command = [sys.executable, str(Path(__file__).with_name("card_runs.py")), str(mixed_pairs), quantize]
+        subprocess.run([*command, str(folder / f"{quantize}.pt")], env=plain, check=True)
+    return {quantize: torch.load(folder / f"{quantize}.pt", weights_only=False) for quantize in QUANTIZE}
+
+
+def unsloth_trainer(quantize: str, shared: bool, pairs: Path, scratch: Path) -> Any:
+    trainer = make_trainer(step_settings("unsloth", quantize, shared), "grpo", pairs, scratch)
+    set_adapter(trainer)
+    return trainer
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["stock", "shared"])
+@pytest.mark.parametrize("quantize", QUANTIZE)
+def test_log_probabilities_loss_gradients_and_logs_are_those_of_stock_trl(
+    quantize: str, shared: bool, reference: dict[str, Any], mixed_pairs: Path, tmp_path: Path
+) -> None:
+    inputs, stock = reference[quantize]["inputs"], reference[quantize]["step"]
+    assert len({int(n) for n in inputs["prompt_mask"].sum(1)}) > 1  # left padding
+    ours = step_of(unsloth_trainer(quantize, shared, mixed_pairs, tmp_path), inputs)
+    for name in ("policy", "reference"):
+        assert torch.allclose(ours[name], stock[name], rtol=1e-5, atol=1e-5), name
+    assert (ours["policy"] - ours["reference"]).abs().max() > 1e-2  # the reference has its adapter off
+    for name in ("loss", "kl", "entropy"):
+        assert ours[name] == pytest.approx(stock[name], rel=1e-5), name
+    assert distance(ours["gradients"], stock["gradients"]) < 1e-5
+    assert stock["kl"] > 1e-3
+
+
+@pytest.mark.parametrize("fault", ["mask", "positions", "pixels"])
+def test_a_wrong_mask_position_or_pixel_would_be_seen(
+    fault: str, reference: dict[str, Any], mixed_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, stock = reference["none"]["inputs"], reference["none"]["step"]
+    trainer = unsloth_trainer("none", True, mixed_pairs, tmp_path)
+    if fault == "mask":  # completions see those before them
+        monkeypatch.setattr(
+            shared_prefix, "_mask",
+            lambda prompt, n, length: torch.ones(len(prompt), 1, *[prompt.shape[1] + n * length] * 2).bool().tril(),
+        )  # fmt: skip
+    elif fault == "positions":  # the completions of a group are counted on, one after another
+        repeat = torch.Tensor.repeat
+        monkeypatch.setattr(torch.Tensor, "repeat", lambda self, *n: repeat(self, *n) + (1 if n == (1, 4) else 0))
+    else:
+        pixels = inputs["pixel_values"]
+        inputs = {**inputs, "pixel_values": pixels + torch.linspace(-1, 1, len(pixels))[:, None]}
+    wrong = step_of(trainer, inputs)
+    assert (wrong["policy"] - stock["policy"]).abs().max() > 1e-3
+    assert distance(wrong["gradients"], stock["gradients"]) > 1e-3
