@@ -2,8 +2,12 @@
 # On a machine with a CUDA card, install with environment.yml instead: these targets always take the CPU's packages.
 BIN := .venv/bin
 PYTHON ?= python3
+# The card's environment: that of environment.yml, whose torch also runs without a card. It wants Python 3.12.
+CARD := .venv-card/bin
+PYTHON312 ?= $(shell for p in python3.12 $(HOME)/.pyenv/versions/3.12.*/bin/python $(PYTHON); do \
+	"$$p" -c "import sys; sys.exit(sys.version_info[:2] != (3, 12))" 2>/dev/null && echo "$$p" && break; done)
 
-.PHONY: install demo test docs lock
+.PHONY: install demo test test-card docs lock
 
 install: .venv/installed
 
@@ -23,6 +27,18 @@ test: install
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+.venv-card/installed: pyproject.toml environment.yml
+	@test -n "$(PYTHON312)" || (echo "make test-card: no Python 3.12 here; install one, or give PYTHON312=..."; exit 1)
+	$(PYTHON312) -m venv .venv-card
+	sed -n '/- pip:/,$$s/^ *- //p' environment.yml | grep -v '^pip:' > .venv-card/requirements.txt
+	$(CARD)/python -m pip install --quiet -r .venv-card/requirements.txt
+	touch $@
+
+# Unsloth's own Python over an emulated card: tests/card/fakecard.py says what that shows and what it does not.
+test-card: .venv-card/installed
+	PATH="$(CURDIR)/$(CARD):$$PATH" PYTHONPATH="$(CURDIR)/tests/card/site" FAKECARD=4090 OMP_NUM_THREADS=1 \
+		$(CARD)/python -m pytest tests/card --numprocesses auto --dist loadfile
 
 docs: install
 	$(BIN)/python tools/document.py

@@ -6,18 +6,22 @@ from itertools import product
 from pathlib import Path
 
 TRAINING = ("grpo", "sft", "think")
-# Seconds after which a case is stopped.
-SECONDS = {"build": 240, "load": 150, "sft": 180, "grpo": 240, "think": 420, "track": 180, "merge": 300}
+# Seconds after which a case is stopped, by kind; Unsloth's first compilation is in `grpo`.
+SECONDS = {"build": 120, "load": 60, "sft": 150, "grpo": 270, "think": 300, "track": 100, "merge": 180}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement: `3B-grpo-unsloth-nf4`. Precision is that of the frozen weights: `nf4` or `bf16`."""
+    """One measurement: `3B-grpo-unsloth-nf4`. Precision is that of the frozen weights: `nf4` or `bf16`.
+
+    prefix: `stock` for GRPO with `train.shared_prefix: false`, then the last word of the key.
+    """
 
     shape: str
     kind: str
     backend: str = "transformers"
     precision: str = "bf16"
+    prefix: str = ""
 
     @classmethod
     def parse(cls, key: str) -> "Case":
@@ -25,7 +29,7 @@ class Case:
 
     @property
     def key(self) -> str:
-        return "-".join((self.shape, self.kind, self.backend, self.precision))
+        return "-".join(filter(None, (self.shape, self.kind, self.backend, self.precision, self.prefix)))
 
     @property
     def after(self) -> list["Case"]:
@@ -62,11 +66,14 @@ def of_shape(shape: str) -> list[Case]:
     trained = {kind: [Case(shape, kind, *how) for how in frozen] for kind in TRAINING}
     merge = [Case(shape, "merge", precision="nf4")] if shape == "3B" else []  # it stands for both
     loads = [Case(shape, "load", precision=precision) for precision in ("nf4", "bf16")]
-    return [*trained["grpo"], *trained["sft"], Case(shape, "track"), *merge, *trained["think"], *loads]
+    stock = [Case(shape, "grpo", backend, "nf4", "stock") for backend in ("transformers", "unsloth")]
+    grpo = [*trained["grpo"][:2], *stock, *trained["grpo"][2:]]
+    return [*grpo, *trained["sft"], Case(shape, "track"), *merge, *trained["think"], *loads]
 
 
 FULL = [*of_shape("3B"), *of_shape("7B")]
 REHEARSAL = [
     Case("tiny", "build"), Case("tiny", "grpo", precision="nf4"), Case("tiny", "grpo", "unsloth", "nf4"),
-    Case("tiny", "sft"), Case("tiny", "track"), Case("tiny", "merge"),
+    Case("tiny", "grpo", precision="nf4", prefix="stock"), Case("tiny", "grpo", "unsloth", "nf4", "stock"),
+    Case("tiny", "sft"), Case("tiny", "sft", "unsloth", "nf4"), Case("tiny", "track"), Case("tiny", "merge"),
 ]  # fmt: skip

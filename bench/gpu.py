@@ -9,6 +9,7 @@ case goes on. Results are merged into `bench/results/<device>.json` and shown in
 """
 
 import argparse
+import json
 import logging
 import os
 import re
@@ -31,7 +32,9 @@ QUIET = {
     "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", "COLUMNS": "120", "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
 }  # fmt: skip
-DONE = ("measured", "out of memory")  # what is not measured again, unless asked for
+DONE = ("measured", "ran eagerly", "out of memory")  # what is not measured again, unless asked for
+# Unsloth goes on without compiling where compiling fails: the figures are then those of another program.
+EAGER = re.compile(r".*(running it eagerly|block compile failed).*")
 TELLING = re.compile(r"Fatal Python error|[\w.]+(Error|Exception|Interrupt)\b")  # the last of these lines says why
 console = Console(soft_wrap=True, highlight=False, markup=False)
 # Columns of the table: heading, figure, factor, decimals.
@@ -83,19 +86,36 @@ def measure(cases: list[Case], scratch: Path, limit: float, seconds: float) -> d
     log = scratch / "logs" / f"{keys[-1]}.txt"
     command = [sys.executable, str(Path(__file__).resolve()), "--scratch", str(scratch), "--limit", str(limit)]
     reason = supervise([*command, "--case", *keys], log, seconds)
+    lines = log.read_text(errors="replace").splitlines()
+    eager = [line.strip()[:200] for line in lines if EAGER.match(line)]
     for key, file in written.items():
-        status = "timed out" if (reason or "").startswith("stopped") else "failed"
-        lost = {"status": status, "reason": reason or "it ended without a record"}
-        records[key] = files.read_json(file) if file.is_file() else lost
+        records[key] = files.read_json(file) if file.is_file() else lost(Case.parse(key), scratch, reason)
+        if eager and records[key]["status"] == "measured":
+            records[key] |= {"status": "ran eagerly", "reason": f"{len(eager)} parts, the first: {eager[0]}"}
     if any(records[key]["status"] != "measured" for key in keys):
-        console.print(*log.read_text(errors="replace").splitlines()[-25:], sep="\n")
+        console.print(*lines[-25:], sep="\n")
     return records
+
+
+def lost(case: Case, scratch: Path, reason: str | None) -> dict[str, Any]:
+    """The record of a case whose process ended without one; the seconds of the steps that it did are in it."""
+    status = "timed out" if (reason or "").startswith("stopped") else "failed"
+    record: dict[str, Any] = {"status": status, "reason": reason or "it ended without a record"}
+    steps = case.work(scratch) / "scratch" / "log.jsonl"  # a line is written as a step ends
+    if steps.is_file():
+        rows = [json.loads(line) for line in steps.read_text().splitlines() if line.endswith("}")]
+        record["figures"] = {"step_seconds": [row["seconds"] for row in rows if "seconds" in row]}
+    return record
 
 
 def child(keys: list[str], scratch: Path, limit: float) -> None:
     """Measure the cases in this process and write their records."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     cases = [Case.parse(key) for key in keys]
+    from share import hold_to
+
+    if cases[0].kind != "build":
+        hold_to(limit)
     from r1track.training import backend
 
     backend.enter(cases[0].backend, scratch)  # before anything imports TRL
@@ -201,8 +221,7 @@ def main(arguments: list[str] | None = None) -> None:
     out = chosen.out or (scratch if chosen.rehearse else HERE) / "results"
     results = Results(out, "rehearsal" if chosen.rehearse else device_name())
     cases = [case for case in cases if chosen.again or results.status(case) not in DONE]
-    if chosen.rehearse:  # in one process: most of the time goes into imports
-        return results.keep(measure(cases, scratch, chosen.limit, 60 * chosen.minutes))
+    cases.sort(key=lambda case: bool(results.status(case)))  # what failed before comes last
     work_off(cases, results, scratch, chosen.limit, time.monotonic() + 60 * chosen.minutes)
 
 

@@ -21,14 +21,16 @@ from r1track.preflight import memory
 
 log = logging.getLogger(__name__)
 Figures = dict[str, Any]
+WARM_UP = 2  # steps
 
 
 def make_settings(case: Case, base: Path) -> Settings:
     """The configuration of a case: the project's defaults, fewer steps, and on a rehearsal everything small."""
     train: dict[str, Any] = {
         "backend": case.backend, "quantize": "nf4" if case.precision == "nf4" else "none", "save_every": 1000,
+        "shared_prefix": case.prefix != "stock",
         "arms": ["sft" if case.kind == "sft" else "grpo"],
-        "group": 8, "prompts_per_step": 8, "micro_batch": 8, "steps": 4, "max_tokens": 32,
+        "group": 8, "prompts_per_step": 8, "micro_batch": 8, "steps": 5, "max_tokens": 32,
         "sft": {"steps": 6, "learning_rate": 1e-4},  # a merge needs an adapter that has moved
     }  # fmt: skip
     values: dict[str, Any] = {
@@ -38,7 +40,7 @@ def make_settings(case: Case, base: Path) -> Settings:
         "track": {"batch": 16, "max_tokens": 32},
     }  # fmt: skip
     if case.kind == "think":
-        train.update(steps=3, max_tokens=512)
+        train.update(steps=4, max_tokens=512)
     if case.shape == "tiny":
         values["model"].update(min_pixels=7056, max_pixels=9408)
         values["task"]["size"] = 84
@@ -98,34 +100,33 @@ def prompt_tokens(settings: Settings, place: Path) -> int:
 
 
 def training(case: Case, settings: Settings, place: Path, work: Path) -> Figures:
-    """Steps of an arm. Medians leave the first step out, which also warms up."""
-    import trl
-
-    from r1track.training import train
+    """Steps of an arm. Medians leave the first WARM_UP out: kernels are compiled in them."""
+    from r1track.training import train, trl_patches
 
     enliven()
-    rollouts = timed(trl.GRPOTrainer, "_generate") if hasattr(trl.GRPOTrainer, "_generate") else []
+    rollouts = timed(trl_patches.GRPOTrainer, "_generate")
     (arm,) = settings.train.arms
     train.run(settings, arm, str(place / "base"), place / "pairs", work / "scratch", work / "adapter")
-    backend = files.read_json(work / "adapter" / "provenance.json").get("backend", "transformers")
+    record = files.read_json(work / "adapter" / "provenance.json")
+    backend = record["backend"]
     if backend != case.backend:
         raise ValueError(f"the training's provenance names the backend {backend}, not {case.backend}")
     rows = [json.loads(line) for line in (work / "adapter" / "log.jsonl").read_text().splitlines()]
-    step = statistics.median(row["seconds"] for row in rows[1:])
+    step = statistics.median(row["seconds"] for row in rows[WARM_UP:])
     figures: Figures = {
-        "seconds_per_step": step, "step_seconds": [row["seconds"] for row in rows],
-        "prompt_tokens": prompt_tokens(settings, place),
+        "seconds_per_step": step, "first_step_seconds": rows[0]["seconds"], "trainer": record["trainer"],
+        "step_seconds": [row["seconds"] for row in rows], "prompt_tokens": prompt_tokens(settings, place),
     }  # fmt: skip
     if arm == "sft":
         return {**figures, "samples_per_second": settings.train.sft.batch / step}
     answers = settings.train.group * settings.train.prompts_per_step
-    length = _mean(rows[1:], "length")
-    generating = statistics.median(rollouts[1:]) if len(rollouts) > 1 else None
-    speed = answers * length / generating if generating and length else None
+    length = _mean(rows[WARM_UP:], "length")
+    generating = statistics.median(rollouts[WARM_UP:])
+    speed = answers * length / generating if length else None
     return {
         **figures, "seconds_per_group": step / settings.train.prompts_per_step, "answer_tokens": length,
         "rollout_seconds": generating, "tokens_per_second": speed,
-        "flat_groups": _mean(rows[1:], "flat_groups"),
+        "flat_groups": _mean(rows[WARM_UP:], "flat_groups"),
     }  # fmt: skip
 
 
@@ -219,19 +220,19 @@ def run(case: Case, scratch: Path, limit: float) -> dict[str, Any]:
     shutil.rmtree(work, ignore_errors=True)  # a checkpoint of an earlier run would be gone on from
     work.mkdir(parents=True)
     settings = make_settings(case, case.place(scratch) / "base")
-    figures: Figures = {}
-    if torch.cuda.is_available() and case.kind != "build":
-        figures["limit_gb"] = limit
-        share = limit * 1e9 / torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, share))
-    files.hash_path = lambda path: "not hashed"  # every stage would read all the weights once more
+    figures: Figures = {"limit_gb": limit} if torch.cuda.is_available() and case.kind != "build" else {}
+    files.hash_path = files.hash_file = lambda path: "not hashed"  # every stage would read all the weights once more
     result: dict[str, Any] = {"status": "measured", "reason": None}
     try:
         figures.update(attempt(case, settings, scratch))
-        result["planned_bytes"] = planned(case, settings)
     except Exception as error:
         log.exception("%s", case.key)
         result = outcome(error)
+    try:
+        result["planned_bytes"] = planned(case, settings)
+    except Exception:  # a plan that fails costs no measurement
+        log.exception("%s: no plan", case.key)
+        result["planned_bytes"] = None
     return {
         **result, "figures": {**figures, **peaks(), "wall_seconds": time.perf_counter() - began},
         "settings": settings.model_dump(mode="json", exclude_defaults=True, exclude={"model": {"base"}}),

@@ -115,7 +115,8 @@ def test_a_case_that_fails_is_recorded_with_its_reason_and_the_memory_it_had_tak
     def fail(*asked: object) -> None:
         raise error
 
-    monkeypatch.setattr(files, "hash_path", files.hash_path)  # put back afterwards
+    monkeypatch.setattr(files, "hash_path", files.hash_path)  # both are put back afterwards
+    monkeypatch.setattr(files, "hash_file", files.hash_file)
     monkeypatch.setattr(measure, "attempt", fail)
     record = measure.run(cases.Case("tiny", "sft"), tmp_path, 24)
     assert (record["status"], record["reason"]) == (status, f"{type(error).__name__}: {error}")
@@ -134,6 +135,61 @@ def test_a_case_that_fails_is_recorded_with_its_reason_and_the_memory_it_had_tak
 )
 def test_the_end_of_a_process_is_told_in_one_line(code: str, reason: str | None, tmp_path: Path) -> None:
     assert gpu.supervise([sys.executable, "-c", code], tmp_path / "log.txt", 3) == reason
+
+
+def ended_with(text: str, code: int, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let the process of a case print `text`, write its record where it ends well, and end with `code`."""
+    script = folder / "python"
+    record = json.dumps({"status": "measured", "reason": None, "figures": {}, "planned_bytes": None, "versions": {}})
+    written = folder / "scratch" / "records" / "tiny-sft-unsloth-nf4.json"
+    save = "" if code else f"mkdir -p {written.parent}; echo '{record}' > {written}\n"
+    script.write_text(f"#!/bin/sh\necho '{text}'\n{save}exit {code}\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    monkeypatch.setattr(cases.Case, "missing", lambda self: [])
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [("Unsloth: block compile failed for Qwen2_5_VLDecoderLayer", "ran eagerly"), ("step 3", "measured")],
+)
+def test_a_case_that_fell_back_to_eager_code_is_not_called_measured(
+    text: str, status: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ended_with(text, 0, monkeypatch, tmp_path)
+    case = cases.Case("tiny", "sft", "unsloth", "nf4")
+    (record,) = gpu.measure([case], tmp_path / "scratch", 24, 10).values()
+    assert record["status"] == status
+    assert record["reason"] == (f"1 parts, the first: {text}" if status == "ran eagerly" else None)
+
+
+def test_a_case_that_is_stopped_keeps_the_steps_that_it_did(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ended_with("RuntimeError: gone", 1, monkeypatch, tmp_path)
+    case = cases.Case("tiny", "sft", "unsloth", "nf4")
+    log = case.work(tmp_path / "scratch") / "scratch" / "log.jsonl"
+    log.parent.mkdir(parents=True)
+    log.write_text('{"step": 1, "seconds": 4.5}\n{"step": 2, "seconds": 3.5}\n{"step": 3, "sec')
+    (record,) = gpu.measure([case], tmp_path / "scratch", 24, 10).values()
+    assert record["status"] == "failed"
+    assert record["figures"]["step_seconds"] == [4.5, 3.5]
+
+
+def test_what_failed_before_is_tried_last(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(gpu, "work_off", lambda chosen, *others: order.extend(case.key for case in chosen))
+    first, *others = [case.key for case in cases.REHEARSAL]
+    files.write_json(tmp_path / "out" / "rehearsal.json", {"device": "", "cases": {first: {"status": "failed"}}})
+    gpu.main(rehearse(tmp_path))
+    assert order == [*others, first]
+
+
+def test_a_plan_that_fails_costs_no_measurement(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(files, "hash_path", files.hash_path)  # both are put back afterwards
+    monkeypatch.setattr(files, "hash_file", files.hash_file)
+    monkeypatch.setattr(measure, "attempt", lambda *parts: {"frames": 64})
+    monkeypatch.setattr(measure, "planned", lambda *parts: 1 / 0)
+    record = measure.run(cases.Case("tiny", "track"), tmp_path, 24)
+    assert (record["status"], record["planned_bytes"], record["figures"]["frames"]) == ("measured", None, 64)
 
 
 def stub(done: list[str]) -> Any:
@@ -173,8 +229,9 @@ def test_no_case_is_started_without_the_time_for_it(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_most_valuable_cases_come_first() -> None:
-    kinds = [(case.shape, case.kind, case.backend, case.precision) for case in cases.FULL]
-    assert kinds[:2] == [("3B", "grpo", "transformers", "nf4"), ("3B", "grpo", "unsloth", "nf4")]
+    kinds = [(case.shape, case.kind, case.backend, case.precision, case.prefix) for case in cases.FULL]
+    first = [(backend, prefix) for prefix in ("", "stock") for backend in ("transformers", "unsloth")]
+    assert kinds[:4] == [("3B", "grpo", backend, "nf4", prefix) for backend, prefix in first]
     assert [shape for shape, *_ in kinds] == sorted(shape for shape, *_ in kinds)
     assert len(set(kinds)) == len(kinds)
 
