@@ -3,9 +3,12 @@
     PYTHONPATH=. python bench/grpo_step.py            # G = 4, 8, 16, without and with thinking
     PYTHONPATH=. python bench/grpo_step.py --quick    # G = 8 without thinking, within a minute
     PYTHONPATH=. python bench/grpo_step.py --profile  # G = 8 without thinking, and where the time goes
+    ... --backend unsloth                             # over Unsloth's layers: on a card, or over the emulated one:
+    FAKECARD=4090 PYTHONPATH=.:tests/card/site python bench/grpo_step.py --quick --backend unsloth
 
-Prints `ratio G=8 think=false X`: stock over shared seconds per group. Both sides get the same random weights, pairs,
-seed and rewards (drawn: random weights answer nothing), each in a process of its own, so that its peak memory is its.
+Prints `ratio G=8 think=false X`: stock over shared seconds per group. Over the emulated card that is the CPU's
+arithmetic alone, and says nothing of a card's kernels. Both sides get the same random weights, pairs, seed and rewards
+(drawn: random weights answer nothing), each in a process of its own, so that its peak memory is its.
 
 The shape is smaller than the real one, but its prompt outweighs the rest as it does there: 8 text layers of width 512,
 8 image layers of width 320, and the full 387 tokens of a question with two crops of 336 px. Answers have 20 tokens, as
@@ -30,11 +33,11 @@ ANSWER = {False: 20, True: 160}
 console = Console(soft_wrap=True, highlight=False)
 
 
-def settings_of(base: Path, group: int, think: bool, shared: bool, steps: int) -> Any:
+def settings_of(base: Path, backend: str, group: int, think: bool, shared: bool, steps: int) -> Any:
     from r1track.core.schema import Settings
 
     train = {
-        "backend": "transformers", "quantize": "none", "shared_prefix": shared, "group": group, "micro_batch": group,
+        "backend": backend, "quantize": "none", "shared_prefix": shared, "group": group, "micro_batch": group,
         "prompts_per_step": 1, "steps": steps, "max_tokens": ANSWER[think], "save_every": 1000, "keep_every": 1000,
     }  # fmt: skip
     values = {
@@ -50,7 +53,8 @@ def clocks() -> dict[str, list[float]]:
     from measure import timed
     from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as modeling
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-    from trl import GRPOTrainer
+
+    from r1track.training.trl_patches import GRPOTrainer
 
     return {
         "decoding images": timed(Image, "decode_example"),
@@ -62,20 +66,31 @@ def clocks() -> dict[str, list[float]]:
     }
 
 
-def child(place: Path, group: int, think: bool, shared: bool, steps: int) -> dict[str, Any]:
+def peak_bytes() -> int:
+    """Peak of this process so far: of the card's memory, or of the host's where there is none or it is emulated."""
+    import torch
+
+    card = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    return card or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def child(place: Path, kind: str, group: int, think: bool, shared: bool, steps: int) -> dict[str, Any]:
     """Train for some steps in this process; the first is left out of the time, where there are more."""
-    from measure import enliven, peaks
+    from r1track.training import backend
+
+    backend.enter(kind, place / f"scratch-{shared}")
+    from measure import enliven
 
     enliven()
     from r1track.training import progress, train
 
-    settings, parts = settings_of(place / "base", group, think, shared, steps), clocks()
+    settings, parts = settings_of(place / "base", kind, group, think, shared, steps), clocks()
     trainer = train.make_trainer(settings, "grpo", place / "base", place / "pairs", place / f"scratch-{shared}")
     trainer.add_callback(train.make_watch(settings, "grpo", place / f"scratch-{shared}"))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = peak_bytes()
     trainer.train()
     rows = progress.history(trainer.state.log_history)
-    peak = next(iter(peaks().values()))
+    peak = peak_bytes()
     kept = slice(1 if steps > 1 else 0, None)
     return {
         "seconds": statistics.median(row["seconds"] for row in rows[kept]),
@@ -84,9 +99,9 @@ def child(place: Path, group: int, think: bool, shared: bool, steps: int) -> dic
     }  # fmt: skip
 
 
-def measured(place: Path, group: int, think: bool, shared: bool, steps: int) -> dict[str, Any]:
+def measured(place: Path, kind: str, group: int, think: bool, shared: bool, steps: int) -> dict[str, Any]:
     """The figures of one side, from a process of its own."""
-    how = json.dumps([str(place), group, think, shared, steps])
+    how = json.dumps([str(place), kind, group, think, shared, steps])
     found = subprocess.run(
         [sys.executable, str(Path(__file__).resolve()), "--child", how], capture_output=True, text=True
     )
@@ -99,6 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one case, one step")
     parser.add_argument("--profile", action="store_true", help="one case, and where its time goes")
+    parser.add_argument("--backend", default="transformers", choices=["transformers", "unsloth"])
     parser.add_argument("--child", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.child:
@@ -110,13 +126,16 @@ def main() -> None:
         if chosen.quick or chosen.profile
         else [(4, False), (8, False), (16, False), (4, True), (8, True), (16, True)]
     )
+    steps = 3 if not chosen.quick else 1 if chosen.backend == "transformers" else 2  # Unsloth's first is slow
     with tempfile.TemporaryDirectory() as folder:
         import shapes
 
-        shapes.write_place("middle", settings_of(Path(folder) / "base", 8, False, True, 1), Path(folder))
+        shapes.write_place(
+            "middle", settings_of(Path(folder) / "base", "transformers", 8, False, True, 1), Path(folder)
+        )
         for group, think in cases:
             stock, ours = (
-                measured(Path(folder), group, think, each, 1 if chosen.quick else 3) for each in (False, True)
+                measured(Path(folder), chosen.backend, group, think, shared, steps) for shared in (False, True)
             )
             for name, side in (("stock", stock), ("shared", ours)):
                 console.print(
