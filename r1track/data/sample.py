@@ -95,7 +95,7 @@ def run(settings: config.Settings, root: Path | None, out: Path, processes: int 
         root = None
     elif root is None:
         raise ValueError("nothing to sample from; give --root, or set sample.hub")
-    provenance = files.Provenance("sample", [root / "list.txt"] if root else [])
+    provenance = files.Provenance("sample", {"list": root / "list.txt"} if root else {})
     manifest, makers = _plan(settings, root) if root else formats.plan(settings)
     manifest = {"settings": config.stage_values(settings, "sample"), **manifest}
     with files.resumed_folder(out, json.loads(json.dumps(manifest))) as folder:
@@ -111,6 +111,6 @@ def run(settings: config.Settings, root: Path | None, out: Path, processes: int 
         for left in (*folder.glob("*/*.json"), *folder.glob("*/.*.part")):
             left.unlink()
         files.write_json(folder / "manifest.json", manifest)
-        provenance.write(folder / "provenance.json", seed=settings.seed, settings=manifest["settings"])
+        provenance.write(folder / "provenance.json", seed=settings.seed, notes={"settings": manifest["settings"]})
     if form:
         export(out, form, settings.task.think)
