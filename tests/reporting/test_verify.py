@@ -248,12 +248,12 @@ def test_a_broken_file_is_named_and_stops_nothing(results):
 def test_the_command_says_it_in_one_line_and_by_its_exit_code(results):
     true = CliRunner().invoke(cli.app, ["verify", str(results)])
     assert (true.exit_code, true.exception and type(true.exception)) == (0, None)
-    assert true.output.splitlines()[-1].startswith("The report tells the truth: 0 of ")
+    assert true.output.splitlines()[-1].startswith("Verified: 0 of ")
     alter(results / "report/index.html", *ALTERED["report/index.html"])
     false = CliRunner().invoke(cli.app, ["verify", str(results)])
     assert false.exit_code == 1
     assert "altered  report/index.html  SHA-256: recorded " in false.output
-    assert false.output.splitlines()[-1].startswith("The report is not to be believed: 2 of ")
+    assert false.output.splitlines()[-1].startswith("Verification failed: 2 of ")
 
 
 def test_a_folder_without_a_report_is_refused(tmp_path):
