@@ -25,12 +25,12 @@ log = logging.getLogger(__name__)
 
 
 class Guarded(TyperGroup):
-    """The commands; wrong input to one of them (ValueError, FileNotFoundError) is one message and exit code 2."""
+    """The commands; an error that the user can act on is one message and exit code 2."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (ValueError, FileNotFoundError) as error:  # ConfigError is a ValueError
+        except (ValueError, FileNotFoundError, ChildProcessError) as error:  # ConfigError is a ValueError
             Console(stderr=True).print(Text(f"error: {error}", style="bold red"), soft_wrap=True)
             log.debug("stopped: %s", error, exc_info=True)  # DEBUG goes to the log file alone; `failures` reads it
             raise typer.Exit(2) from error
