@@ -169,12 +169,14 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """The commit of the working tree that this package runs from (`-dirty` when it differs), or "unknown"."""
-    here = Path(__file__).parent
+    """The commit of the repository that holds this package, with `-dirty` after changes; "unknown" where installed."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():  # not that of a repository around the environment
+        return "unknown"
     try:
         run = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=here, capture_output=True, text=True, timeout=20, check=True,
+            cwd=root, capture_output=True, text=True, timeout=20, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return "unknown"
