@@ -1,7 +1,7 @@
-"""Configuration: what a person wrote, over a preset, over the defaults, as typed sections (schema.py).
+"""Configuration: a user's values over a preset's over the defaults, as typed sections (schema.py).
 
-`config.yaml` is what a person edits. What it sets wins over the preset that it names, and the preset wins over the
-defaults in schema.py. A stage reads its settings from `results/<run>/config/<stage>.json`, which holds only what the
+A user edits `config.yaml`. Its values win over those of the preset that it names, and these over the defaults in
+schema.py. A stage reads its settings from `results/<run>/config/<stage>.json`, which holds only what the
 stage depends on.
 """
 
@@ -27,12 +27,12 @@ NEEDS = {
     "score": ("score",),
     "vqa": ("model", "vqa"),
     "verdict": ("verdict",),
-    "report": ("preset", "data", "report"),  # what departs from the preset, and from the paper's data, is said there
+    "report": ("preset", "data", "report"),  # it lists the differences from the preset and from the paper's data
 }
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used; the message has one line per fault: field, value, remedy."""
+    """A configuration that cannot be used. The message has one line per fault: field, value, remedy."""
 
 
 class SectionError(ConfigError, AttributeError):
@@ -77,10 +77,10 @@ SECTIONS = set(_sections(Settings))
 
 
 def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` laid on `under`, section by section; `sets` is replaced as a whole: who names one set means that one."""
+    """`under` with the values of `over`, section by section; only `sets` is replaced as a whole."""
     merged = dict(under)
     for key, value in over.items():
-        if value is None and key in SECTIONS:  # one with nothing but comments
+        if value is None and key in SECTIONS:  # a section of comments alone
             merged.setdefault(key, {})
         elif isinstance(value, dict) and key != "sets":
             merged[key] = _merge(under.get(key) or {}, value)
@@ -97,7 +97,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _preset(name: str, source: str) -> dict[str, Any]:
-    """What a preset sets, over the preset that it names itself, if any."""
+    """The values of a preset, over those of the preset that it names, if any."""
     path = PRESETS / f"{name}.yaml"
     if not path.is_file():
         known = sorted(p.stem for p in PRESETS.glob("*.yaml"))
@@ -115,7 +115,10 @@ def _validated(value: dict[str, Any], source: str) -> Settings:
 
 
 def resolve(values: dict[str, Any], source: str = "config.yaml") -> Settings:
-    """Settings from what a person wrote, over the named preset, over the defaults; ConfigError has a line per fault."""
+    """Settings from a user's values, over those of the preset that they name, over the defaults.
+
+    Raises ConfigError with a line per fault. source: name of the file, for messages.
+    """
     settings = _validated(_merge(_preset(values.get("preset", "demo"), source), values), source)
     fault = config_errors.contradiction(settings)
     if fault:
@@ -138,21 +141,21 @@ def load(path: Path) -> Settings:
 
 
 def stage_values(settings: Settings, stage: str) -> dict[str, Any]:
-    """What a stage depends on, resolved: the content of results/<run>/config/<stage>.json."""
+    """The sections that a stage depends on: the content of results/<run>/config/<stage>.json."""
     sections = {name: getattr(settings, name) for name in NEEDS[stage]}
     return {name: v.model_dump(mode="json") if isinstance(v, BaseModel) else v for name, v in sections.items()}
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections as one dictionary of dotted paths; empty sections leave nothing."""
-    found: dict[str, Any] = {}
+    """Nested sections as one dictionary of dotted paths; empty sections are dropped."""
+    paths: dict[str, Any] = {}
     for name, value in values.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return found
+        paths |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return paths
 
 
 def fields(section: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every field with its dotted path and its pydantic FieldInfo, depth first; sections themselves are left out."""
+    """Every field, as dotted path and pydantic FieldInfo, depth first; without the sections themselves."""
     for name, info in section.model_fields.items():
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
             yield from fields(info.annotation, f"{prefix}{name}.")

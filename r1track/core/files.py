@@ -1,4 +1,4 @@
-"""Files: atomic writes, hashes and provenance. What stands at its final name is whole."""
+"""Files: atomic writes, hashes and provenance. A file or folder has its final name only when it is complete."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ def _temp_path(path: Path) -> Path:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`; renamed to it when the block ends well, removed when it does not."""
+    """A temporary path beside `path`: renamed to it at the end of the block, removed after an exception."""
     temp_path = _temp_path(path)
     try:
         yield temp_path
@@ -44,7 +44,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary empty folder beside `path`; it replaces `path` when the block ends well."""
+    """A temporary empty folder beside `path`: replaces `path` at the end of the block, removed after an exception."""
     temp_path = _temp_path(path)
     shutil.rmtree(temp_path, ignore_errors=True)
     temp_path.mkdir(parents=True)
@@ -59,18 +59,18 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def resumed_folder(path: Path, identity: dict[str, Any]) -> Iterator[Path]:
-    """As atomic_folder, but what the block has written stays when it does not end well, for a run of equal `identity`.
+    """As atomic_folder, but after an exception the folder stays, for the next run with an equal `identity` (JSON).
 
-    What the block leaves half written is its own affair: it should write each part atomically.
+    The block must write every file in it atomically.
     """
     temp_path = path.with_name(f".{path.name}.partial")
-    mark = temp_path / ".identity.json"
-    if not mark.exists() or read_json(mark) != identity:
+    identity_file = temp_path / ".identity.json"
+    if not identity_file.exists() or read_json(identity_file) != identity:
         shutil.rmtree(temp_path, ignore_errors=True)
         temp_path.mkdir(parents=True)
-        write_json(mark, identity)
+        write_json(identity_file, identity)
     yield temp_path
-    mark.unlink()
+    identity_file.unlink()
     if path.exists():
         shutil.rmtree(path)
     temp_path.replace(path)
@@ -83,12 +83,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically, indented, keys in the order given. NaN is refused."""
+    """Write a JSON file atomically, indented, keys in the order given. Raises ValueError for NaN."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; ValueError names the file when it does not parse."""
+    """Read a JSON file; ValueError names a file that is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -106,7 +106,7 @@ def read_record(path: Path, record: type[RecordT]) -> RecordT:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file of sections (an empty one is an empty dict); ValueError names the file when it is none."""
+    """Read a YAML file of sections, {} from an empty file; ValueError names a file of another kind."""
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -117,14 +117,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def on_hub(name: str | Path) -> bool:
-    """Whether a name is a hub id: two words around a slash, and no file or folder of that name is here."""
+    """Whether a name is a hub id: two words with a slash between, and no file or folder has that path."""
     return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(name))) and not Path(name).exists()
 
 
 def resolve_path(name: str | Path, revision: str | None = None) -> Path:
-    """Where a file, a folder or a base lies: `tiny` in this package, a hub id in the hub's cache, else its own path.
+    """The path of a file, a folder or a model: `tiny` lies in this package, a hub id in the hub's cache.
 
-    revision: of a hub id; None for the newest. An id that is not in the cache is a path that does not exist.
+    revision: of a hub id; None for the newest. For an id that is not in the cache, the result does not exist.
     """
     if str(name) == "tiny":
         return Path(__file__).parents[1] / "toy" / "tiny"
@@ -132,8 +132,8 @@ def resolve_path(name: str | Path, revision: str | None = None) -> Path:
         return Path(name)
     from huggingface_hub import try_to_load_from_cache
 
-    kept = try_to_load_from_cache(str(name), "config.json", revision=revision)
-    return Path(kept).parent if isinstance(kept, str) else Path(name)
+    cached = try_to_load_from_cache(str(name), "config.json", revision=revision)
+    return Path(cached).parent if isinstance(cached, str) else Path(name)
 
 
 def hash_file(path: Path) -> str:
@@ -143,14 +143,14 @@ def hash_file(path: Path) -> str:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file in a folder, by its name in there (hidden files and provenance left out)."""
-    found = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    seen = [path for path in found if not path.name.startswith(".") and not path.name.endswith("provenance.json")]
-    return {path.relative_to(folder).as_posix(): hash_file(path) for path in seen}
+    """SHA-256 of every file in a folder, by its path in it; without hidden files and provenance."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    hashed = [path for path in paths if not path.name.startswith(".") and not path.name.endswith("provenance.json")]
+    return {path.relative_to(folder).as_posix(): hash_file(path) for path in hashed}
 
 
 def hash_path(path: Path) -> str:
-    """SHA-256 of a file, or of a folder's names and file hashes, see `hashes`."""
+    """SHA-256 of a file, or of the names and hashes of a folder's files (see `hashes`)."""
     if path.is_file():
         return hash_file(path)
     lines = "".join(f"{name}\0{digest}\n" for name, digest in hashes(path).items())
@@ -158,14 +158,14 @@ def hash_path(path: Path) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that a result depends on, those that are installed."""
-    found = {"python": platform.python_version()}
+    """Versions of Python and of those PACKAGES that are installed."""
+    installed = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def git_commit() -> str:
