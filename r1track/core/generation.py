@@ -25,7 +25,7 @@ Sampler = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 class Prefix(NamedTuple):
-    """An encoded prompt before its last image: per layer keys and values (1, heads, tokens, width); the next position."""
+    """An encoded prompt before its last image: per layer keys and values (1, heads, tokens, width); next position."""
 
     layers: list[tuple[torch.Tensor, torch.Tensor]]
     after: int
@@ -141,9 +141,10 @@ class Decoder:
 
     @torch.no_grad()
     def answers(self, question: Messages, prefixes: list[Prefix], images: Sequence[Image.Image]) -> list[str]:
-        """One greedy answer per prefix. Its prompt is the prefix, its image, and the text of `question` behind its last image.
+        """One greedy answer per prefix; its prompt is the prefix, its image, and the end of `question`.
 
-        Only that text of `question` is read: it is the same for all rows. All images have one size.
+        images: the last image of every prompt, all of one size. Of `question` only the text after its last image is
+        read: it is the same in all prompts.
         """
         tail = self._texts(question)[1]
         if (tail, images[0].size) not in self.tails:
