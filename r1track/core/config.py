@@ -1,15 +1,15 @@
-"""Configuration: what a person wrote, over a preset, over the defaults, as typed sections (schema.py).
+"""Configuration: a user's values over a preset's over the defaults, as typed sections (schema.py).
 
-`config.yaml` is what a person edits. What it sets wins over the preset that it names, and the preset wins over the
-defaults in schema.py. A stage reads the same model from `results/<run>/config/<stage>.json`, which holds only the
-sections that the stage depends on.
+A user edits `config.yaml`. Its values win over those of the preset that it names, and these over the defaults in
+schema.py. A stage reads its settings from `results/<run>/config/<stage>.json`, which holds only what the
+stage depends on.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, PrivateAttr, ValidationError
 
 from r1track.core import config_errors, files
 from r1track.core.schema import Settings
@@ -27,12 +27,42 @@ NEEDS = {
     "score": ("score",),
     "vqa": ("model", "vqa"),
     "verdict": ("verdict",),
-    "report": ("preset", "data", "report"),  # what departs from the preset, and from the paper's data, is said there
+    "report": ("preset", "data", "report"),  # it lists the differences from the preset and from the paper's data
 }
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used; the message has one line per fault: field, value, remedy."""
+    """A configuration that cannot be used. The message has one line per fault: field, value, remedy."""
+
+
+class SectionError(ConfigError, AttributeError):
+    """A section was asked for that the configuration file of a stage does not hold."""
+
+
+class StageSettings(Settings):
+    """The settings in a stage's JSON file. Reading a section that is not in the file raises SectionError."""
+
+    _path: Path = PrivateAttr()
+
+    @classmethod
+    def of(cls, settings: Settings, path: Path) -> "StageSettings":
+        """The sections of `settings` that were set in the file at `path`, without the defaults of the others."""
+        sections = {name: getattr(settings, name) for name in settings.model_fields_set}
+        part = cls.model_construct(**sections)
+        part._path = path
+        for name in cls.model_fields.keys() - sections.keys():
+            del part.__dict__[name]
+        return part
+
+    if not TYPE_CHECKING:  # or mypy would take every name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            if name not in Settings.model_fields:
+                return super().__getattr__(name)
+            raise SectionError(
+                f"{self._path}: has no section `{name}`, only {', '.join(self.__dict__)}; "
+                "give the file of the stage that you run, or config.yaml"
+            )
 
 
 def _sections(section: type[BaseModel]) -> Iterator[str]:
@@ -47,10 +77,10 @@ SECTIONS = set(_sections(Settings))
 
 
 def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` laid on `under`, section by section; `sets` is replaced as a whole: who names one set means that one."""
+    """`under` with the values of `over`, section by section; only `sets` is replaced as a whole."""
     merged = dict(under)
     for key, value in over.items():
-        if value is None and key in SECTIONS:  # one with nothing but comments
+        if value is None and key in SECTIONS:  # a section of comments alone
             merged.setdefault(key, {})
         elif isinstance(value, dict) and key != "sets":
             merged[key] = _merge(under.get(key) or {}, value)
@@ -67,7 +97,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _preset(name: str, source: str) -> dict[str, Any]:
-    """What a preset sets, over the preset that it names itself, if any."""
+    """The values of a preset, over those of the preset that it names, if any."""
     path = PRESETS / f"{name}.yaml"
     if not path.is_file():
         known = sorted(p.stem for p in PRESETS.glob("*.yaml"))
@@ -85,7 +115,10 @@ def _validated(value: dict[str, Any], source: str) -> Settings:
 
 
 def resolve(values: dict[str, Any], source: str = "config.yaml") -> Settings:
-    """Settings from what a person wrote, over the named preset, over the defaults; ConfigError has a line per fault."""
+    """Settings from a user's values, over those of the preset that they name, over the defaults.
+
+    Raises ConfigError with a line per fault. source: name of the file, for messages.
+    """
     settings = _validated(_merge(_preset(values.get("preset", "demo"), source), values), source)
     fault = config_errors.contradiction(settings)
     if fault:
@@ -94,7 +127,7 @@ def resolve(values: dict[str, Any], source: str = "config.yaml") -> Settings:
 
 
 def load(path: Path) -> Settings:
-    """Settings from a YAML file that a person edits, or from a stage's resolved JSON file.
+    """Settings from a YAML file that a person edits, or StageSettings from a stage's resolved JSON file.
 
     Raises ConfigError when the file is missing or cannot be used.
     """
@@ -103,26 +136,26 @@ def load(path: Path) -> Settings:
             f"{path}: no such configuration file; give config.yaml or a results/<run>/config/<stage>.json"
         )
     if path.suffix == ".json":
-        return _validated(files.read_json(path), str(path))
+        return StageSettings.of(_validated(files.read_json(path), str(path)), path)
     return resolve(_read(path), str(path))
 
 
 def stage_values(settings: Settings, stage: str) -> dict[str, Any]:
-    """What a stage depends on, resolved: the content of results/<run>/config/<stage>.json."""
-    values = settings.model_dump(mode="json")
-    return {key: values[key] for key in NEEDS[stage]}
+    """The sections that a stage depends on: the content of results/<run>/config/<stage>.json."""
+    sections = {name: getattr(settings, name) for name in NEEDS[stage]}
+    return {name: v.model_dump(mode="json") if isinstance(v, BaseModel) else v for name, v in sections.items()}
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections as one dictionary of dotted paths; empty sections leave nothing."""
-    found: dict[str, Any] = {}
+    """Nested sections as one dictionary of dotted paths; empty sections are dropped."""
+    paths: dict[str, Any] = {}
     for name, value in values.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return found
+        paths |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return paths
 
 
 def fields(section: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every field with its dotted path and its pydantic FieldInfo, depth first; sections themselves are left out."""
+    """Every field, as dotted path and pydantic FieldInfo, depth first; without the sections themselves."""
     for name, info in section.model_fields.items():
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
             yield from fields(info.annotation, f"{prefix}{name}.")

@@ -1,4 +1,4 @@
-"""Configuration errors: what is wrong with a value, in a person's words: the field's path, the value, the remedy."""
+"""Configuration errors in plain words: path of the field, value, remedy."""
 
 import difflib
 import math
@@ -10,16 +10,16 @@ from pydantic import BaseModel, ValidationError
 if typing.TYPE_CHECKING:
     from r1track.core.schema import Settings
 
-PATCH = 28  # Qwen2.5-VL shows images at multiples of this many pixels
+PATCH = 28  # Qwen2.5-VL resizes images to multiples of this many pixels
 
 
 def explain(error: ValidationError, schema: type[BaseModel]) -> list[str]:
-    """One line per fault of a value that `schema` refused."""
+    """One line per fault in values that do not fit `schema`."""
     lines = []
     for fault in error.errors():
         field = ".".join(map(str, fault["loc"]))
-        shown = f" = {fault['input']!r}" if not isinstance(fault["input"], dict | BaseModel) else ""
-        lines.append(f"{field}{shown}: {_remedy(fault, schema)}" if field else _remedy(fault, schema))
+        value = f" = {fault['input']!r}" if not isinstance(fault["input"], dict | BaseModel) else ""
+        lines.append(f"{field}{value}: {_remedy(fault, schema)}" if field else _remedy(fault, schema))
     return lines
 
 
@@ -38,14 +38,14 @@ def _remedy(fault: Any, schema: type[BaseModel]) -> str:
 
 
 def _spelled(number: float) -> str:
-    """A number as YAML 1.1 reads it: with a point in front of the exponent."""
+    """A number as YAML 1.1 needs it: with a point before the exponent."""
     mantissa, _, exponent = f"{number:e}".partition("e")
     digits = mantissa.rstrip("0")
     return f"{digits + '0' if digits.endswith('.') else digits}e{int(exponent)}"
 
 
 def _known(path: tuple[Any, ...], schema: Any) -> list[str]:
-    """Names of the fields below `path`; a name in a dictionary of sections is the person's own."""
+    """Names of the fields below `path`, which may go through a dictionary of sections, such as vqa.sets."""
     for step in path:
         field = getattr(schema, "model_fields", {}).get(step)
         schema = field.annotation if field else (typing.get_args(schema) or (None,))[-1]
@@ -53,9 +53,9 @@ def _known(path: tuple[Any, ...], schema: Any) -> list[str]:
 
 
 def contradiction(settings: "Settings") -> str | None:
-    """What two sections say against one another, if anything.
+    """The first contradiction between two sections, with its remedy, or None.
 
-    A crop that the image processor would resize is refused: its pixels would no longer be the answer's.
+    A crop size that the image processor would change is one: the pixels of the answer would not be those of the crop.
     """
     low, high = settings.model.min_pixels, settings.model.max_pixels
     if low > high:

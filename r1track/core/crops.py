@@ -1,7 +1,8 @@
 """Crops: the one geometry of cutting a square out of an image and of mapping boxes there and back.
 
-Coordinates are continuous (pixel i covers [i, i + 1)) in the image and in the crop alike. A crop may reach over the
-image's border; what lies outside is black. Cutting is one affine warp, of a blurred image where it shrinks.
+Coordinates are continuous (pixel i covers [i, i + 1)) in the image and in the crop. A crop may extend over the border
+of the image; the part outside is black. A crop is cut by one affine warp, after a blur where the crop is the smaller
+one.
 """
 
 import math
@@ -19,9 +20,10 @@ from r1track.core.schema import Model
 
 @dataclass(frozen=True)
 class Crop:
-    """A square window of an image, shown at `size` x `size` pixels.
+    """A square window of an image, resized to `size` x `size` pixels.
 
-    x, y: the window's left top corner in image pixels. side: its side in image pixels. size: its side as shown.
+    x, y: the left top corner of the window in image pixels. side: its side in image pixels. size: its side in crop
+    pixels.
     """
 
     x: float
@@ -31,7 +33,7 @@ class Crop:
 
     @classmethod
     def around(cls, box_xywh: ArrayLike, factor: float, size: int) -> "Crop":
-        """The window centred on a box, with side ceil(sqrt(w * h) * factor) (the trackers' convention, R1-Track's too).
+        """The window centred on a box (x, y, w, h), with side ceil(sqrt(w * h) * factor), as in OSTrack and R1-Track.
 
         Raises ValueError for a box that is not finite or has no extent.
         """
@@ -49,13 +51,13 @@ class Crop:
         return self.size / self.side
 
     def cut(self, image: Image.Image) -> Image.Image:
-        """The window's pixels, size x size."""
+        """The pixels of the window, as an RGB image of size x size."""
         return Image.fromarray(self.warp(np.asarray(image.convert("RGB"))))
 
     def warp(self, frame: cv2.typing.MatLike, reduced: int = 1) -> cv2.typing.MatLike:
-        """As `cut`, out of an array of shape (height, width, 3) that is `reduced` times smaller than the image."""
+        """As `cut`, from and to an array (height, width, 3); `frame` is `reduced` times smaller than the image."""
         step, x, y = 1 / self.scale / reduced, self.x / reduced, self.y / reduced
-        # Antialiasing takes a triangle of half-width `step`, of variance step^2 / 6; the warp interpolates with 1 / 6.
+        # Antialiasing needs a triangle filter of half-width `step`, of variance step^2 / 6; the warp has one of 1 / 6.
         sigma = math.sqrt(max(0.0, (step**2 - 1) / 6))
         margin = math.ceil(3 * sigma) + 2
         left, top = max(0, math.floor(x) - margin), max(0, math.floor(y) - margin)
@@ -69,16 +71,16 @@ class Crop:
         return cv2.warpAffine(window, matrix, (self.size, self.size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
 
     def to_crop(self, box_xyxy: ArrayLike) -> Array:
-        """Corners in the image, shape (..., 4), to corners in the crop."""
+        """Boxes (x1, y1, x2, y2) in image pixels to crop pixels; shape (..., 4) kept."""
         return (np.asarray(box_xyxy, dtype=np.float64) - [self.x, self.y, self.x, self.y]) * self.scale
 
     def to_image(self, box_xyxy: ArrayLike) -> Array:
-        """Corners in the crop, shape (..., 4), to corners in the image: the inverse of `to_crop`."""
+        """Boxes (x1, y1, x2, y2) in crop pixels to image pixels; shape (..., 4) kept. The inverse of `to_crop`."""
         return np.asarray(box_xyxy, dtype=np.float64) / self.scale + [self.x, self.y, self.x, self.y]
 
 
 def processed_size(size: tuple[int, int], model: Model) -> tuple[int, int]:
-    """Width and height at which the image processor shows an image of that width and height: whole patches."""
+    """Width and height to which the image processor resizes an image of `size` (width, height): whole patches."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
     height, width = smart_resize(size[1], size[0], PATCH, model.min_pixels, model.max_pixels)
@@ -86,10 +88,10 @@ def processed_size(size: tuple[int, int], model: Model) -> tuple[int, int]:
 
 
 def jitter_box(box_xywh: ArrayLike, rng: np.random.Generator, *, shift: float, scale: float) -> Array:
-    """The box as a tracker may hold it one step later: displaced and rescaled at random; x, y, w, h.
+    """A box (x, y, w, h) with the error of a tracker's last box: moved and resized at random; x, y, w, h.
 
-    shift: standard deviation of the centre's displacement, in shares of sqrt(w * h), cut off at two of them.
-    scale: standard deviation of the logarithm of the size's change, cut off likewise.
+    shift: standard deviation of the displacement of the centre, along each axis, relative to sqrt(w * h).
+    scale: standard deviation of the logarithm of the change in size. Both errors are clipped at two deviations.
     """
     x, y, w, h = np.asarray(box_xywh, dtype=np.float64)
     dx, dy, grow = np.clip(rng.standard_normal(3), -2, 2) * [shift, shift, scale]

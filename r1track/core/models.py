@@ -1,6 +1,6 @@
-"""Models: loading a base, its processor and an adapter, and asking it many things at once.
+"""Models: load a base model, its processor and an adapter, and generate answers in batches.
 
-One image processor serves training, tracking and questions: the PIL one, since PIL and torchvision resize differently.
+Training, tracking and questions use the same image processor, the PIL one: PIL and torchvision resize differently.
 """
 
 from collections.abc import Sequence
@@ -25,9 +25,10 @@ from transformers.utils.logging import disable_progress_bar
 from r1track.core import files, schema
 from r1track.core.prompts import Messages
 
-disable_progress_bar()  # ours say what is being done
+disable_progress_bar()  # the stages have progress bars of their own
 TINY = files.resolve_path("tiny")
-# A sampled vision token would count as an image that is not there, and stop the next forward pass.
+# Never sampled: a vision token in a completion would stand for an image that is missing, and fail the next forward
+# pass.
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 
 
@@ -43,7 +44,7 @@ class ImageProcessorOnly(Qwen2_5_VLProcessor):
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model with what it takes to ask it."""
+    """A model with its processor and its device."""
 
     model: Any  # a PreTrainedModel, or PEFT's wrapper around one
     processor: ImageProcessorOnly
@@ -51,9 +52,9 @@ class Loaded:
 
 
 def resolve_model_dir(base: str, revision: str | None = None) -> Path:
-    """The folder that holds a base: the embedded one for `tiny`, a folder as it is, else a download from the hub.
+    """The folder of a model: inside this package for `tiny`, the given folder, else a download from the hub.
 
-    Raises FileNotFoundError when there is neither.
+    Raises FileNotFoundError for what is none of these.
     """
     if files.on_hub(base):
         from huggingface_hub import snapshot_download
@@ -66,7 +67,10 @@ def resolve_model_dir(base: str, revision: str | None = None) -> Path:
 
 
 def load_processor(folder: Path, settings: schema.Model) -> ImageProcessorOnly:
-    """The processor of a base, with the configured pixel limits; prompts are padded on the left."""
+    """The processor of the model in `folder`, with the configured pixel limits; prompts are padded on the left.
+
+    Raises ValueError for a model without a chat template.
+    """
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     size = {"shortest_edge": settings.min_pixels, "longest_edge": settings.max_pixels}
     images = Qwen2VLImageProcessorPil.from_pretrained(folder, size=size)
@@ -81,7 +85,7 @@ def load_processor(folder: Path, settings: schema.Model) -> ImageProcessorOnly:
 def load_weights(
     folder: Path, dtype: torch.dtype, quantize: Literal["nf4", "none"] = "none", device: str | None = None
 ) -> Qwen2_5_VLForConditionalGeneration:
-    """The model with weights in `dtype`, on the GPU where there is one; with `nf4`, the language layers in 4 bits."""
+    """The model with weights in `dtype`, on the GPU if there is one; with `nf4`, the language layers are in 4 bits."""
     quantization = None
     if quantize == "nf4":
         quantization = BitsAndBytesConfig(
@@ -89,7 +93,7 @@ def load_weights(
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
-            llm_int8_skip_modules=["model.visual", "lm_head"],  # the key's name is historical: it holds for 4 bits too
+            llm_int8_skip_modules=["model.visual", "lm_head"],  # in spite of its name, for 4 bits too
         )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return Qwen2_5_VLForConditionalGeneration.from_pretrained(
@@ -98,7 +102,7 @@ def load_weights(
 
 
 def make_adapter(lora: schema.Lora) -> LoraConfig:
-    """The adapter: on the named linear layers of the language model and, if asked, on all of the vision tower's."""
+    """The LoRA adapter: on the named linear layers of the language model and, with `vision`, on the vision tower's."""
     targets = rf".*language_model.*\.({'|'.join(lora.targets)})"
     if lora.vision:
         targets += r"|.*visual\.blocks.*\.(qkv|proj|gate_proj|up_proj|down_proj)|.*visual\.merger\.mlp\.[02]"
@@ -113,7 +117,7 @@ def make_adapter(lora: schema.Lora) -> LoraConfig:
 
 
 def is_frozen(tower: Any) -> bool:
-    """Whether nothing in a vision tower learns, an adapter on it neither."""
+    """Whether no parameter of a vision tower is trained, neither its own nor an adapter's."""
     return not any(parameter.requires_grad for parameter in tower.parameters())
 
 
@@ -124,7 +128,7 @@ def load(
     adapter: Path | None = None,
     quantize: Literal["nf4", "none"] = "none",
 ) -> Loaded:
-    """A base (hub id, folder or `tiny`), with an adapter on it if one is given, ready to be asked."""
+    """A model (hub id, folder or `tiny`) in evaluation mode, with an adapter on it if one is given; its processor."""
     folder = resolve_model_dir(base, settings.revision)
     model: Any = load_weights(folder, getattr(torch, settings.dtype), quantize)
     if adapter is not None:
@@ -133,14 +137,14 @@ def load(
 
 
 def suppressed(processor: ImageProcessorOnly) -> list[int]:
-    """Ids of the tokens that no answer may hold."""
+    """Ids of the tokens that are never generated."""
     tokenizer = processor.tokenizer
     ids = tokenizer.convert_tokens_to_ids(list(VISION_TOKENS))
     return [i for i in ids if i is not None and i != tokenizer.unk_token_id]
 
 
 def inputs(loaded: Loaded, questions: Sequence[Messages], images: Sequence[Sequence[Image.Image]]) -> dict[str, Any]:
-    """Model inputs for a batch of questions with their images, padded on the left."""
+    """Model inputs of a batch of questions with their images, padded on the left: tensors of shape (batch, tokens)."""
     texts = loaded.processor.apply_chat_template(list(questions), tokenize=False, add_generation_prompt=True)
     flat = [image for row in images for image in row]
     batch = loaded.processor(text=texts, images=flat, padding=True, return_tensors="pt")
@@ -156,9 +160,9 @@ def generate(
     batch: int,
     show: str | None = None,
 ) -> list[str]:
-    """Greedy answers in the order of the questions, `batch` at a time; with `show`, under a progress bar of that name.
+    """Greedy answers in the order of the questions, `batch` at a time.
 
-    images: for every question its images, in the order of their places.
+    images: for every question its images, in the order of their places. show: name of a progress bar; None: no bar.
     """
     starts = range(0, len(questions), batch)
     answers: list[str] = []

@@ -1,8 +1,8 @@
-"""Prompts: what the model is asked and how its answer is read, in one place for training, tracking and reward.
+"""Prompts: the questions to the model and the reading of its answers, the same for training, tracking and reward.
 
-The order of a tracking prompt is fixed: template image, the words about it, a later template and its words if there is
-one, search image, the question. Everything up to the search image is the same from frame to frame, until a later
-template is taken. Boxes in prompts and answers are whole pixels.
+A tracking prompt has this order: template image, text about it, a later template and text about it (if there is one),
+search image, question. Everything before the search image is the same in every frame, until the later template is
+replaced. Boxes in prompts and answers are x1, y1, x2, y2 in whole pixels.
 """
 
 import json
@@ -29,9 +29,9 @@ ANSWER_THINK = (
 SHORT = "\nAnswer the question using a single word or phrase."
 GROUND_HEAD = "Locate the "
 GROUND_TAIL = " in this image and output its bbox coordinates in JSON format."
-PLACE = "<image>"  # where an image belongs, in a question that is one text
+PLACE = "<image>"  # stands for an image in a question that is one text
 
-TOLERANCE = 0.05  # how far, in shares of the crop's side, a corner may lie outside before the answer is invalid
+TOLERANCE = 0.05  # a box is valid up to this distance outside the crop, relative to the side of the crop
 
 _FENCE = re.compile(r"^```[a-zA-Z]*\s*(.*?)\s*```$", re.DOTALL)
 _THINK = re.compile(r"^\s*<think>.*?</think>\s*<answer>(?P<answer>.*?)</answer>\s*$", re.DOTALL)
@@ -41,7 +41,7 @@ Image = TypeVar("Image")
 
 
 def numbers(box: ArrayLike) -> str:
-    """A box as the model reads and writes it: four whole numbers, rounded once, here."""
+    """A box as the model reads and writes it, `[x1, y1, x2, y2]`: rounded to whole numbers, half up."""
     return "[" + ", ".join(str(math.floor(v + 0.5)) for v in np.asarray(box, dtype=np.float64)) + "]"
 
 
@@ -50,10 +50,10 @@ def _text(text: str) -> dict[str, str]:
 
 
 def build(template_box: ArrayLike, *, second_box: ArrayLike | None = None, think: bool = False) -> Messages:
-    """The tracking question, as chat messages with two image places, or three where there is a later template.
+    """The tracking question, as chat messages with two image places, or three with a later template.
 
-    The search region's place is the last: `places` puts a pair's images in order. template_box, second_box: x1, y1,
-    x2, y2 of the target in pixels of the template crop and of the later template's.
+    The last place is that of the search crop; `places` brings the images of a pair into this order. template_box,
+    second_box: x1, y1, x2, y2 of the target in pixels of the template crop and of the later template's crop.
     """
     content = [{"type": "image"}, _text(TEMPLATE_HEAD + numbers(template_box) + SEARCH_HEAD.format("second"))]
     if second_box is not None:
@@ -64,9 +64,10 @@ def build(template_box: ArrayLike, *, second_box: ArrayLike | None = None, think
 
 
 def fill(form: str, box: ArrayLike, template: Image, search: Image) -> tuple[Messages, list[Image]]:
-    """A tracking question in somebody else's words, with its images in the order of their places.
+    """The tracking question from the prompt template of a third-party model, with the images in order of their places.
 
-    form: what is asked, with {template}, {search} and, for the template's box (x1, y1, x2, y2), {box}.
+    form: the prompt template, with {template}, {search} and {box}. box: the target in the template crop, x1, y1, x2, y2
+    in its pixels.
     """
     images = {"{template}": template, "{search}": search}
     parts = [part for part in re.split(r"(\{template\}|\{search\})", form.replace("{box}", numbers(box))) if part]
@@ -75,7 +76,7 @@ def fill(form: str, box: ArrayLike, template: Image, search: Image) -> tuple[Mes
 
 
 def ended(answer: str, think: bool = False) -> bool:
-    """Whether an answer in the form that is asked for has come to its end, whatever a model would add to it."""
+    """Whether the text of an answer is complete: all that a model adds to it is ignored."""
     if think:
         return answer.endswith("</answer>")
     answer = answer.strip()
@@ -83,22 +84,22 @@ def ended(answer: str, think: bool = False) -> bool:
 
 
 def thoughtful(thought: str, answer: str) -> str:
-    """An answer in the form that `parse_box` reads with `think`."""
+    """An answer with reasoning, in the form that `parse_box` reads with `think`."""
     return f"<think>{thought}</think><answer>{answer}</answer>"
 
 
 def places(images: Sequence[Image]) -> list[Image]:
-    """A pair's images (template, search region, then any later template) in the order of their places in the prompt."""
+    """The images of a pair (template, search, then any later template) in the order of their places in the prompt."""
     return [images[0], *images[2:], images[1]]
 
 
 def flat(messages: Messages) -> str:
-    """A question as one text, with PLACE for each image."""
+    """A question as one text, with PLACE for every image."""
     return "".join(part.get("text", PLACE) for part in messages[0]["content"])
 
 
 def unflat(text: str) -> Messages:
-    """The question that one text holds, PLACE for each image; spaces alone between images are dropped."""
+    """A question from one text with PLACE for every image; white space between two images is dropped."""
     parts = [part for part in re.split(f"({PLACE})", text) if part.strip()]
     return [{"role": "user", "content": [{"type": "image"} if part == PLACE else _text(part) for part in parts]}]
 
@@ -119,18 +120,18 @@ def ground_answer(box: ArrayLike, description: str) -> str:
 
 
 def parse_box(answer: str, *, size: float | tuple[float, float], think: bool = False) -> Array | None:
-    """The box in an answer: an array of four ordered corners, or None where there is no valid one.
+    """The box in an answer, an array x1, y1, x2, y2 in pixels, or None if there is no valid box.
 
-    Read are a bare list of four numbers, `{"bbox_2d": [...]}`, a list that holds one such object, each with or without
-    a code fence; with `think`, only inside `<think>…</think><answer>…</answer>`. The corners must be finite, ordered
-    (x1 < x2, y1 < y2) and inside [0, size] within TOLERANCE; they are not clipped. size: side of the square crop, or
-    (width, height), in pixels.
+    Valid forms are `[x1, y1, x2, y2]`, `{"bbox_2d": [x1, y1, x2, y2]}` and a list of one of these, with or without a
+    code fence; with `think`, only inside `<think>…</think><answer>…</answer>`. The box must be finite, ordered (x1 <
+    x2, y1 < y2) and inside [0, size] up to TOLERANCE; it is not clipped. size: side of the square crop, or (width,
+    height), in pixels.
     """
     return _ordered(_unwrap(_value(answer, think)), size)
 
 
 def denies(answer: str, *, think: bool = False) -> bool:
-    """Whether an answer says, by an empty list, that the target is not to be seen."""
+    """Whether an answer is an empty list: the model says that the target is not visible."""
     return _value(answer, think) == []
 
 

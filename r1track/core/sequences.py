@@ -1,8 +1,9 @@
-"""Sequences: the reader of tracking data, in the GOT-10k layout or another.
+"""Sequences: reads tracking data in the GOT-10k layout or another.
 
-A split is a folder with `list.txt` and one folder per sequence: frames `00000001.jpg`, …, `groundtruth.txt` (x, y, w, h
-per frame; one row only where the truth is withheld), and, each optional, `absence.label`, `cover.label` (eighths),
-`cut_by_image.label`, `meta_info.ini` and `nlp.txt`. Reading opens no image.
+A split is a folder with `list.txt` and one folder per sequence. In the GOT-10k layout this holds the frames
+`00000001.jpg`, ... and `groundtruth.txt` (x, y, w, h per frame; one row only where the other boxes are not published),
+and may hold `absence.label`, `cover.label` (visible eighths), `cut_by_image.label`, `meta_info.ini` and `nlp.txt`. No
+image is opened.
 """
 
 import math
@@ -18,7 +19,7 @@ from PIL import Image
 from r1track.core.boxes import Array
 
 Flags = NDArray[np.bool_]
-LAYOUTS = {  # frames, boxes and words, from a sequence's folder
+LAYOUTS = {  # frames, boxes and description, relative to the folder of a sequence
     "got10k": ("*.jpg", "groundtruth.txt", "nlp.txt"),
     "otb": ("img/*.jpg", "groundtruth_rect.txt", "nlp.txt"),
     "lasot": ("img/*.jpg", "groundtruth.txt", "nlp.txt"),
@@ -36,10 +37,10 @@ RESTORE = "restore it from the data set's archive"
 class Sequence:
     """One video with its annotation; n is the number of frames.
 
-    frames: the images' paths in order. boxes: x, y, w, h in image pixels, shape (n, 4), or (1, 4) where only the first
-    box is known. absent: shape (n,), true where the target is labelled absent or its box has no extent. visibility:
-    shape (n,), visible share of the target in [0, 1], NaN where unknown. cut: shape (n,), true where the target is
-    labelled as cut by the image's border. meta: `meta_info.ini`. text: a description.
+    frames: paths of the images, in order. boxes: x, y, w, h in image pixels, shape (n, 4), or (1, 4) where only the
+    first box is known. absent: shape (n,), true where the target is labelled absent or its box is empty. visibility:
+    shape (n,), visible fraction of the target in [0, 1], NaN where unknown. cut: shape (n,), true where the target is
+    labelled as cut by the border of the image. meta: the fields of `meta_info.ini`. text: a description of the target.
     """
 
     name: str
@@ -53,13 +54,13 @@ class Sequence:
 
     @property
     def complete(self) -> bool:
-        """Whether there is a true box for every frame, not for the first alone."""
+        """Whether every frame has a true box, not only the first."""
         return len(self.boxes) == len(self.frames)
 
     def resolution(self) -> tuple[int, int]:
-        """Width and height that the official metric clips to: the metadata's or, without any, the first frame's.
+        """Width and height to which GOT-10k's metric clips boxes: from the metadata, else the first frame's.
 
-        A few sequences change size midway, so this is not the size of every frame.
+        A few sequences have frames of several sizes.
         """
         match = re.fullmatch(r"\((\d+), *(\d+)\)", self.meta.get("resolution", ""))
         if match:
@@ -69,7 +70,7 @@ class Sequence:
 
 
 def read_table(path: Path, columns: int, remedy: str) -> Array:
-    """A text file of finite numbers, `columns` per line with commas between, as an array of shape (lines, columns).
+    """Read a text file of finite numbers, `columns` per line, separated by commas; shape (lines, columns).
 
     Raises FileNotFoundError, or ValueError with file, line, value and `remedy`.
     """
@@ -89,52 +90,52 @@ def read_table(path: Path, columns: int, remedy: str) -> Array:
 
 
 def read_list(root: Path) -> dict[str, Path]:
-    """The folders that `root/list.txt` names, by their own names, in its order.
+    """The folders of the sequences in `root/list.txt`, by name, in its order.
 
-    A line is a sequence's folder relative to `root`; the folder's name is the sequence's, and must be unique.
-    Raises FileNotFoundError or ValueError with file, line, value and remedy for whatever cannot be read.
+    A line is the folder of a sequence, relative to `root`. The name of a sequence is that of its folder, and is unique.
+    Raises FileNotFoundError or ValueError with file, line, value and remedy.
     """
     listing = root / "list.txt"
     if not listing.is_file():
         raise FileNotFoundError(f"{listing}: no such file; give a split's folder, such as GOT-10k/val")
     lines = [(n, line.strip()) for n, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1)]
-    found: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     for number, line in lines:
         if not line:
             continue
         folder = root / line
         if not folder.is_dir():
             raise FileNotFoundError(f"{listing}, line {number}: no folder {folder}; unpack it or delete the line")
-        if folder.name in found:
+        if folder.name in folders:
             raise ValueError(f"{listing}, line {number}: the name {folder.name!r} stands twice; delete one")
-        found[folder.name] = folder
-    if not found:
+        folders[folder.name] = folder
+    if not folders:
         raise ValueError(f"{listing}: names no sequence; write one folder per line")
-    return found
+    return folders
 
 
 def read_split(root: Path) -> list[Sequence]:
-    """The sequences that `root/list.txt` names, in order, laid out as the first. Raises as `read_list`."""
+    """The sequences in `root/list.txt`, in order, all in the layout of the first. Raises as `read_list`."""
     folders = list(read_list(root).values())
     layout = detect(folders[0])
     return [read_sequence(folder, layout) for folder in folders]
 
 
 def detect(folder: Path) -> str:
-    """The layout whose frames and boxes are found from a sequence's folder. ValueError says what was looked for."""
+    """The name in LAYOUTS of the layout of a sequence's folder. ValueError says which files were looked for."""
     for layout, (frames, truth, _) in LAYOUTS.items():
         path = folder / truth.format(name=folder.name)
         if path.is_file() and next(folder.glob(frames), None):
             corners = len(_numbers(path.read_text(encoding="utf-8").partition("\n")[0])) == 8
             return "vot-flat" if layout == "got10k" and corners else layout
-    looked = ", ".join(f"{frames} with {truth} ({layout})" for layout, (frames, truth, _) in LAYOUTS.items())
-    raise ValueError(f"{folder}: no frames with boxes; looked for {looked}; restore them from the data set's archive")
+    patterns = ", ".join(f"{frames} with {truth} ({layout})" for layout, (frames, truth, _) in LAYOUTS.items())
+    raise ValueError(f"{folder}: no frames with boxes; looked for {patterns}; restore them from the data set's archive")
 
 
 def read_sequence(folder: Path, layout: str) -> Sequence:
-    """The sequence of a folder, laid out as one of LAYOUTS. Raises as `read_list`."""
-    pattern, named, words = LAYOUTS[layout]
-    frames, truth = _frames(folder, pattern), folder / named.format(name=folder.name)
+    """The sequence in a folder of this layout, one of LAYOUTS. Raises as `read_list`."""
+    pattern, boxes_file, text_file = LAYOUTS[layout]
+    frames, truth = _frames(folder, pattern), folder / boxes_file.format(name=folder.name)
     boxes = _boxes(truth, layout, len(frames))
     if layout == "nfs" and abs(len(boxes) - len(frames)) == 1:  # as in some of its sequences
         frames, boxes = frames[: len(boxes)], boxes[: len(frames)]
@@ -142,14 +143,14 @@ def read_sequence(folder: Path, layout: str) -> Sequence:
     if len(boxes) not in (1, n):
         raise ValueError(f"{truth}: {len(boxes)} rows for {n} frames; write one per frame or the first alone")
     lasot = [_label(folder / f"{reason}.txt", n, 1) for reason in ("full_occlusion", "out_of_view")]
-    gone = np.any([_label(folder / "absence.label", n, 1), *lasot], axis=0)
+    absent = np.any([_label(folder / "absence.label", n, 1), *lasot], axis=0)
     if len(boxes) == n:
-        gone |= (boxes[:, 2:] <= 0).any(1)
+        absent |= (boxes[:, 2:] <= 0).any(1)
     cover, cut = _label(folder / "cover.label", n, 8), _label(folder / "cut_by_image.label", n, 1) == 1
-    # Two training sequences of GOT-10k have nothing but zeros by mistake; without labels, absent still means unseen.
-    visibility = cover / 8 if cover.any() else np.where(gone, 0.0, np.nan)
-    text = (folder / words).read_text(encoding="utf-8").strip() if (folder / words).is_file() else ""
-    return Sequence(folder.name, frames, boxes, gone, visibility, cut, _meta(folder / "meta_info.ini"), text or None)
+    # In two training sequences of GOT-10k all labels are 0 by mistake. Without labels, an absent target is invisible.
+    visibility = cover / 8 if cover.any() else np.where(absent, 0.0, np.nan)
+    text = (folder / text_file).read_text(encoding="utf-8").strip() if (folder / text_file).is_file() else ""
+    return Sequence(folder.name, frames, boxes, absent, visibility, cut, _meta(folder / "meta_info.ini"), text or None)
 
 
 def _numbers(line: str) -> list[str]:
@@ -157,7 +158,7 @@ def _numbers(line: str) -> list[str]:
 
 
 def _boxes(path: Path, layout: str, frames: int) -> Array:
-    """x, y, w, h per row, shape (rows, 4); outside GOT-10k, NaN is a row without a target, written as GOT-10k does."""
+    """x, y, w, h per row, shape (rows, 4). Rows of NaN (no target) become -1, -1, -1, -1; in GOT-10k there are none."""
     if layout == "got10k":
         return read_table(path, 4, RESTORE)
     if not path.is_file():
@@ -177,7 +178,7 @@ def _boxes(path: Path, layout: str, frames: int) -> Array:
         rows.append([-1.0] * 4 if any(map(math.isnan, row)) else row)
     boxes = np.array(rows, dtype=np.float64).reshape(-1, 4)
     boxes[:, :2] -= layout == "otb"  # which counts pixels from 1
-    # NfS has the boxes of 240 frames a second beside the frames of 30, too.
+    # NfS also has frames at 30 per second with boxes at 240 per second.
     return boxes[::8] if layout == "nfs" and abs(len(boxes) / frames - 8) < 1 else boxes
 
 
@@ -201,8 +202,8 @@ def _label(path: Path, frames: int, most: int) -> Array:
     if not path.is_file():
         return np.zeros(frames)
     if path.suffix == ".txt":  # LaSOT's stand in one line
-        words = _numbers(path.read_text(encoding="utf-8"))
-        values = np.array([float(word) if word in ("0", "1") else math.nan for word in words])
+        labels = _numbers(path.read_text(encoding="utf-8"))
+        values = np.array([float(label) if label in ("0", "1") else math.nan for label in labels])
     else:
         values = read_table(path, 1, "restore or delete it")[:, 0]
     if len(values) != frames:

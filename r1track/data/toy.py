@@ -1,8 +1,8 @@
-"""The toy world: procedural video sequences in the GOT-10k layout, so that the whole DAG runs with no download.
+"""The toy world: synthetic video sequences in the GOT-10k layout, so that the workflow runs without a download.
 
-A target (a coloured shape) drifts, turns and changes size over a textured, slowly panning background, beside
-distractors that share its colour or its shape, never both. In some sequences a grey panel slides over it: partly
-covered, then absent, then back. Everything follows from the seed; the same seed writes the same bytes.
+A target (a coloured shape) moves, turns and changes size over a textured, slowly panning background, among distractors
+that have its colour or its shape, never both. In some sequences a grey panel slides over it: the target is partly
+covered, then absent, then visible again. The same seed writes the same bytes.
 """
 
 import math
@@ -56,7 +56,7 @@ OUTLINES = {shape: _outline(shape) for shape in SHAPES}
 
 @dataclass
 class Thing:
-    """One coloured shape and its path: centre (n, 2), size (n,) and angle (n,), in pixels and radians, per frame."""
+    """A coloured shape and its path over n frames: centre (n, 2) and size (n,) in pixels, angle (n,) in radians."""
 
     shape: str
     color: str
@@ -85,7 +85,7 @@ class Thing:
 
 @dataclass
 class World:
-    """A clip of `length` frames: things[0] is the target; a panel (if any) slides over it from frame `panel_start`."""
+    """A clip of `length` frames: things[0] is the target; a panel, if any, covers it from frame `panel_start` on."""
 
     length: int
     things: list[Thing]
@@ -118,23 +118,23 @@ class World:
         return frame
 
     def box(self, t: int, thing: int = 0) -> Array:
-        """The thing's true box in frame t: x, y, w, h, the whole extent of the shape, clipped to the image."""
+        """The true box of a thing in frame t: x, y, w, h of the shape's bounding box, clipped to the image."""
         points = self.things[thing].points(t)
         x1, y1, x2, y2 = clip(np.concatenate([points.min(0), points.max(0)]), WIDTH, HEIGHT)
         return np.array([x1, y1, x2 - x1, y2 - y1])
 
     def visibility(self, t: int) -> float:
-        """Share of the target's pixels that are inside the image and not behind the panel, in [0, 1]."""
+        """Fraction of the target's pixels that are inside the image and not behind the panel, in [0, 1]."""
         margin = 64
         mask = np.zeros((HEIGHT + 2 * margin, WIDTH + 2 * margin), np.uint8)
         cv2.fillPoly(mask, [np.round((self.things[0].points(t) + margin) * 16).astype(np.int32)], 1, cv2.LINE_8, 4)
         whole = int(mask.sum())
-        seen = mask[margin : margin + HEIGHT, margin : margin + WIDTH]
+        visible = mask[margin : margin + HEIGHT, margin : margin + WIDTH]
         box = self._panel_box(t)
         if box is not None:
             x1, y1, x2, y2 = clip(box, WIDTH, HEIGHT).astype(int)
-            seen[y1:y2, x1:x2] = 0
-        return int(seen.sum()) / whole
+            visible[y1:y2, x1:x2] = 0
+        return int(visible.sum()) / whole
 
 
 def make_ground(rng: np.random.Generator) -> Frame:
@@ -153,7 +153,7 @@ def make_ground(rng: np.random.Generator) -> Frame:
 
 
 def _walk(rng: np.random.Generator, length: int, size: Array) -> Array:
-    """A smooth random path that bounces off the border, shape (length, 2); speed in shares of the size."""
+    """A smooth random path that bounces off the border, in pixels, shape (length, 2); its speed grows with the size."""
     low = size.max() * 0.45
     position = rng.uniform([low, low], [WIDTH - low, HEIGHT - low])
     heading, speed = rng.uniform(0, 2 * np.pi), rng.uniform(0.10, 0.26)
@@ -172,7 +172,7 @@ def _walk(rng: np.random.Generator, length: int, size: Array) -> Array:
 
 
 def make_thing(rng: np.random.Generator, length: int, shape: str, color: str) -> Thing:
-    """A thing of that kind, its path, size and turning drawn from `rng`."""
+    """A thing of this shape and colour, with a random path, size and rotation."""
     growth = np.exp(np.cumsum(rng.normal(0, 0.018, length)))
     size: Array = np.clip(rng.uniform(24, 40) * growth, 20, 46)
     spin = rng.normal(0, 0.03) if shape != "triangle" else 0.0
@@ -181,7 +181,7 @@ def make_thing(rng: np.random.Generator, length: int, shape: str, color: str) ->
 
 
 def distractor_kinds(rng: np.random.Generator, shape: str, color: str, count: int) -> list[tuple[str, str]]:
-    """Kinds (shape, colour) of distractors: each shares the target's colour or its shape, never both."""
+    """Shape and colour of distractors; a distractor has the target's colour or its shape, never both."""
     kinds = []
     for _ in range(count):
         if rng.random() < 0.5:
@@ -192,7 +192,7 @@ def distractor_kinds(rng: np.random.Generator, shape: str, color: str, count: in
 
 
 def make(rng: np.random.Generator, length: int, distractors: int, panel: bool, ground: Frame | None = None) -> World:
-    """A new clip drawn from `rng`; its background too, unless one is given."""
+    """A random clip; its background is random too, unless one is given."""
     shape, color = str(rng.choice(SHAPES)), str(rng.choice(list(COLORS)))
     kinds = [(shape, color), *distractor_kinds(rng, shape, color, distractors)]
     things = [make_thing(rng, length, s, c) for s, c in kinds]
@@ -205,7 +205,7 @@ def make(rng: np.random.Generator, length: int, distractors: int, panel: bool, g
 
 
 def _panel(rng: np.random.Generator, target: Thing, start: int) -> Array:
-    """Corners of the panel in its frames, shape (PANEL_FRAMES, 4): it slides over the target to the other side."""
+    """The panel's box (x1, y1, x2, y2) in its frames, shape (PANEL_FRAMES, 4): it slides across the target."""
     heading = rng.uniform(0, 2 * np.pi)
     direction = np.array([math.cos(heading), math.sin(heading)])
     boxes = []
@@ -243,7 +243,7 @@ def write_sequence(folder: Path, world: World) -> None:
 def write_split(folder: Path, split: str, *, sequences: int, length: int, seed: int) -> None:
     """Write a split (`train` or `val`) of the toy world: `folder/list.txt` and one folder per sequence.
 
-    Every sequence has its own random stream, from the seed, the split and its number.
+    Every sequence has its own random generator, seeded by the seed, the split and its number.
     """
     with atomic_folder(folder) as out:
         names = [f"Toy_{split.capitalize()}_{number:06d}" for number in range(1, sequences + 1)]
@@ -255,7 +255,7 @@ def write_split(folder: Path, split: str, *, sequences: int, length: int, seed: 
 
 def run(settings: Settings, out: Path) -> None:
     """Write the splits `out/train` and `out/val` and the provenance of both."""
-    provenance, toy = Provenance("toy", []), settings.toy
+    provenance, toy = Provenance("toy", {}), settings.toy
     for split, sequences in (("train", toy.train_sequences), ("val", toy.val_sequences)):
         write_split(out / split, split, sequences=sequences, length=toy.length, seed=toy.seed)
     provenance.write(out / "provenance.json", seed=toy.seed)

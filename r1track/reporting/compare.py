@@ -20,7 +20,7 @@ from scipy.stats import permutation_test
 from r1track.core import config, files
 from r1track.core.statistics import holm
 from r1track.reporting.report import HERE, environment
-from r1track.reporting.summary import BASE, read, summarise
+from r1track.reporting.summary import BASE, read, read_record, summarise
 from r1track.tracking.score import SEED, paired_difference
 
 PERMUTATIONS = 2**14
@@ -43,7 +43,8 @@ def run(folders: list[Path], out: Path) -> None:
     """
     if len({folder.resolve() for folder in folders}) < max(2, len(folders)):
         raise ValueError(f"{' '.join(map(str, folders))}: give two or more results folders, none of them twice")
-    provenance = files.Provenance("compare", [folder / part for folder in folders for part in ("config", "scores")])
+    parts = [folder / part for folder in folders for part in ("config", "scores")]
+    provenance = files.Provenance("compare", {str(part): part for part in parts})
     found, pages = compare(folders), environment()
     shown = {"tables": _tables(found, pages.filters["number"]), "css": Markup((HERE / "page.css").read_text("utf-8"))}
     with files.atomic_folder(out) as temp_path:
@@ -81,10 +82,11 @@ def _read(folder: Path) -> Found:
     for path in sorted(folder.glob("config/*.json")):
         settings |= files.read_json(path)
     seed, fields = settings.pop("seed"), config.flat(settings)
-    fields["training split"] = [*read(folder / "pairs" / "provenance.json", "sample")["inputs"].values()]
+    sampled = read_record(folder / "pairs" / "provenance.json", "sample")
+    fields["training split"] = [file.sha256 for file in sampled.inputs.values()]
     for name, each in summary["sets"].items():
-        tracked = read(folder / "tracks" / model / name / "provenance.json", "track")
-        fields[f"true boxes of {name}"] = next(iter(tracked["inputs"].values()))  # `track` names the split first
+        tracked = read_record(folder / "tracks" / model / name / "provenance.json", "track")
+        fields[f"true boxes of {name}"] = tracked.inputs["split"].sha256
         scores[name] = [read(folder / "scores" / m / f"{name}.json", "score") for m in (model, BASE)]
         row, change = each["models"][model], each["differences"][model]["value"]
         ours = {"AO": row["ao"], "SR.50": row["sr50"], "SR.75": row["sr75"], f"AO − {BASE}": change}

@@ -29,7 +29,7 @@ def run(settings: config.Settings, results: Path, out: Path) -> None:
 
     Raises FileNotFoundError or ValueError naming the file when the results are not whole.
     """
-    inputs = [results / "config", results / "scores", results / "vqa" / "verdict.json"]
+    inputs = {name: results / name for name in ("config", "scores", "vqa/verdict.json")}
     provenance = files.Provenance("report", inputs)
     summary = summarise(results)
     pages = environment()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from r1track.core import config, files
+from r1track.core.files import ProvenanceRecord
 from r1track.reporting import paper
 from r1track.tracking.score import paired_difference
 
@@ -38,6 +39,11 @@ def read(path: Path, stage: str) -> Any:
     return files.read_json(present(path, stage))
 
 
+def read_record(path: Path, stage: str) -> ProvenanceRecord:
+    """A stage's provenance.json; raises as `read`, and ValueError with file and field for one of another form."""
+    return files.read_record(present(path, stage), ProvenanceRecord)
+
+
 def present(path: Path, stage: str) -> Path:
     """The path itself, when it is there."""
     if not path.is_file():
@@ -61,8 +67,8 @@ def read_scores(results: Path) -> dict[str, dict[str, Found]]:
 
 def root_of(results: Path, name: str) -> Path:
     """The folder of the split that the set `name` was tracked on."""
-    inputs = read(results / "tracks" / BASE / name / "provenance.json", "track")["inputs"]
-    return Path(next(iter(inputs)))  # `track` names the split first
+    record = read_record(results / "tracks" / BASE / name / "provenance.json", "track")
+    return Path(record.inputs["split"].path)
 
 
 def read_log(results: Path, arm: str) -> list[Found]:
@@ -71,16 +77,16 @@ def read_log(results: Path, arm: str) -> list[Found]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def read_records(results: Path) -> list[Found]:
-    """Every provenance of the run, in the order in which the results were finished; `result` says of what."""
-    found = []
+def read_records(results: Path) -> list[tuple[str, ProvenanceRecord]]:
+    """The results of the run, by their paths in it, with their provenance, in the order in which they were finished."""
+    records = []
     for path in results.rglob("*provenance.json"):
         place = path.relative_to(results)
         if place.parts[0] != "report" and not any(part.startswith(".") for part in place.parts):
             alone = path.name == "provenance.json"
             result = place.parent.as_posix() if alone else place.as_posix().removesuffix(".provenance.json")
-            found.append({"result": result, **read(path, place.parts[0])})
-    return sorted(found, key=lambda record: (record["finished"], record["result"]))
+            records.append((result, read_record(path, place.parts[0])))
+    return sorted(records, key=lambda row: (row[1].finished, row[0]))
 
 
 def _compare(ours: Found, theirs: Found, draws: int) -> Found:
@@ -142,12 +148,12 @@ def _changes(settings: Found) -> list[Found]:
 
 
 def _training(results: Path, arm: str) -> Found:
-    record = read(results / "adapters" / arm / "provenance.json", "train")
+    record = read_record(results / "adapters" / arm / "provenance.json", "train")
     merge = read(results / "models" / arm / "merge.json", "merge")
-    seconds = record.get("train_seconds", record["wall_seconds"])
+    seconds = record.wall_seconds if record.train_seconds is None else record.train_seconds
     return {
-        "quantize": record["quantize"],
-        "adapter": f"LoRA trained {LORA[record['quantize']]}",
+        "quantize": record.quantize,
+        "adapter": f"LoRA trained {LORA[str(record.quantize)]}",
         "steps": len(read_log(results, arm)),
         "minutes": seconds / 60,
         "merge": {key: merge[key] for key in ("pairs", "agreement", "agreement_as_trained")},
@@ -165,19 +171,19 @@ def _verdicts(results: Path) -> dict[str, Found]:
     return found
 
 
-def _cost(records: list[Found]) -> Found:
+def _cost(records: list[ProvenanceRecord]) -> Found:
     """Times summed, memory at its largest, of all results; `stages` has the same of each stage."""
-    stages = {stage: [record for record in records if record["stage"] == stage] for stage in config.NEEDS}
+    stages = {stage: [record for record in records if record.stage == stage] for stage in config.NEEDS}
     return {**_sums(records), "stages": {stage: _sums(found) for stage, found in stages.items() if found}}
 
 
-def _sums(records: list[Found]) -> Found:
-    gpu = [record["peak_gpu_bytes"] for record in records if record["peak_gpu_bytes"]]
+def _sums(records: list[ProvenanceRecord]) -> Found:
+    gpu = [record.peak_gpu_bytes for record in records if record.peak_gpu_bytes]
     return {
         "results": len(records),
-        "wall_seconds": sum(record["wall_seconds"] for record in records),
-        "cpu_seconds": sum(record["cpu_seconds"] for record in records),
-        "peak_cpu_bytes": max(record["peak_cpu_bytes"] for record in records),
+        "wall_seconds": sum(record.wall_seconds for record in records),
+        "cpu_seconds": sum(record.cpu_seconds for record in records),
+        "peak_cpu_bytes": max(record.peak_cpu_bytes for record in records),
         "peak_gpu_bytes": max(gpu, default=None),
     }
 
@@ -231,5 +237,5 @@ def summarise(results: Path) -> Found:
         "departures": paper.departures(settings),
         "changes": _changes(settings),
         "settings": settings,
-        "cost": _cost(read_records(results)),
+        "cost": _cost([record for _, record in read_records(results)]),
     }

@@ -24,6 +24,7 @@ from rich.progress import track as progress
 
 from r1track.ability import verdict, vqa
 from r1track.core import config, files, schema
+from r1track.core.files import ProvenanceRecord as Record
 from r1track.reporting import report
 from r1track.reporting.summary import read, root_of
 from r1track.tracking import score
@@ -32,8 +33,6 @@ STATES = ("agrees", "altered", "stale", "differs", "gone")
 # What other versions of the libraries may draw otherwise; the hash of the page covers it.
 DRAWN = re.compile(r'data:image[^"]*|<svg.*?</svg>', re.DOTALL)
 NOTHING = "nothing"
-
-Record = dict[str, Any]
 
 
 class Finding(NamedTuple):
@@ -51,7 +50,8 @@ class Run:
         self.results, self.hash = results, cache(files.hash_path)
         self.name = str(read(results / "report" / "summary.json", "report")["run"])
         paths = sorted(path.relative_to(results) for path in results.rglob("*provenance.json"))
-        self.records: dict[Path, Record] = {p: files.read_json(results / p) for p in paths if "/." not in f"/{p}"}
+        visible = [path for path in paths if "/." not in f"/{path}"]
+        self.records = {path: files.read_record(results / path, Record) for path in visible}
 
     def find(self, recorded: str, revision: str | None = None) -> Path | None:
         """Where a recorded path lies: in this folder, which may have been moved or copied, or where it was.
@@ -70,10 +70,11 @@ class Run:
             return Finding("agrees", str(file))
         words = "{}recorded {}, now {}".format(*unequal[0]) + f" (and {len(unequal) - 1} more)" * (len(unequal) > 1)
         if state is None:
-            later = tuple(_result(p) for p, each in self.records.items() if each["finished"] > record["finished"])
-            sources = later if record["stage"] == "report" else record["inputs"]  # a report rests on all of them
-            state = "stale" if any(name.endswith(later) for name in sources) else "differs"
-            made_at, here = record["git_commit"], files.git_commit()
+            later = tuple(_result(p) for p, each in self.records.items() if each.finished > record.finished)
+            paths = [source.path for source in record.inputs.values()]
+            sources = later if record.stage == "report" else paths  # a report rests on all of them
+            state = "stale" if any(path.endswith(later) for path in sources) else "differs"
+            made_at, here = record.git_commit, files.git_commit()
             words += f"; made at commit {made_at[:12]}, this is {here[:12]}" if made_at != here else ""
         return Finding(state, str(file), words)
 
@@ -99,7 +100,7 @@ def _result(place: Path) -> str:
 
 def _files(run: Run, place: Path, record: Record) -> Iterator[Finding]:
     """The files of a result against the hashes that its stage recorded."""
-    folder, recorded = run.results / place.parent, record.get("outputs", {})
+    folder, recorded = run.results / place.parent, record.outputs
     found = files.hashes(folder) if place.name == "provenance.json" else {}
     found |= {name: run.hash(folder / name) for name in recorded if name not in found and (folder / name).is_file()}
     for name in sorted({*recorded, *found}):
@@ -110,22 +111,28 @@ def _files(run: Run, place: Path, record: Record) -> Iterator[Finding]:
 
 def _sources(run: Run, place: Path, record: Record) -> Iterator[Finding]:
     """What a result was made from against the recorded hashes, and its settings against those of the run."""
-    for name, was in record["inputs"].items():
-        path, told = run.find(name, record["base"]), f"made from {name}"
-        if was is None or path is None:
+    for source in record.inputs.values():
+        path, told = run.find(source.path, record.base), f"made from {source.path}"
+        if source.sha256 is None or path is None:
             yield Finding("gone", _result(place), f"{told}, which is not here")
         else:
-            yield run.compare(record, _result(place), {told: was}, {told: run.hash(path)}, "stale")
-    path = run.results / "config" / f"{record['stage']}.json"
-    if "settings" in record and path.is_file():
-        yield run.compare(record, _result(place), record["settings"], files.read_json(path), "stale")
+            yield run.compare(record, _result(place), {told: source.sha256}, {told: run.hash(path)}, "stale")
+    path = run.results / "config" / f"{record.stage}.json"
+    if record.settings is not None and path.is_file():
+        yield run.compare(record, _result(place), record.settings, files.read_json(path), "stale")
+
+
+def _settings(record: Record) -> dict[str, Any]:
+    if record.settings is None:
+        raise ValueError("its provenance names no settings")
+    return record.settings
 
 
 def _scores(run: Run, place: Path, record: Record) -> Iterator[Finding]:
-    tracks, listing = map(run.find, record["inputs"])
+    tracks, listing = (run.find(record.inputs[name].path) for name in ("tracks", "list"))
     if not tracks or not listing:
         raise FileNotFoundError("boxes or truth are not there any more")
-    again = score.score(tracks, listing.parent, record["settings"]["score"]["draws"])
+    again = score.score(tracks, listing.parent, _settings(record)["score"]["draws"])
     yield run.compare(record, _result(place), files.read_json(run.results / _result(place)), again)
 
 
@@ -140,9 +147,11 @@ def _answers(run: Run, place: Path, record: Record) -> Iterator[Finding]:
 
 
 def _verdicts(run: Run, place: Path, record: Record) -> Iterator[Finding]:
-    base, *tuned = (run.find(name) or Path(name) for name in record["inputs"])
-    again = verdict.judge_all(base, tuned, schema.Verdict(**record["settings"]["verdict"]))
-    yield run.compare(record, _result(place), files.read_json(run.results / _result(place)), again)
+    saved = files.read_json(run.results / _result(place))
+    paths = [record.inputs[name].path for name in ("base", *(f"tuned {model}" for model in saved["models"]))]
+    base, *tuned = (run.find(path) or Path(path) for path in paths)
+    again = verdict.judge_all(base, tuned, schema.Verdict(**_settings(record)["verdict"]))
+    yield run.compare(record, _result(place), saved, again)
 
 
 def _report(run: Run, place: Path, record: Record) -> Iterator[Finding]:
@@ -174,7 +183,7 @@ def examine(results: Path) -> dict[str, list[Finding]]:
     """All findings, by what was checked. Raises FileNotFoundError where there is no report."""
     run, found = Run(results), {kind: list[Finding]() for kind in CHECKS}
     for place, record in progress(run.records.items(), "verifying"):
-        for kind in [kind for kind in CHECKS if kind in ("files", "sources", record["stage"])]:
+        for kind in [kind for kind in CHECKS if kind in ("files", "sources", record.stage)]:
             try:
                 found[kind] += CHECKS[kind](run, place, record)
             except (OSError, ValueError, KeyError, TypeError) as error:

@@ -124,7 +124,8 @@ def rescore(results, draws):
     settings = SETTINGS.model_copy(update={"score": SETTINGS.score.model_copy(update={"draws": draws})})
     files.write_json(results / "config/score.json", config.stage_values(settings, "score"))
     for place in (results / "scores").rglob("*.provenance.json"):
-        tracks, listing = map(Path, files.read_json(place)["inputs"])
+        inputs = files.read_json(place)["inputs"]
+        tracks, listing = (Path(inputs[name]["path"]) for name in ("tracks", "list"))
         own = results / "tracks" / tracks.parent.name / tracks.name
         score.run(own, listing.parent, place.with_name(place.name.removesuffix(".provenance.json")), draws)
 
@@ -181,10 +182,10 @@ def test_what_is_not_there_any_more_is_counted_and_no_lie(results):
 
 def test_a_result_is_held_against_the_embedded_base_that_it_was_made_from(results):
     place = results / "vqa/base/provenance.json"
-    made = files.Provenance("vqa", ["tiny"]).hashes()
-    assert made == {"tiny": files.hash_path(models.TINY)}
-    for inputs, state in ((made, "agrees"), ({"tiny": "0" * 64}, "stale")):
-        files.write_json(place, {**files.read_json(place), "inputs": inputs})
+    made = files.Provenance("vqa", {"model": "tiny"}).inputs["model"].model_dump()
+    assert made == {"path": "tiny", "sha256": files.hash_path(models.TINY)}
+    for source, state in ((made, "agrees"), ({"path": "tiny", "sha256": "0" * 64}, "stale")):
+        files.write_json(place, {**files.read_json(place), "inputs": {"model": source}})
         found = [each for each in verify.examine(results)["sources"] if each.file == "vqa/base"]
         assert found[0].state == state
     assert "made from tiny" in found[0].words
@@ -198,14 +199,14 @@ def test_a_base_on_the_hub_is_recorded_by_its_commit_and_held_against_the_cached
     files.write_text(home / "refs/main", commit)
     copy = shutil.copytree(models.TINY, home / "snapshots" / commit)
     assert models.resolve_model_dir(name) == files.resolve_path(name, commit) == copy
-    record = files.Provenance("vqa", [name])
-    record.hashes()
+    record = files.Provenance("vqa", {"model": name})
+    assert record.inputs
     newer = shutil.copytree(copy, home / "snapshots" / ("f" * 40))
     files.write_text(home / "refs/main", newer.name)  # one that comes out while the stage runs
     record.write(tmp_path / "made/provenance.json")
     made = files.read_json(tmp_path / "made/provenance.json")
     assert made["base"] == commit
-    assert made["inputs"] == {name: files.hash_path(copy)}
+    assert made["inputs"] == {"model": {"path": name, "sha256": files.hash_path(copy)}}
     place = results / "vqa/base/provenance.json"
     files.write_json(place, {**files.read_json(place), "base": commit, "inputs": made["inputs"]})
 
@@ -247,12 +248,12 @@ def test_a_broken_file_is_named_and_stops_nothing(results):
 def test_the_command_says_it_in_one_line_and_by_its_exit_code(results):
     true = CliRunner().invoke(cli.app, ["verify", str(results)])
     assert (true.exit_code, true.exception and type(true.exception)) == (0, None)
-    assert true.output.splitlines()[-1].startswith("The report tells the truth: 0 of ")
+    assert true.output.splitlines()[-1].startswith("Verified: 0 of ")
     alter(results / "report/index.html", *ALTERED["report/index.html"])
     false = CliRunner().invoke(cli.app, ["verify", str(results)])
     assert false.exit_code == 1
     assert "altered  report/index.html  SHA-256: recorded " in false.output
-    assert false.output.splitlines()[-1].startswith("The report is not to be believed: 2 of ")
+    assert false.output.splitlines()[-1].startswith("Verification failed: 2 of ")
 
 
 def test_a_folder_without_a_report_is_refused(tmp_path):

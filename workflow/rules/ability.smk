@@ -19,10 +19,10 @@ rule vqa:
         gpu=1,
     params:
         model=lambda w: PLAN.model(w.model),
-        # How far an arm moved from the base is measured on held-out pairs, too.
+        # For the KL divergence of an arm from the base, on held-out pairs.
         pairs=lambda w, input: f"--pairs {input.pairs}" if input.pairs else "",
     message:
-        "Putting general questions to {wildcards.model}"
+        "Asking {wildcards.model} general questions"
     shell:
         "r1track --log {log} vqa --config {input.config} --model {params.model:q} --out {output} {params.pairs}"
 
@@ -51,8 +51,7 @@ rule verdict:
 
 
 rule gate:
-    # The last word, after the report: a loss of general ability stops the run here, if verdict.on_regression says so.
-    # It is about the last arm; an arm before it is there to compare.
+    # After the report: with verdict.on_regression `fail`, a loss of general ability of the last arm is an error.
     input:
         verdict=f"{PLAN.results}/vqa/verdict.json",
         report=f"{PLAN.results}/report/index.html",
@@ -65,6 +64,6 @@ rule gate:
     params:
         on_regression=PLAN.settings.verdict.on_regression,
     message:
-        "Is general ability kept?"
+        "Checking that general ability is retained"
     shell:
         "r1track --log {log} gate --verdict {input.verdict} --on-regression {params.on_regression}"

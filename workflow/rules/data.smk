@@ -15,7 +15,7 @@ rule toy:
     params:
         out=subpath(output.train, ancestor=2),
     message:
-        "Drawing the toy world"
+        "Writing the synthetic sequences"
     shell:
         "r1track --log {log} toy --config {input.config} --out {params.out}"
 

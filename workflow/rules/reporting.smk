@@ -24,6 +24,6 @@ rule report:
         out=subpath(output.page, parent=True),
     message:
         "Writing {output.page}"
-    # The summary that the command shows is shown by the workflow at its end (r1track/failures.py).
+    # The workflow prints the summary at its end (r1track/failures.py).
     shell:
         "r1track --log {log} report --results {params.results} --out {params.out} > /dev/null"

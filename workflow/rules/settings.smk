@@ -1,5 +1,5 @@
 rule settings:
-    # One file per stage, with what that stage depends on: another value reruns the stage and what follows, nothing else.
+    # One file per stage, with the sections that it depends on: a changed value reruns it and what follows, nothing else.
     output:
         f"{PLAN.results}/config/{{stage}}.json",
     log:

@@ -51,7 +51,7 @@ rule score:
 
 
 rule submit:
-    # GOT-10k's test split: its truth is withheld, so it is tracked and packed, not scored.
+    # GOT-10k's test split is not scored here: only the GOT-10k server has its true boxes.
     input:
         frames=lambda w: f"{PLAN.sets[PLAN.test]}/list.txt",
         tracks=f"{PLAN.results}/tracks/{{model}}/{PLAN.test}",

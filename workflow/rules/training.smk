@@ -17,7 +17,7 @@ rule train:
         gpu=1,
     params:
         model=lambda w: PLAN.model(PLAN.initial_model(w.arm)),
-        # Not an output: Snakemake would delete the checkpoints of a run that fails.
+        # Not an output: Snakemake deletes the outputs of a job that fails, and with them its checkpoints.
         scratch=lambda w: f"{PLAN.scratch}/train/{w.arm}",
     message:
         "Training {wildcards.arm}"
