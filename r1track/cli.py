@@ -266,22 +266,23 @@ def report(
 
 @app.command()
 def verify(results: Annotated[Path, typer.Argument(help="Results folder of a run: results/<run>.")]) -> None:
-    """Say whether a report tells the truth: hashes, scores, verdicts and the report itself, computed again."""
+    """Verify a report: compute hashes, scores, verdicts and the report itself again, and name what does not agree."""
     from r1track.reporting.verify import STATES, examine
 
-    logging.getLogger("r1track").setLevel(logging.ERROR)  # the stages would speak of what they make again
-    found, console, table = examine(results), get_console(), Table("checked", *STATES)
-    for kind, each in found.items():
-        table.add_row(kind, *(str(sum(finding.state == state for finding in each)) for state in STATES))
+    logging.getLogger("r1track").setLevel(logging.ERROR)  # else the stages log what they compute again
+    findings, console, table = examine(results), get_console(), Table("checked", *STATES)
+    for kind, rows in findings.items():
+        table.add_row(kind, *(str(sum(finding.state == state for finding in rows)) for state in STATES))
     console.print(table)
-    every = sorted((one for each in found.values() for one in each), key=lambda one: STATES.index(one.state))
-    for state, file, words in every:
+    checks = sorted((row for rows in findings.values() for row in rows), key=lambda row: STATES.index(row.state))
+    for state, file, words in checks:
         if state != "agrees":
-            line = Text.assemble((f"{state:9}", "yellow" if state == "gone" else "red"), (file, "bold"), "  ", words)
-            console.print(line, soft_wrap=True)
-    gone, wrong = (sum(one.state in states for one in every) for states in (STATES[-1:], STATES[1:-1]))
-    word = "[red]The report is not to be believed" if wrong else "[green]The report tells the truth"
-    console.print(f"{word}[/]: {wrong} of {len(every) - gone} checks fail, {gone} could not be made.", soft_wrap=True)
+            style, note = ("yellow", "(not checked)  ") if state == "missing" else ("red", "")
+            console.print(Text.assemble((f"{state:9}", style), (file, "bold"), f"  {note}{words}"), soft_wrap=True)
+    missing, wrong = (sum(row.state in states for row in checks) for states in (STATES[-1:], STATES[1:-1]))
+    word = "[red]Verification failed" if wrong else "[green]Verification passed"
+    count = len(checks) - missing
+    console.print(f"{word}[/]: {wrong} of {count} checks fail; {missing} more need missing files.", soft_wrap=True)
     raise typer.Exit(1 if wrong else 0)
 
 

@@ -114,7 +114,7 @@ ALTERED = {
 
 
 def verified(run: Path) -> dict[str, set[str]]:
-    """The files of a run by what `verify` says of them."""
+    """The files of a run by the state that `verify` gives them."""
     every = [finding for each in verify.examine(run).values() for finding in each]
     return {state: {finding.file for finding in every if finding.state == state} for state in verify.STATES}
 
@@ -123,7 +123,7 @@ def test_verify_believes_the_demo(demo: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(demo)
     found = verified(Path("results/demo"))
     assert not found["altered"] | found["stale"] | found["differs"]
-    assert not found["gone"]  # the embedded base is found by its name
+    assert not found["missing"]  # the embedded base is found by its name
     assert found["agrees"] > ALTERED.keys()
 
 
