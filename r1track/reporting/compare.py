@@ -28,11 +28,10 @@ PERMUTATIONS = 2**14
 NOTES = {
     "Runs": "Runs of one group differ in the seed alone. Times and memory are those of the machines they ran on.",
     "Spread over seeds": "sd: the sample standard deviation; a group of one run has none.",
-    "What the groups differ in": "Settings, and the SHA-256 of the split with the true boxes and of the list of the "
-    "training split.",
+    "What the groups differ in": "Settings; the SHA-256 of the true boxes' split and of the training split's list.",
     "Paired tests of AO": "Each sequence is averaged over the seeds of its group first. So the interval (95 %, "
-    "bootstrap) and p (permuted signs; adjusted by Holm) tell how the result may vary with other sequences. How it varies "
-    "with other seeds, only the spread tells.",
+    "bootstrap) and p (permuted signs; adjusted by Holm) tell how the result may vary with other sequences. How it "
+    "varies with other seeds, only the spread tells.",
 }
 
 

@@ -10,13 +10,13 @@ from typing import Any, Literal, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 Json = dict[str, Any]  # a JSON object as its stage wrote it
-Interval = tuple[float, float]  # the ends of a 95 % interval
+Interval = tuple[float, float]  # its ends
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Change:
-    """Pooled AO of one model minus that of another on one set, with its interval; told: where the interval lies."""
+    """Pooled AO of one model minus that of another on one set, the ends of its 95 % interval, and where this lies."""
 
     value: float
     low: float
@@ -26,7 +26,7 @@ class Change:
 
 @dataclass(frozen=True)
 class ModelScore:
-    """A model's score on a set. peers: the model minus each peer. words: which peers it beats, in a sentence."""
+    """A model's score on a set. ao_interval: of 95 %. peers: the model minus each peer. words: which peers it beats."""
 
     kind: Literal["base", "tuned", "peer"]
     ao: float

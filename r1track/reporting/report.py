@@ -10,9 +10,9 @@ JavaScript; page.js adds sorting, a filter, values under the pointer and steppin
 import json
 import logging
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
@@ -27,8 +27,7 @@ HERE = Path(__file__).parent
 NONE = "–"
 
 
-@dataclass(frozen=True)
-class SequenceRow:
+class SequenceRow(NamedTuple):
     """A sequence: AO of base and tuned model, and their difference; None where no frame counts. status: of the tuned
     model's frames, how many have each.
     """
@@ -40,16 +39,6 @@ class SequenceRow:
     tuned: float | None
     change: float | None
     status: dict[str, int]
-
-
-@dataclass(frozen=True)
-class StripSet:
-    """The film strips of a set: by rank, of failures; or why there are none, and where the frames should be."""
-
-    ranked: list[strips.Strip]
-    failed: list[strips.Strip]
-    missing: str | None
-    root: Path
 
 
 def run(settings: config.Settings, results: Path, out: Path) -> None:
@@ -106,14 +95,17 @@ def _sequence_rows(scores: dict[str, Json], model: str) -> list[SequenceRow]:
     return sorted(rows, key=lambda row: (row.change is None, -(row.change or 0), row.name))
 
 
-def _strips(wanted: schema.Report, results: Path, name: str, rows: list[SequenceRow], tuned: str) -> StripSet:
-    ranked = strips.choose({row.name: row.change for row in rows if row.change is not None}, wanted.strips)
-    failed = strips.failures({row.name: row.status for row in rows}) if wanted.strips else []
-    root, picks = root_of(results, name), [*ranked, *failed]
+def _strips(
+    wanted: schema.Report, results: Path, name: str, rows: list[SequenceRow], tuned: str
+) -> tuple[list[strips.Strip], str | None]:
+    """The strips of the set `name`, failures last; or none, and why."""
+    picks = strips.choose({row.name: row.change for row in rows if row.change is not None}, wanted.strips)
+    picks += strips.failures({row.name: row.status for row in rows}) if wanted.strips else []
+    root = root_of(results, name)
     shown, missing = strips.read(results / "tracks", name, root, [BASE, tuned], picks, wanted.strip_frames)
     if missing:
         log.warning("no film strips of %s: %s", name, missing)
-    return StripSet(shown[: len(ranked)], shown[len(ranked) :], missing, root)
+    return shown, missing
 
 
 def environment() -> Environment:

@@ -8,6 +8,7 @@ import csv
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -25,8 +26,7 @@ REMEDY = "run the stage `track` again"
 FAILURES = ("held", "absent", "clipped", "failed")  # statuses of the tracker
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """A picture as a data URI of JPEG, made smaller where it is large; its own size in pixels; boxes x, y, w, h in its
     own pixels, each with the name of a model, `truth` or `answer`.
     """
@@ -37,8 +37,7 @@ class Picture:
     boxes: list[tuple[str, list[float]]]
 
 
-@dataclass(frozen=True)
-class Frame:
+class Frame(NamedTuple):
     """A frame, by its number from 1: the IoU in words, and the status and answer of the tracked model."""
 
     number: int
@@ -48,8 +47,7 @@ class Frame:
     picture: Picture
 
 
-@dataclass(frozen=True)
-class Strip:
+class Strip(NamedTuple):
     """Frames of a sequence; rank: `best`, `median`, `worst` or a status of failure; first: which the page opens at."""
 
     rank: str
