@@ -266,24 +266,26 @@ def report(
 
 @app.command()
 def verify(results: Annotated[Path, typer.Argument(help="Results folder of a run: results/<run>.")]) -> None:
-    """Verify a report: compute hashes, scores, verdicts and the report itself again, and name what does not agree."""
+    """Check a report: compute hashes, scores, verdicts and the report again, and compare."""
     from r1track.reporting.verify import STATES, examine
 
-    logging.getLogger("r1track").setLevel(logging.ERROR)  # else the stages log what they compute again
-    findings, console, table = examine(results), get_console(), Table("checked", *STATES)
-    for kind, rows in findings.items():
-        table.add_row(kind, *(str(sum(finding.state == state for finding in rows)) for state in STATES))
+    logging.getLogger("r1track").setLevel(logging.ERROR)  # the stages that run again would log their results
+    agrees, *faults, missing = STATES
+    checks, console, table = examine(results), get_console(), Table("checked", *STATES)
+    for kind, findings in checks.items():
+        table.add_row(kind, *(str(sum(finding.state == state for finding in findings)) for state in STATES))
     console.print(table)
-    checks = sorted((row for rows in findings.values() for row in rows), key=lambda row: STATES.index(row.state))
-    for state, file, words in checks:
-        if state != "agrees":
-            style, note = ("yellow", "(not checked)  ") if state == "missing" else ("red", "")
-            console.print(Text.assemble((f"{state:9}", style), (file, "bold"), f"  {note}{words}"), soft_wrap=True)
-    missing, wrong = (sum(row.state in states for row in checks) for states in (STATES[-1:], STATES[1:-1]))
-    word = "[red]Verification failed" if wrong else "[green]Verification passed"
-    count = len(checks) - missing
-    console.print(f"{word}[/]: {wrong} of {count} checks fail; {missing} more need missing files.", soft_wrap=True)
-    raise typer.Exit(1 if wrong else 0)
+    findings = [finding for findings in checks.values() for finding in findings]
+    for state, file, words in sorted(findings, key=lambda finding: STATES.index(finding.state)):
+        if state != agrees:
+            line = Text.assemble((f"{state:9}", "yellow" if state == missing else "red"), (file, "bold"), "  ", words)
+            console.print(line, soft_wrap=True)
+    failed = sum(finding.state in faults for finding in findings)
+    skipped = sum(finding.state == missing for finding in findings)
+    word = "[red]Verification failed" if failed else "[green]Verified"
+    counts = f"{failed} of {len(findings) - skipped} checks failed, {skipped} were not possible"
+    console.print(f"{word}[/]: {counts}.", soft_wrap=True)
+    raise typer.Exit(1 if failed else 0)
 
 
 @app.command()

@@ -251,7 +251,7 @@ def test_a_broken_file_is_named_and_stops_nothing(results):
 def test_the_command_says_it_in_one_line_and_by_its_exit_code(results):
     passed = CliRunner().invoke(cli.app, ["verify", str(results)])
     assert (passed.exit_code, passed.exception and type(passed.exception)) == (0, None)
-    assert passed.output.splitlines()[-1].startswith("Verification passed: 0 of ")
+    assert passed.output.splitlines()[-1].startswith("Verified: 0 of ")
     alter(results / "report/index.html", *ALTERED["report/index.html"])
     failed = CliRunner().invoke(cli.app, ["verify", str(results)])
     assert failed.exit_code == 1
