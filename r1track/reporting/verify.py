@@ -155,7 +155,7 @@ def _report(run: Run, place: Path, record: Json) -> Iterator[Finding]:
             texts = [text.replace(run.name, "").replace(run.results.resolve().name, "") for text in texts]
             was, lines = ({"line": text.splitlines()} for text in texts)
             finding = run.compare(record, f"report/{name}", was, lines)
-            whole = name == "summary.md" or all(root_of(run.results, each).exists() for each in now["sets"])
+            whole = name == "summary.md" or all(root_of(run.results, split).exists() for split in now["sets"])
             yield finding if whole else Finding("missing", finding.file, "the frames of its film strips are not here")
     scored = [f"scores/{model}/{name}.json" for name, scores in now["sets"].items() for model in scores["models"]]
     for file in ("vqa/verdict.json", *scored):
