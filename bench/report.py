@@ -3,8 +3,8 @@
     PYTHONPATH=.:tests python bench/report.py [--sequences 180] [--frames 100] [--steps 977]
 
 The results are invented, but have the shape and the files of a real run: frames of 1280x720 with noise (links to forty
-drawn ones); boxes at random distances from the true ones, as tracks of the base, of two arms and of three peers; logs with
-every figure that a training run writes; sampled answers with crops of 336. Scores and verdict come from the real stages.
+drawn ones); boxes at random distances from the true ones, as tracks of the base, of two arms and of three peers; logs
+with every figure of a training run; sampled answers with crops of 336. Scores and verdict come from the real stages.
 """
 
 import argparse
