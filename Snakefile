@@ -1,4 +1,4 @@
-# One command from data to report: `snakemake --cores all`. What to run is said in config.yaml.
+# One command from data to report: `snakemake --cores all`. config.yaml says what to run.
 import atexit
 import os
 import sys
@@ -22,15 +22,16 @@ except configuration.ConfigError as error:
 
 
 BEGAN = time.time()
+shell.prefix(failures.SHELL_PREFIX)
 
 
-# What came out, or what went wrong, stands below Snakemake's own last words.
+# At exit, so that the summary or the failures stand below Snakemake's own messages.
 onsuccess:
-    atexit.register(failures.tell, log, PLAN.results, BEGAN)
+    atexit.register(failures.show_end, PLAN.results, BEGAN)
 
 
 onerror:
-    atexit.register(failures.tell, log, PLAN.results, BEGAN)
+    atexit.register(failures.show_end, PLAN.results, BEGAN)
 
 
 wildcard_constraints:

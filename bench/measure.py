@@ -235,6 +235,6 @@ def run(case: Case, scratch: Path, limit: float) -> dict[str, Any]:
     return {
         **result, "figures": {**figures, **peaks(), "wall_seconds": time.perf_counter() - began},
         "settings": settings.model_dump(mode="json", exclude_defaults=True, exclude={"model": {"base"}}),
-        "commit": files.git_commit(), "versions": files.versions(), "hardware": files.hardware(),
+        "commit": files.git_commit(), "versions": files.versions(), "hardware": files.hardware().model_dump(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }  # fmt: skip

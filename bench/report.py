@@ -78,7 +78,9 @@ def make(folder: Path, sequences: int, frames: int, steps: int) -> Path:
         tracks = results / "tracks" / model / "got10k-val"
         for sequence in split:
             write_track(tracks / sequence.name, sequence, wander, rng)
-        files.write_json(tracks / "provenance.json", small_run.record("track", inputs={str(root): None}))
+        files.write_json(
+            tracks / "provenance.json", small_run.record("track", inputs={"split": {"path": str(root), "sha256": None}})
+        )
         score.run(tracks, root, results / "scores" / model / "got10k-val.json", 1000)
     merged = {"pairs": 64, "agreement": 1.0, "agreement_as_trained": None, "base": "made up"}
     arms = ("sft", "grpo")

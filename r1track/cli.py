@@ -1,7 +1,7 @@
 """The command line: one command per stage, with the flags that the workflow's rules use.
 
-A command imports its stage when it runs, so that help appears at once. Wrong input ends with one red message and exit
-code 2; a fault of the program keeps its traceback. The file given to `--log` gets both, with times.
+A command imports its stage when it runs, so that `--help` is fast. Wrong input ends with one red message and exit code
+2; any other error keeps its traceback. The file given to `--log` gets messages and tracebacks, with times.
 """
 
 import logging
@@ -25,14 +25,14 @@ log = logging.getLogger(__name__)
 
 
 class Guarded(TyperGroup):
-    """A group of commands that turns what a user did wrong into one message and exit code 2."""
+    """The commands; an error that the user can act on is one message and exit code 2."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (ValueError, FileNotFoundError) as error:  # ConfigError is a ValueError
+        except (ValueError, FileNotFoundError, ChildProcessError) as error:  # ConfigError is a ValueError
             Console(stderr=True).print(Text(f"error: {error}", style="bold red"), soft_wrap=True)
-            log.debug("stopped: %s", error, exc_info=True)  # for the file only: the console has the message
+            log.debug("stopped: %s", error, exc_info=True)  # DEBUG goes to the log file alone; `failures` reads it
             raise typer.Exit(2) from error
         except Exception as error:
             log.debug("failed: %s: %s", type(error).__name__, error, exc_info=True)
@@ -40,7 +40,7 @@ class Guarded(TyperGroup):
 
 
 class Arm(StrEnum):
-    """A way to train."""
+    """A way to train, which gives a model of that name."""
 
     sft = "sft"
     grpo = "grpo"
@@ -52,26 +52,30 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Fine-tune Qwen2.5-VL into a visual tracker by GRPO on one card, and prove what it did.",
-    epilog="`snakemake --cores all` runs every stage in order; each also runs alone: see its --help.",
+    help="Fine-tune Qwen2.5-VL into a visual tracker by GRPO on one card, and measure what training changed.",
+    epilog="`snakemake --cores all` runs all stages in order. Each command runs one stage alone.",
 )
 
 Config = Annotated[
     Path,
-    typer.Option("--config", help="config.yaml, or the stage's results/<run>/config/<stage>.json."),
+    typer.Option("--config", help="config.yaml, or results/<run>/config/<stage>.json."),
 ]
-Root = Annotated[Path, typer.Option(help="Split folder: list.txt and sequences, laid out as GOT-10k or another set.")]
-OutDir = Annotated[Path, typer.Option(help="Folder to write; it appears when it is whole.")]
+Root = Annotated[Path, typer.Option(help="Folder of a split: list.txt and sequences, as in GOT-10k or another layout.")]
+OutDir = Annotated[Path, typer.Option(help="Folder to write. It appears when it is complete.")]
 OutFile = Annotated[Path, typer.Option(help="JSON file to write.")]
 BaseModel = Annotated[str, typer.Option(help="Model to start from: folder, hub id, or `tiny`.")]
-AnyModel = Annotated[str, typer.Option(help="Model to ask: folder, hub id, or `tiny`.")]
-Tracker = Annotated[str, typer.Option(help="Folder, hub id, `tiny`, `extra`, or peer:static|template|oracle|csrt.")]
-Server = Annotated[str | None, typer.Option("--endpoint", help="URL of an OpenAI-compatible server with the model.")]
+AnyModel = Annotated[str, typer.Option(help="Model that answers: folder, hub id, or `tiny`.")]
+Tracker = Annotated[
+    str, typer.Option(help="Model that tracks: folder, hub id, `tiny`, `extra`, or peer:static|template|oracle|csrt.")
+]
+Server = Annotated[
+    str | None, typer.Option("--endpoint", help="URL of an OpenAI-compatible server that runs the model.")
+]
 Pairs = Annotated[Path, typer.Option(help="Folder of pairs, as written by `sample`.")]
 
 
 @app.callback()
-def main(log_file: Annotated[Path | None, typer.Option("--log", help="Also keep a log in this file.")] = None) -> None:
+def main(log_file: Annotated[Path | None, typer.Option("--log", help="Also write a log file.")] = None) -> None:
     handlers: list[logging.Handler] = [RichHandler(logging.INFO, get_console(), show_path=False)]
     if log_file is not None:
         log_file.parent.mkdir(parents=True, exist_ok=True)
@@ -79,13 +83,13 @@ def main(log_file: Annotated[Path | None, typer.Option("--log", help="Also keep 
         handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=handlers, force=True)
     logging.getLogger("r1track").setLevel(logging.DEBUG)
-    logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)  # it misses kernels that nothing here needs
+    logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)  # warns of kernels that nothing here needs
     logging.captureWarnings(True)
 
 
 @app.command()
 def toy(config_file: Config, out: OutDir) -> None:
-    """Write the toy world: procedural sequences in OUT/train and OUT/val."""
+    """Write synthetic sequences to OUT/train and OUT/val."""
     from r1track.data.toy import run
 
     run(config.load(config_file), out)
@@ -95,11 +99,11 @@ def toy(config_file: Config, out: OutDir) -> None:
 def sample(
     config_file: Config,
     out: OutDir,
-    root: Annotated[Path | None, typer.Option(help="Training split; not needed with sample.hub.")] = None,
-    processes: Annotated[int, typer.Option(min=0, help="How many cut at once; 0 is one per core.")] = 0,
-    export: Annotated[Literal["sharegpt", "easyr1"] | None, typer.Option(help="Also write OUT-<form>.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of the training split. Not needed with sample.hub.")] = None,
+    processes: Annotated[int, typer.Option(min=0, help="Number of processes; 0 is one per core.")] = 0,
+    export: Annotated[Literal["sharegpt", "easyr1"] | None, typer.Option(help="Also write OUT-<format>.")] = None,
 ) -> None:
-    """Cut pairs of template and search region from a training split."""
+    """Cut pairs of template and search crop from a training split."""
     from r1track.data.sample import run
 
     run(config.load(config_file), root, out, processes=processes, form=export)
@@ -108,10 +112,10 @@ def sample(
 @app.command()
 def train(
     config_file: Config,
-    arm: Annotated[Arm, typer.Option(help="How to train.")],
+    arm: Annotated[Arm, typer.Option(help="sft: supervised fine-tuning; grpo: GRPO.")],
     model: BaseModel,
     pairs: Pairs,
-    scratch: Annotated[Path, typer.Option(help="Folder of checkpoints: the same command goes on from them.")],
+    scratch: Annotated[Path, typer.Option(help="Folder of checkpoints. The same command continues from them.")],
     out: OutDir,
 ) -> None:
     """Train an adapter on the pairs."""
@@ -139,7 +143,7 @@ def merge(
 
 
 def _served(settings: schema.Settings, url: str | None) -> schema.Settings:
-    """The settings with `url` instead of the configured track.endpoint.url, if one is given."""
+    """The settings with `url`, if given, as track.endpoint.url."""
     server = settings.track.endpoint.model_copy(update={"url": url or settings.track.endpoint.url})
     return settings.model_copy(update={"track": settings.track.model_copy(update={"endpoint": server})})
 
@@ -150,10 +154,10 @@ def track(
     model: Tracker,
     root: Root,
     out: OutDir,
-    start: Annotated[Literal["box", "text"] | None, typer.Option(help="Instead of the configured track.start.")] = None,
+    start: Annotated[Literal["box", "text"] | None, typer.Option(help="Overrides track.start.")] = None,
     endpoint: Server = None,
 ) -> None:
-    """Track every sequence of a split from its first box or its description."""
+    """Track every sequence of a split from its first box or from its description."""
     from r1track.tracking.track import run
 
     run(_served(config.load(config_file), endpoint), model, root, out, start)
@@ -163,14 +167,14 @@ def track(
 def video(
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="Video file, or folder of images.")],
     model: Tracker,
-    out: Annotated[Path, typer.Option(help="Video to write, FILE.mp4; the boxes come beside it, as FILE.csv.")],
+    out: Annotated[Path, typer.Option(help="Video to write, FILE.mp4. The boxes are written to FILE.csv.")],
     box: Annotated[str | None, typer.Option(help="The target in the first frame: x,y,w,h in pixels.")] = None,
-    text: Annotated[str | None, typer.Option(help="The target in words, instead.")] = None,
-    config_file: Annotated[Path | None, typer.Option("--config", help="config.yaml; without it, defaults.")] = None,
-    preview: Annotated[Path | None, typer.Option(help="Also write a picture of some frames, FILE.jpg.")] = None,
+    text: Annotated[str | None, typer.Option(help="Description of the target, instead of its box.")] = None,
+    config_file: Annotated[Path | None, typer.Option("--config", help="config.yaml. Without it, the defaults.")] = None,
+    preview: Annotated[Path | None, typer.Option(help="Also write an image of some frames, FILE.jpg.")] = None,
     endpoint: Server = None,
 ) -> None:
-    """Follow one target through a video, and draw it."""
+    """Track one target through a video and draw its boxes."""
     from r1track.tracking.video import run
 
     if bool(box) == bool(text) or not re.fullmatch(r"-?\d+(\.\d*)?(,-?\d+(\.\d*)?){3}", box or "0,0,0,0"):
@@ -183,9 +187,9 @@ def video(
 def submit(
     tracks: Annotated[Path, typer.Option(help="Folder of tracks on GOT-10k's test split.")],
     out: Annotated[Path, typer.Option(help="Zip file to write.")],
-    root: Annotated[Path | None, typer.Option(help="The split, to compare first boxes and lengths with.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of the split, to check first boxes and lengths.")] = None,
 ) -> None:
-    """Write the zip that the GOT-10k server takes, checked."""
+    """Write the zip file for the GOT-10k server, and check it."""
     from r1track.tracking.submit import run
 
     run(tracks, out, root)
@@ -196,9 +200,9 @@ def score(
     tracks: Annotated[Path, typer.Option(help="Folder of tracks, as written by `track`.")],
     root: Root,
     out: OutFile,
-    draws: Annotated[int, typer.Option(min=100, help="Bootstrap draws for the intervals.")] = schema.Score.model_fields[
-        "draws"
-    ].default,
+    draws: Annotated[
+        int, typer.Option(min=100, help="Bootstrap resamples for the intervals.")
+    ] = schema.Score.model_fields["draws"].default,
 ) -> None:
     """Score tracks against the true boxes: AO, SR.50, SR.75, with intervals."""
     from r1track.tracking.score import run
@@ -211,9 +215,11 @@ def vqa(
     config_file: Config,
     model: AnyModel,
     out: OutDir,
-    pairs: Annotated[Path | None, typer.Option(help="Folder of pairs, for the KL to the base on tracking.")] = None,
+    pairs: Annotated[
+        Path | None, typer.Option(help="Folder of pairs, for the KL divergence on tracking prompts.")
+    ] = None,
 ) -> None:
-    """Put general questions to a model."""
+    """Ask a model general visual questions."""
     from r1track.ability.vqa import run
 
     run(config.load(config_file), model, out, pairs)
@@ -223,10 +229,10 @@ def vqa(
 def verdict(
     config_file: Config,
     base: Annotated[Path, typer.Option(help="Answers of the base, as written by `vqa` or by lmms-eval.")],
-    tuned: Annotated[list[Path], typer.Option(help="Answers of a tuned model; may be given for several.")],
+    tuned: Annotated[list[Path], typer.Option(help="Answers of a tuned model. May be given several times.")],
     out: OutFile,
 ) -> None:
-    """Say by the rule fixed beforehand whether general ability was kept."""
+    """Decide, by the rule fixed before the run, whether general ability is retained."""
     from r1track.ability.verdict import run
 
     run(config.load(config_file), base, tuned, out)
@@ -237,7 +243,7 @@ def gate(
     verdict_file: Annotated[Path, typer.Option("--verdict", help="Verdict, as written by `verdict`.")],
     on_regression: Annotated[str, typer.Option(help="`fail` stops on REGRESSED or INVALID, `warn` never does.")],
 ) -> None:
-    """End with an error when general ability was lost."""
+    """End with an error if general ability was lost."""
     from r1track.ability.verdict import gate
 
     gate(verdict_file, on_regression)
@@ -247,10 +253,10 @@ def gate(
 def report(
     out: OutDir,
     results: Annotated[Path | None, typer.Option(help="Results folder of a run: results/<run>.")] = None,
-    compare: Annotated[bool, typer.Option("--compare", help="Set the runs RUNS side by side instead.")] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="Compare the runs RUNS instead.")] = False,
     runs: Annotated[list[Path] | None, typer.Argument(help="Results folders to compare.")] = None,
 ) -> None:
-    """Write the report of a run (--results DIR) or of several (--compare RUNS), and show its summary."""
+    """Write the report of a run (--results DIR) or of several (--compare RUNS), and print its summary."""
     if compare != bool(runs) or compare != (results is None):
         raise ValueError("give either --results DIR, or --compare and the results folders: --compare DIR DIR --out DIR")
     from r1track.reporting import compare as several
@@ -290,30 +296,32 @@ def verify(results: Annotated[Path, typer.Argument(help="Results folder of a run
 
 @app.command()
 def doctor(
-    config_file: Annotated[Path, typer.Option("--config", help="Configuration to look at.")] = Path("config.yaml"),
-    budget: Annotated[float | None, typer.Option(min=0.1, help="GB of the card, if not of the one here.")] = None,
+    config_file: Annotated[Path, typer.Option("--config", help="Configuration to check.")] = Path("config.yaml"),
+    budget: Annotated[
+        float | None, typer.Option(min=0.1, help="Memory of the card in GB, if not this machine's.")
+    ] = None,
 ) -> None:
-    """Look at the machine, the data and a configuration, and plan the memory, before hours are spent."""
+    """Check machine, data and configuration, and plan the memory of every stage, before a run."""
     from r1track.preflight.doctor import examine
     from r1track.preflight.memory import ESTIMATES
 
-    found, console = examine(config_file, budget and budget * 1e9), get_console()
-    for state, subject, finding in found.lines:
+    diagnosis, console = examine(config_file, budget and budget * 1e9), get_console()
+    for state, subject, finding in diagnosis.lines:
         colour = {"ok": "green", "warning": "yellow", "error": "bold red"}[state]
         console.print(Text.assemble((f"{state:9}", colour), (subject, "bold"), "  ", finding), soft_wrap=True)
-    if found.plans:
-        console.print(_peaks(found.plans, found.budget, ESTIMATES))
-    for plan in found.plans:
+    if diagnosis.plans:
+        console.print(_peaks(diagnosis.plans, diagnosis.budget, ESTIMATES))
+    for plan in diagnosis.plans:
         if plan.flops:
             console.print(f"{plan.stage}: {plan.flops:.1e} operations, about {plan.hours:.1f} hours on an RTX 3090")
-        if plan.stage in found.remedies:
-            ways = [f"{change} ({peak / 1e9:.2f} GB)" for change, peak in found.remedies[plan.stage].items()]
-            console.print(f"{plan.stage} fits after one of: {'; '.join(ways) or 'none alone, take a smaller base'}")
-    raise typer.Exit(0 if found.well else 1)
+        if plan.stage in diagnosis.remedies:
+            changes = [f"{change} ({peak / 1e9:.2f} GB)" for change, peak in diagnosis.remedies[plan.stage].items()]
+            console.print(f"{plan.stage} fits after one of: {'; '.join(changes) or 'none alone, take a smaller base'}")
+    raise typer.Exit(0 if diagnosis.well else 1)
 
 
 def _peaks(plans: list[Any], budget: float, estimates: set[str]) -> Table:
-    """Of every stage the terms of its largest moment, in GB."""
+    """For every stage the terms of its peak memory, in GB."""
     table = Table("GB at the peak (~ estimated)")
     for plan in plans:
         table.add_column(plan.stage, justify="right")

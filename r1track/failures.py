@@ -1,4 +1,4 @@
-"""Failures: the workflow's last words on the terminal: its summary, and what stopped a stage, with the remedy."""
+"""Failures: what the workflow prints at its end: the summary of its results, or why a stage failed and what to do."""
 
 import re
 from pathlib import Path
@@ -7,33 +7,49 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.text import Text
 
-# In Snakemake's log, how a stage's process ended; in the stage's own log, what cli.Guarded caught.
-ENDED = re.compile(r"(?m)^Command '.*?r1track --log (\S+) ([\w-]+) .*' (?:returned non-zero|died with) <?(.+?)>?\.$")
-CAUGHT = re.compile(r"(?s) r1track\.cli: (stopped|failed): (.*?)\n(?:Traceback|\S+RemoteTraceback:) ")
-MEMORY = "memory ran out, most likely: `r1track doctor` names changes that make a stage fit; docs/faq.md has more"
+# The start of every rule's shell command. In it `r1track --log LOG STAGE ...` writes "STAGE STATUS" to LOG.failed when
+# its exit status is not 0: a process that was killed can write no log.
+SHELL_PREFIX = (
+    "set -euo pipefail; "
+    'r1track() ( rm -f "$2.failed"; command r1track "$@" || ( s=$?; echo "$3 $s" >"$2.failed"; exit $s ) );'
+)
+# The error that cli.Guarded wrote to the log of a stage: `stopped` by wrong input, or `failed` by any other error.
+ERROR = re.compile(r"(?s) r1track\.cli: (stopped|failed): (.*?)\n(?:Traceback|\S+RemoteTraceback:) ")
+MEMORY = "most likely memory ran out: `r1track doctor` names settings that make a stage fit (more in docs/faq.md)"
 REMEDIES = {
-    r"OutOfMemory|MemoryError|allocate memory|SIGKILL|status 137": MEMORY,
-    r"SIGINT|SIGTERM|status 130|status 143": "it was interrupted: the same command goes on from there",
+    r"OutOfMemory|MemoryError|allocate memory|status 137": MEMORY,
+    r"status (130|143)": "it was interrupted: the same command continues from there",
 }
 
 
-def cause(said: str, how: str) -> str:
-    """Why a stage ended, and what to do: by its own log, `said`; where that is silent, by `how` its process ended."""
-    kind, message = (CAUGHT.findall(said) or [("", f"its process ended with {how}, without a word in its log")])[-1]
+def cause(log: str, status: str) -> str:
+    """Why a stage failed, and what to do, from the text of its log and the exit status of its process."""
+    errors = ERROR.findall(log)
+    kind, message = (
+        errors[-1] if errors else ("", f"its process ended with exit status {status}, its log names no error")
+    )
     if kind == "stopped":
         return message
-    otherwise = "a fault of the program, whose whole traceback ends the log" if kind else "its last words stand above"
-    found = (remedy for sign, remedy in REMEDIES.items() if re.search(sign, message))
-    return f"{message}; {next(found, otherwise)}"
+    default = "an error in the program; its traceback is at the end of the log" if kind else "see its output above"
+    remedies = [remedy for pattern, remedy in REMEDIES.items() if re.search(pattern, message)]
+    return f"{message}; {[*remedies, default][0]}"
 
 
-def tell(logs: list[str], results: str, began: float) -> None:
-    """Show the summary, where it was written since `began` (seconds), and every failed stage of Snakemake's `logs`."""
+def show_end(results: str, began: float) -> None:
+    """Print the summary and the failed stages of the run in the folder `results` that began at the time `began`.
+
+    began: seconds, as of `time.time`; files of an earlier run are left out.
+    """
     summary = Path(results, "report", "summary.md")
-    if summary.is_file() and summary.stat().st_mtime >= began:
+    if _is_new(summary, began):
         Console().print(Markdown(summary.read_text(encoding="utf-8")))
-    for name, stage, how in ENDED.findall("".join(Path(log).read_text(encoding="utf-8") for log in logs)):
-        own = Path(name)
-        said = own.read_text(encoding="utf-8") if own.is_file() and own.stat().st_mtime >= began else ""
-        text = f"{stage} stopped: {cause(said, how)}\n    log: {name}"
-        Console(stderr=True).print(Text(text, style="bold red"), soft_wrap=True)
+    for file in sorted(Path(results, "logs").rglob("*.failed")):
+        if _is_new(file, began):
+            log, (stage, status) = file.with_suffix(""), file.read_text(encoding="utf-8").split()
+            text = log.read_text(encoding="utf-8") if _is_new(log, began) else ""
+            message = f"{stage} failed: {cause(text, status)}\n    log: {log}"
+            Console(stderr=True).print(Text(message, style="bold red"), soft_wrap=True)
+
+
+def _is_new(file: Path, began: float) -> bool:
+    return file.is_file() and file.stat().st_mtime >= began

@@ -1,6 +1,6 @@
-"""What the Snakefile asks about a configuration: folders, models, and the source files of each stage.
+"""The plan of a run: what the Snakefile needs from a configuration: folders, models, source files of each stage.
 
-Everything that can be known to fail is refused here, before a job runs. This module imports no torch.
+Errors that can be known before a job runs are raised here. This module imports no torch.
 """
 
 import ast
@@ -15,30 +15,30 @@ from r1track.core.config import ConfigError, Settings, resolve
 
 PACKAGE = Path(__file__).parent
 NAME = re.compile(r"[\w.-]+")
-# Modules on which no result depends, and why: a changed line in one of them reruns no stage.
+# Modules on which no result depends, and why. A changed line in one of them reruns no stage.
 NO_INFLUENCE = {
-    "r1track": "the version's number",
-    "r1track.cli": "it hands options on",
-    "r1track.core.config": "configuration reaches a stage by its JSON file",
-    "r1track.core.config_errors": "it words what is refused",
-    "r1track.core.files": "how a file is written changes nothing in it",
+    "r1track": "holds the version number",
+    "r1track.cli": "passes options to the stages",
+    "r1track.core.config": "a stage reads its configuration from a JSON file, which is its input",
+    "r1track.core.config_errors": "words error messages",
+    "r1track.core.files": "writes files; their content comes from the stages",
     "r1track.core.schema": "fields, defaults and checks reach a stage by its JSON file",
-    "r1track.data.export": "a copy of the pairs for other tools",
-    "r1track.tracking.endpoint": "a server that the workflow refuses",
-    "r1track.training.progress": "what a training run shows and logs",
+    "r1track.data.export": "copies the pairs for other tools",
+    "r1track.tracking.endpoint": "asks a server, which the workflow does not allow",
+    "r1track.training.progress": "displays and logs a training run",
 }
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run: its settings, its folders, and the splits by name, as folders relative to the working directory."""
+    """A run: its settings, its folders, and its splits by name; all paths are relative to the working directory."""
 
     settings: Settings
     results: str
     scratch: str
     train: str
     sets: dict[str, str]
-    test: str | None  # the set that is GOT-10k's test split, scored by its server alone
+    test: str | None  # the set that is GOT-10k's test split, whose true boxes only the GOT-10k server has
 
     @property
     def arms(self) -> list[str]:
@@ -54,7 +54,7 @@ class Plan:
 
     @property
     def scored(self) -> list[tuple[str, str]]:
-        """Models and sets whose tracks are scored."""
+        """Pairs (model, set) whose tracks are scored."""
         return [(model, name) for model in self.models for name in self.sets if name != self.test]
 
     @property
@@ -70,7 +70,7 @@ class Plan:
         return [f"{self.results}/tracks/{model}/{name}" for model, name in self.scored]
 
     def model(self, name: str) -> str:
-        """What `--model` takes for a model of the results: the base, an arm's merged folder, `extra`, or a peer."""
+        """The value of `--model` for a model of the results: the base, an arm's merged folder, `extra`, or a peer."""
         if name in ("base", "extra"):
             return self.settings.model.base if name == "base" else name
         return f"peer:{name}" if name in self.peers else f"{self.results}/models/{name}"
@@ -80,11 +80,11 @@ class Plan:
         return self.settings.track.starts.get(name, self.settings.track.start)
 
     def initial_model(self, arm: str) -> str:
-        """The model that an arm is trained from, and its adapter merged into, by its name in the results."""
+        """Name of the model that an arm is trained from and that its adapter is merged into: `base` or `sft`."""
         return "sft" if arm == "grpo" and self.settings.train.start == "sft" else "base"
 
     def weights(self, name: str) -> list[str]:
-        """Files or folders that a model is read from; none for a peer or a model of the hub."""
+        """Files or folders that a model is read from; none for a peer and for a model on the hub."""
         if name in self.arms:
             return [f"{self.results}/models/{name}"]
         if name in self.peers:
@@ -96,9 +96,9 @@ class Plan:
 
 
 def make_plan(values: dict[str, Any]) -> Plan:
-    """The run that `values` (the merged configuration files) ask for.
+    """The plan of a run from the merged configuration files.
 
-    Raises ConfigError when a field is wrong, a name cannot be a folder's, or data are missing.
+    Raises ConfigError when a field is wrong, a name cannot be a folder name, or data are missing.
     """
     settings = resolve(values)
     _check_names(settings)
@@ -108,7 +108,9 @@ def make_plan(values: dict[str, Any]) -> Plan:
     listings = [(name, Path(path, "list.txt")) for name, path in sets.items() if not path.startswith(scratch)]
     tests = [name for name, listing in listings if listing.read_text(encoding="utf-8").startswith("GOT-10k_Test_")]
     if len(tests) > 1 or len(tests) == len(sets):
-        raise ConfigError(f"data.sets: {tests} of {[*sets]} are test splits; leave one, beside one to be scored")
+        raise ConfigError(
+            f"data.sets: {tests} of {[*sets]} are test splits; keep at most one, and one set that can be scored"
+        )
     return Plan(settings, f"results/{settings.run}", scratch, train, sets, next(iter(tests), None))
 
 
@@ -121,7 +123,9 @@ def _check_names(settings: Settings) -> None:
     if unknown:
         raise ConfigError(f"track.starts: {min(unknown)!r} is no set; take one of {list(settings.data.sets)}")
     if settings.track.endpoint.url:
-        raise ConfigError("track.endpoint.url: the workflow loads its models here; leave it null, see docs/tracking.md")
+        raise ConfigError(
+            "track.endpoint.url: the workflow loads its models on this machine; set it to null (docs/tracking.md)"
+        )
     for field, name in [("run", settings.run), *(("data.sets", name) for name in settings.data.sets)]:
         if not NAME.fullmatch(name):
             raise ConfigError(f"{field}: {name!r} cannot name a folder; use letters, digits, `-`, `_` and `.` only")
@@ -130,19 +134,19 @@ def _check_names(settings: Settings) -> None:
 def _split(path: str, field: str, scratch: str) -> str:
     if path.startswith("toy/"):
         if path not in ("toy/train", "toy/val"):
-            raise ConfigError(f"{field} = {path!r}: the toy world has no such split; take toy/train or toy/val")
+            raise ConfigError(f"{field} = {path!r}: no such split; take toy/train or toy/val")
         return f"{scratch}/{path}"
     remedy = "unpack the data there, or set the field to a folder with a list.txt (docs/sampling.md)"
     folder = Path(path)
     if not (folder / "list.txt").is_file():
         raise ConfigError(f"{field} = {path!r}: {folder / 'list.txt'} does not exist; {remedy}")
-    present = {entry.name for entry in os.scandir(folder)}  # one look at the folder: a split has thousands of sequences
+    present = {entry.name for entry in os.scandir(folder)}  # one system call, for thousands of sequences
     lines = (folder / "list.txt").read_text(encoding="utf-8").splitlines()
     names = [line.strip() for line in lines if line.strip()]
     missing = [name for name in names if name not in present and not (folder / name).is_dir()]
     if missing or not names:
-        found = f"{len(missing)} of {len(names)} sequences, first {missing[0]!r}," if missing else "all sequences"
-        raise ConfigError(f"{field} = {path!r}: {found} are missing beside its list.txt; {remedy}")
+        count = f"{len(missing)} of {len(names)} sequences, first {missing[0]!r}," if missing else "all sequences"
+        raise ConfigError(f"{field} = {path!r}: {count} are missing beside its list.txt; {remedy}")
     return path
 
 
@@ -153,7 +157,7 @@ def _file(module: str) -> Path | None:
 
 
 def _imports(file: Path) -> set[str]:
-    """Names that a file imports and that may be modules of the package, imports inside functions included."""
+    """Names that a file imports from this package, modules or not; imports inside functions count too."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -164,18 +168,18 @@ def _imports(file: Path) -> set[str]:
 
 
 def sources(stage: str) -> list[str]:
-    """The files that a stage is made of, relative to the working directory: a change to one of them reruns the stage.
+    """The source files of a stage, relative to the working directory: a change to one of them reruns the stage.
 
     These are the stage's module, what it imports from this package at any depth, and the templates beside it.
     """
     (start,) = PACKAGE.glob(f"*/{stage}.py")
-    found = {file for file in start.parent.iterdir() if file.is_file() and file.suffix != ".py"}
+    paths = {file for file in start.parent.iterdir() if file.is_file() and file.suffix != ".py"}
     seen, queue = set(NO_INFLUENCE), [f"r1track.{start.parent.name}.{stage}"]
     while queue:
         module = queue.pop()
         file = None if module in seen else _file(module)
         seen.add(module)
         if file is not None:
-            found.add(file)
+            paths.add(file)
             queue += _imports(file)
-    return sorted(os.path.relpath(file) for file in found)
+    return sorted(os.path.relpath(file) for file in paths)

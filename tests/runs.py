@@ -25,18 +25,19 @@ def make_run(results: Path, root: Path, settings: config.Settings = SETTINGS, bo
     for stage in config.NEEDS:
         files.write_json(results / "config" / f"{stage}.json", config.stage_values(settings, stage))
     stage = {name: config.stage_values(settings, name) for name in config.NEEDS}
-    listing, manifest = files.Provenance("sample", [root / "list.txt"]), results / "pairs" / "manifest.json"
+    listing, manifest = files.Provenance("sample", {"list": root / "list.txt"}), results / "pairs" / "manifest.json"
     files.write_json(manifest, {"settings": stage["sample"], "pairs": 8})
-    listing.write(manifest.with_name("provenance.json"), settings=stage["sample"])
+    listing.write(manifest.with_name("provenance.json"), notes={"settings": stage["sample"]})
     adapter, merged = results / "adapters" / "grpo", results / "models" / "grpo"
-    trained, summed = files.Provenance("train", [manifest]), files.Provenance("merge", [adapter, manifest])
+    trained = files.Provenance("train", {"pairs": manifest})
+    summed = files.Provenance("merge", {"adapter": adapter, "pairs": manifest})
     rows = [{"step": k, "reward": k / 9, "iou": k / 9, "parsed": 1.0, "kl": None} for k in range(1, 10)]
     files.write_text(adapter / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     files.write_text(adapter / "adapter_model.safetensors", "weights")
     notes = {"quantize": "none", "train_seconds": 90.0, "settings": stage["train"]}
-    trained.write(adapter / "provenance.json", seed=settings.seed, **notes)
+    trained.write(adapter / "provenance.json", seed=settings.seed, notes=notes)
     files.write_json(merged / "merge.json", {"pairs": 64, "agreement": 0.984375, "agreement_as_trained": None})
-    summed.write(merged / "provenance.json", settings=stage["merge"])
+    summed.write(merged / "provenance.json", notes={"settings": stage["merge"]})
     for model, peer in (("static", "static"), ("base", "static"), ("grpo", "oracle")):
         make_tracks(results, root, model, peer, settings, boxes if model == "grpo" else None)
     for model, wrong in (("base", 0), ("grpo", 2)):
@@ -52,16 +53,16 @@ def make_tracks(
     out = results / "tracks" / model / "toy-val"
     track.run(settings, f"peer:{peer}", root, out)
     if boxes:
-        record = files.Provenance("track", [root])
+        record = files.Provenance("track", {"split": root})
         for sequence in sequences.read_split(root):
             np.savetxt(out / sequence.name / f"{sequence.name}_001.txt", boxes(sequence), fmt="%.3f", delimiter=",")
-        record.write(out / "provenance.json", settings=config.stage_values(settings, "track"))
+        record.write(out / "provenance.json", notes={"settings": config.stage_values(settings, "track")})
     score.run(out, root, results / "scores" / model / "toy-val.json", settings.score.draws)
 
 
 def make_answers(folder: Path, wrong: int, settings: config.Settings) -> None:
     """Thirty answered questions, the first `wrong` of them wrongly."""
-    record, rows = files.Provenance("vqa", [folder / "weights"]), []
+    record, rows = files.Provenance("vqa", {"model": folder / "weights"}), []
     for k in range(30):
         row = {"doc_id": str(k), "input": "Which colour?", "target": "red", "targets": ["red"], "metric": "exact"}
         rows.append(vqa.scored({**row, "image": str(k), "filtered_resps": "blue" if k < wrong else "red"}))
@@ -69,7 +70,7 @@ def make_answers(folder: Path, wrong: int, settings: config.Settings) -> None:
     stage = config.stage_values(settings, "vqa")
     manifest = {"settings": stage, "sets": {"easy-vqa": vqa.figures(rows)}, "self": None, "kl": {}}
     files.write_json(folder / "manifest.json", manifest)
-    record.write(folder / "provenance.json", settings=stage)
+    record.write(folder / "provenance.json", notes={"settings": stage})
 
 
 def make_report(results: Path) -> Path:

@@ -42,7 +42,8 @@ def record(stage: str, **notes: Any) -> dict[str, Any]:
     return {
         "stage": stage, "finished": "2026-01-01T00:00:00Z", "git_commit": "abc", "versions": {"python": "3.12"},
         "hardware": {"cpu": "a processor", "cores": 2, "gpu": None}, "seed": 0, "base": None, "wall_seconds": 120.0,
-        "cpu_seconds": 100.0, "peak_cpu_bytes": 2**30, "peak_gpu_bytes": None, "inputs": {"somewhere": None}, **notes,
+        "cpu_seconds": 100.0, "peak_cpu_bytes": 2**30, "peak_gpu_bytes": None,
+        "inputs": {"model": {"path": "somewhere", "sha256": None}}, **notes,
     }  # fmt: skip
 
 

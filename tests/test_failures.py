@@ -1,4 +1,4 @@
-"""The last words of `snakemake`: cause, remedy and log of every stage that failed; a good run's summary."""
+"""What `snakemake` prints at its end: cause, remedy and log of every stage that failed; the summary of a good run."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from r1track import failures
-from r1track.core import config
+from r1track.core import config, files
 
 ROOT = config.ROOT
 SABOTAGE = """
@@ -23,7 +23,7 @@ if "vqa" in sys.argv:
     r1track.ability.vqa.run = broken
 """
 SAMPLE = (  # the sequences are read side by side: either may be the first
-    r"sample stopped: mine/(one|two)/groundtruth\.txt, line 1: expected 4 finite numbers with commas between, "
+    r"sample failed: mine/(one|two)/groundtruth\.txt, line 1: expected 4 finite numbers with commas between, "
     r"found '1,2,3'; restore it from the data set's archive"
 )
 
@@ -54,15 +54,15 @@ def test_every_failed_stage_ends_with_its_cause_and_its_log_in_the_last_lines(fo
     above, last = done.stderr.split("At least one job did not complete successfully.\n")
     assert "Complete log" in above
     lines = last.splitlines()
-    told = dict(zip(lines[::2], lines[1::2], strict=True))
-    killed = "toy stopped: its process ended with Signals.SIGKILL: 9, without a word in its log; "
-    assert told.pop(killed + failures.MEMORY) == "    log: results/demo/logs/toy.log"
-    assert told.pop("vqa stopped: KeyError: 'fault'; a fault of the program, whose whole traceback ends the log") == (
-        "    log: results/demo/logs/vqa/base.log"
-    )
+    shown = dict(zip(lines[::2], lines[1::2], strict=True))
+    killed = "toy failed: its process ended with exit status 137, its log names no error; "
+    assert shown.pop(killed + failures.MEMORY) == "    log: results/demo/logs/toy.log"
+    assert shown.pop(
+        "vqa failed: KeyError: 'fault'; an error in the program; its traceback is at the end of the log"
+    ) == ("    log: results/demo/logs/vqa/base.log")
     assert 'raise KeyError("fault")' in (folder / "results/demo/logs/vqa/base.log").read_text()
-    ((said, log),) = told.items()
-    assert re.fullmatch(SAMPLE, said)
+    ((message, log),) = shown.items()
+    assert re.fullmatch(SAMPLE, message)
     assert log == "    log: results/demo/logs/sample.log"
 
 
@@ -78,12 +78,16 @@ def test_one_failed_stage_ends_with_its_cause_and_data_that_are_missing_with_the
     assert "data.train = 'mine': 1 of 2 sequences, first 'two', are missing" in done.stderr.splitlines()[-1]
 
 
-def log_of(folder: Path, stage: str, how: str, own: str) -> list[str]:
-    """Snakemake's log of a run in which one stage failed, whose own log says `own`."""
-    (folder / "own.log").write_text(own)
-    command = f"set -euo pipefail;  r1track --log {folder / 'own.log'} {stage} --config 'a b.json' --out c"
-    (folder / "run.log").write_text(f"RuleException:\nCalledProcessError in file x\nCommand '{command}' {how}.\n[Sun\n")
-    return [str(folder / "run.log")]
+def end_stage(folder: Path, status: int, text: str) -> Path:
+    """The log of a stage `train` that wrote `text` to it and ended with `status`, run as a rule runs it."""
+    log = folder / "logs" / "train.log"
+    files.write_text(folder / "bin" / "r1track", f'#!/bin/sh\nprintf %s "$TEXT" >"$2"\nexit {status}\n')
+    (folder / "bin" / "r1track").chmod(0o755)
+    log.parent.mkdir(exist_ok=True)
+    place = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "TEXT": text}
+    command = f"{failures.SHELL_PREFIX} r1track --log {log} train --config 'a b.json' --out c"
+    assert subprocess.run(["bash", "-c", command], env=place).returncode == status
+    return log
 
 
 BEFORE = "2026-01-01 00:00:00,000 INFO r1track.training.train: step 5: loss 0.1\n"
@@ -91,55 +95,68 @@ CAUGHT = "2026-01-01 00:00:01,000 DEBUG r1track.cli: "
 TRACE = "\nTraceback (most recent call last):\n  File x\nValueError: y\n"
 CASES = {
     "a user's error, in several lines": (
-        "returned non-zero exit status 2",
+        2,
         f"{CAUGHT}stopped: a: cannot be used\n  b = 1: too small; take 2{TRACE}",
-        "train stopped: a: cannot be used\n  b = 1: too small; take 2",
+        "train failed: a: cannot be used\n  b = 1: too small; take 2",
     ),
     "an error from another process": (
-        "returned non-zero exit status 2",
+        2,
         f'{CAUGHT}stopped: a is broken; mend it\nmultiprocessing.pool.RemoteTraceback: \n"""{TRACE}',
-        "train stopped: a is broken; mend it",
+        "train failed: a is broken; mend it",
     ),
     "a card without memory": (
-        "returned non-zero exit status 1",
+        1,
         f"{CAUGHT}failed: OutOfMemoryError: CUDA out of memory.{TRACE}",
-        f"train stopped: OutOfMemoryError: CUDA out of memory.; {failures.MEMORY}",
+        f"train failed: OutOfMemoryError: CUDA out of memory.; {failures.MEMORY}",
     ),
     "killed below a shell": (
-        "returned non-zero exit status 137",
+        137,
         "",
-        f"train stopped: its process ended with exit status 137, without a word in its log; {failures.MEMORY}",
+        f"train failed: its process ended with exit status 137, its log names no error; {failures.MEMORY}",
     ),
     "interrupted": (
-        "returned non-zero exit status 130",
+        130,
         "",
-        "train stopped: its process ended with exit status 130, without a word in its log; "
-        "it was interrupted: the same command goes on from there",
+        "train failed: its process ended with exit status 130, its log names no error; "
+        "it was interrupted: the same command continues from there",
     ),
     "a command that is not there": (
-        "returned non-zero exit status 127",
+        127,
         "",
-        "train stopped: its process ended with exit status 127, without a word in its log; its last words stand above",
+        "train failed: its process ended with exit status 127, its log names no error; see its output above",
     ),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_cause_and_remedy_are_told(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    how, own, told = CASES[case]
-    failures.tell(log_of(tmp_path, "train", how, BEFORE + own), str(tmp_path), 0)
-    assert capsys.readouterr().err == f"{told}\n    log: {tmp_path / 'own.log'}\n"
+def test_cause_and_remedy_are_shown(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, text, message = CASES[case]
+    log = end_stage(tmp_path, status, BEFORE + text)
+    failures.show_end(str(tmp_path), 0)
+    assert capsys.readouterr().err == f"{message}\n    log: {log}\n"
 
 
-def test_a_log_and_a_summary_of_an_earlier_run_are_not_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    logs = log_of(tmp_path, "train", "returned non-zero exit status 1", f"{CAUGHT}failed: Old: fault{TRACE}")
+def test_a_stage_that_succeeds_after_a_failure_is_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    end_stage(tmp_path, 1, "")
+    end_stage(tmp_path, 0, "")
+    failures.show_end(str(tmp_path), 0)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_log_and_a_summary_of_an_earlier_run_are_not_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = end_stage(tmp_path, 1, f"{CAUGHT}failed: Old: fault{TRACE}")
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "summary.md").write_text("# the summary\n")
-    later = (tmp_path / "own.log").stat().st_mtime + 60
-    failures.tell(logs, str(tmp_path), later)
-    said = capsys.readouterr()
-    assert "Old" not in said.err
-    assert "without a word" in said.err
-    assert said.out == ""
-    failures.tell(logs, str(tmp_path), 0)
+    later = log.stat().st_mtime + 60
+    failures.show_end(str(tmp_path), later)
+    assert capsys.readouterr() == ("", "")
+    os.utime(f"{log}.failed", (later, later))  # killed before it wrote a log of its own
+    failures.show_end(str(tmp_path), later)
+    printed = capsys.readouterr()
+    assert "Old" not in printed.err
+    assert "its log names no error" in printed.err
+    assert printed.out == ""
+    failures.show_end(str(tmp_path), 0)
     assert "the summary" in capsys.readouterr().out

@@ -331,7 +331,9 @@ def test_the_test_split_is_tracked_and_packed_and_neither_scored_nor_tracked_by_
 def test_a_run_has_one_test_split_at_most_and_something_to_score(tmp_path: Path) -> None:
     split = str(make_test_split(tmp_path / "split"))
     for sets in ({"one": split}, {"one": split, "two": split, "val": "toy/val"}):
-        with pytest.raises(config.ConfigError, match=r"are test splits; leave one, beside one to be scored"):
+        with pytest.raises(
+            config.ConfigError, match=r"are test splits; keep at most one, and one set that can be scored"
+        ):
             plan.make_plan({"data": {"sets": sets}})
 
 

@@ -47,13 +47,14 @@ def run(settings: config.Settings, base: Path, tuned: Sequence[Path], out: Path)
     is a result, not an error: what verdict.on_regression asks for happens after the report is written (`gate`).
     Raises FileNotFoundError or ValueError for folders that hold no answers, or are named alike.
     """
-    record = files.Provenance("verdict", [base, *tuned])
+    inputs = {"base": base, **{f"tuned {folder.name}": folder for folder in tuned}}
+    record = files.Provenance("verdict", inputs)
     if len({folder.name for folder in tuned}) < len(tuned):
         raise ValueError(f"{', '.join(map(str, tuned))}: two folders of one name; rename one of them")
     judged = judge_all(base, tuned, settings.verdict)
     files.write_json(out, judged)
     stage = config.stage_values(settings, "verdict")
-    record.write(out.with_name(f"{out.name}.provenance.json"), seed=settings.verdict.seed, settings=stage)
+    record.write(out.with_name(f"{out.name}.provenance.json"), seed=settings.verdict.seed, notes={"settings": stage})
     for name, each in judged["models"].items():
         log.log(logging.INFO if each["verdict"] == "RETAINED" else logging.WARNING, "%s: %s", name, each["summary"])
 

@@ -40,13 +40,12 @@ def run(settings: config.Settings, model: str, out: Path, pairs: Path | None = N
     from r1track.ability import kl
     from r1track.core import models
 
-    record = files.Provenance("vqa", [model], settings.model.revision)
+    record = files.Provenance("vqa", {"model": model}, settings.model.revision)
     vqa, base = settings.vqa, models.resolve_model_dir(settings.model.base, settings.model.revision)
     limits = settings.model.model_copy(update={"max_pixels": vqa.max_pixels or settings.model.max_pixels})
     chosen = {name: question_sets.load(name, spec, vqa.seed, limits) for name, spec in vqa.sets.items()}
     folder = models.resolve_model_dir(model, settings.model.revision)
-    [weights] = record.hashes().values()
-    identity: Row = {"model": model, "weights": weights, "commit": files.git_commit()}
+    identity: Row = {"model": model, "weights": record.inputs["model"].sha256, "commit": files.git_commit()}
     identity["settings"] = config.stage_values(settings, "vqa")
     with files.resumed_folder(out, identity) as work:
         kept = work / "manifest.json"
@@ -62,7 +61,7 @@ def run(settings: config.Settings, model: str, out: Path, pairs: Path | None = N
         manifest["self"] = _pooled([found["self"] for found in manifest["sets"].values()])
         manifest["kl"] = kl.measure(loaded, told)
         files.write_json(kept, manifest)
-        record.write(work / "provenance.json", seed=vqa.seed, settings=manifest["settings"])
+        record.write(work / "provenance.json", seed=vqa.seed, notes={"settings": manifest["settings"]})
 
 
 def _ask_set(loaded: Any, name: str, vqa: schema.Vqa, items: Sequence[question_sets.Item], out: Path) -> Row:

@@ -1,15 +1,15 @@
 """Configuration: what a person wrote, over a preset, over the defaults, as typed sections (schema.py).
 
 `config.yaml` is what a person edits. What it sets wins over the preset that it names, and the preset wins over the
-defaults in schema.py. A stage reads the same model from `results/<run>/config/<stage>.json`, which holds only the
-sections that the stage depends on.
+defaults in schema.py. A stage reads its settings from `results/<run>/config/<stage>.json`, which holds only what the
+stage depends on.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, PrivateAttr, ValidationError
 
 from r1track.core import config_errors, files
 from r1track.core.schema import Settings
@@ -33,6 +33,36 @@ NEEDS = {
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message has one line per fault: field, value, remedy."""
+
+
+class SectionError(ConfigError, AttributeError):
+    """A section was asked for that the configuration file of a stage does not hold."""
+
+
+class StageSettings(Settings):
+    """The settings in a stage's JSON file. Reading a section that is not in the file raises SectionError."""
+
+    _path: Path = PrivateAttr()
+
+    @classmethod
+    def of(cls, settings: Settings, path: Path) -> "StageSettings":
+        """The sections of `settings` that were set in the file at `path`, without the defaults of the others."""
+        sections = {name: getattr(settings, name) for name in settings.model_fields_set}
+        part = cls.model_construct(**sections)
+        part._path = path
+        for name in cls.model_fields.keys() - sections.keys():
+            del part.__dict__[name]
+        return part
+
+    if not TYPE_CHECKING:  # or mypy would take every name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            if name not in Settings.model_fields:
+                return super().__getattr__(name)
+            raise SectionError(
+                f"{self._path}: has no section `{name}`, only {', '.join(self.__dict__)}; "
+                "give the file of the stage that you run, or config.yaml"
+            )
 
 
 def _sections(section: type[BaseModel]) -> Iterator[str]:
@@ -94,7 +124,7 @@ def resolve(values: dict[str, Any], source: str = "config.yaml") -> Settings:
 
 
 def load(path: Path) -> Settings:
-    """Settings from a YAML file that a person edits, or from a stage's resolved JSON file.
+    """Settings from a YAML file that a person edits, or StageSettings from a stage's resolved JSON file.
 
     Raises ConfigError when the file is missing or cannot be used.
     """
@@ -103,14 +133,14 @@ def load(path: Path) -> Settings:
             f"{path}: no such configuration file; give config.yaml or a results/<run>/config/<stage>.json"
         )
     if path.suffix == ".json":
-        return _validated(files.read_json(path), str(path))
+        return StageSettings.of(_validated(files.read_json(path), str(path)), path)
     return resolve(_read(path), str(path))
 
 
 def stage_values(settings: Settings, stage: str) -> dict[str, Any]:
     """What a stage depends on, resolved: the content of results/<run>/config/<stage>.json."""
-    values = settings.model_dump(mode="json")
-    return {key: values[key] for key in NEEDS[stage]}
+    sections = {name: getattr(settings, name) for name in NEEDS[stage]}
+    return {name: v.model_dump(mode="json") if isinstance(v, BaseModel) else v for name, v in sections.items()}
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

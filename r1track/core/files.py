@@ -9,16 +9,21 @@ import resource
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-PACKAGES = ("r1track", "torch", "transformers", "trl", "peft", "datasets", "bitsandbytes", "unsloth", "numpy", "pillow")
+PACKAGES = (
+    "r1track", "torch", "torchvision", "torchao", "triton", "transformers", "trl", "peft", "accelerate", "datasets",
+    "bitsandbytes", "unsloth", "unsloth_zoo", "numpy", "pillow",
+)  # fmt: skip
+RecordT = TypeVar("RecordT", bound=BaseModel)
 
 
 def _temp_path(path: Path) -> Path:
@@ -90,6 +95,16 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path}: not valid JSON ({error}); delete it and rerun the stage that writes it") from error
 
 
+def read_record(path: Path, record: type[RecordT]) -> RecordT:
+    """Read a JSON file as a record; ValueError names the file and the field that does not fit."""
+    try:
+        return record.model_validate(read_json(path))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        field = ".".join(map(str, fault["loc"]))
+        raise ValueError(f"{path}: {field}: {fault['msg']}; delete it and rerun the stage that writes it") from None
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file of sections (an empty one is an empty dict); ValueError names the file when it is none."""
     try:
@@ -154,12 +169,14 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """The commit of the working tree that this package runs from (`-dirty` when it differs), or "unknown"."""
-    here = Path(__file__).parent
+    """The commit of the repository that holds this package, with `-dirty` after changes; "unknown" where installed."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():  # not that of a repository around the environment
+        return "unknown"
     try:
         run = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=here, capture_output=True, text=True, timeout=20, check=True,
+            cwd=root, capture_output=True, text=True, timeout=20, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return "unknown"
@@ -180,66 +197,118 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def hardware() -> dict[str, Any]:
-    """Processor, cores that this process may use, and the CUDA card where there is one."""
+class Card(BaseModel):
+    """A CUDA card."""
+
+    name: str
+    memory_gib: float
+
+
+class Hardware(BaseModel):
+    """The processor's name, the cores that this process may use, and the first CUDA card, if there is one."""
+
+    cpu: str
+    cores: int
+    gpu: Card | None
+
+
+def hardware() -> Hardware:
+    """The machine that this process runs on."""
     import torch
 
-    found: dict[str, Any] = {"cpu": _cpu_model(), "cores": cores(), "gpu": None}
+    card = None
     if torch.cuda.is_available():
-        card = torch.cuda.get_device_properties(0)
-        found["gpu"] = {"name": card.name, "memory_gib": round(card.total_memory / 2**30, 1)}
-    return found
+        properties = torch.cuda.get_device_properties(0)
+        card = Card(name=properties.name, memory_gib=round(properties.total_memory / 2**30, 1))
+    return Hardware(cpu=_cpu_model(), cores=cores(), gpu=card)
+
+
+class Input(BaseModel):
+    """What a result was made from: the path or hub id as given, and its SHA-256, null where it is no local file."""
+
+    path: str
+    sha256: str | None
+
+
+class ProvenanceRecord(BaseModel):
+    """The content of a provenance.json. Only some stages write the fields that have a default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    stage: str
+    finished: str  # UTC, ISO 8601
+    git_commit: str
+    versions: dict[str, str]
+    hardware: Hardware
+    seed: int | None
+    base: str | None  # commit of the base on the hub
+    wall_seconds: float
+    cpu_seconds: float
+    peak_cpu_bytes: int
+    peak_gpu_bytes: int | None
+    inputs: dict[str, Input]  # by what they are to the stage: split, model, pairs, ...
+    outputs: dict[str, str] = {}  # SHA-256 of the result's files, by their names in its folder
+    settings: dict[str, Any] | None = None  # as in results/<run>/config/<stage>.json
+    model: str | None = None  # train, track
+    arm: str | None = None  # train
+    backend: str | None = None
+    quantize: str | None = None
+    train_seconds: float | None = None
+    shared_prefix: bool | None = None
+    endpoint: dict[str, str] | None = None  # track
+    start: str | None = None
+    sequences: int | None = None
+    frames: int | None = None
 
 
 class Provenance:
-    """Where a result came from: started with the work, written beside the result when it is done.
+    """Where a result came from: created when the work starts, written beside the result when it is done.
 
-    inputs: files, folders and bases, see `resolve_path`. revision: of the base, where it is on the hub.
+    inputs: files, folders and bases, see `resolve_path`, by what they are to the stage. revision: of the base, where it
+    is on the hub.
     """
 
-    def __init__(self, stage: str, inputs: Iterable[Path | str], revision: str | None = None):
+    def __init__(self, stage: str, inputs: Mapping[str, Path | str], revision: str | None = None):
         self.stage, self.revision = stage, revision
-        self.inputs = [Path(p) for p in inputs]
-        self.hashed: dict[str, str | None] | None = None
+        self.paths = {name: str(path) for name, path in inputs.items()}
         self.started = time.time()
         self.cpu_started = time.process_time()
 
     @cached_property
     def places(self) -> dict[str, Path]:
         """Where the inputs lie, looked up once: a newer copy of a base may reach the hub's cache while a stage runs."""
-        return {str(p): resolve_path(p, self.revision) for p in self.inputs}
+        return {name: resolve_path(path, self.revision) for name, path in self.paths.items()}
 
-    def hashes(self) -> dict[str, str | None]:
-        """Hashes of the inputs, taken once, when a base on the hub is in its cache; None for what is not here."""
-        if self.hashed is None:
-            self.hashed = {name: hash_path(place) if place.exists() else None for name, place in self.places.items()}
-        return self.hashed
+    @cached_property
+    def inputs(self) -> dict[str, Input]:
+        """The inputs with their hashes, taken once, when a base on the hub is in its cache."""
+        hashed = {name: hash_path(place) if place.exists() else None for name, place in self.places.items()}
+        return {name: Input(path=self.paths[name], sha256=digest) for name, digest in hashed.items()}
 
-    def write(self, path: Path, *, seed: int | None = None, **notes: Any) -> None:
-        """Write to `path` commit, versions, hardware, seed, times, memory, hashes of input and output, notes.
+    def write(self, path: Path, *, seed: int | None = None, notes: Mapping[str, Any] | None = None) -> None:
+        """Write a ProvenanceRecord to `path`: `provenance.json` is about its folder, `X.provenance.json` about X.
 
-        `base` is the commit of a base on the hub, else null.
+        notes: the record's optional fields, by name.
         """
         import torch
 
-        one = path.name.removesuffix("provenance.json").removesuffix(".")  # else it is about all of its folder
-        commits = [place.name for name, place in self.places.items() if on_hub(name) and place.exists()]
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        gpu = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else None
-        record = {
-            "stage": self.stage,
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "git_commit": git_commit(),
-            "versions": versions(),
-            "hardware": hardware(),
-            "seed": seed,
-            "base": next(iter(commits), None),
-            "wall_seconds": round(time.time() - self.started, 3),
-            "cpu_seconds": round(time.process_time() - self.cpu_started, 3),
-            "peak_cpu_bytes": peak,
-            "peak_gpu_bytes": gpu,
-            "inputs": self.hashes(),
-            "outputs": {one: hash_file(path.with_name(one))} if one else hashes(path.parent),
-            **notes,
-        }
-        write_json(path, record)
+        subject = path.name.removesuffix("provenance.json").removesuffix(".")
+        outputs = {subject: hash_file(path.with_name(subject))} if subject else hashes(path.parent)
+        on_the_hub = [place for name, place in self.places.items() if on_hub(self.paths[name]) and place.exists()]
+        record = ProvenanceRecord(
+            stage=self.stage,
+            finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            git_commit=git_commit(),
+            versions=versions(),
+            hardware=hardware(),
+            seed=seed,
+            base=on_the_hub[0].name if on_the_hub else None,
+            wall_seconds=round(time.time() - self.started, 3),
+            cpu_seconds=round(time.process_time() - self.cpu_started, 3),
+            peak_cpu_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            peak_gpu_bytes=torch.cuda.max_memory_reserved() if torch.cuda.is_available() else None,
+            inputs=self.inputs,
+            outputs=outputs,
+            **(notes or {}),
+        )
+        write_json(path, record.model_dump(exclude_unset=True))

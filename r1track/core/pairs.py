@@ -1,6 +1,7 @@
 """Pairs: the columns of the shards that `sample` writes, and how the other stages open them."""
 
 from pathlib import Path
+from typing import NotRequired, TypedDict
 
 import PIL.Image
 import pyarrow.parquet
@@ -14,7 +15,7 @@ FEATURES = Features(
         "images": List(Image()),
         "answer": _box,
         "template_box": _box,
-        "second_box": _box,  # the target in a later template, the third image; null where there is none
+        "second_box": _box,
         "sequence": Value("string"),
         "frames": List(Value("int32")),
         "gap": Value("int32"),
@@ -22,16 +23,43 @@ FEATURES = Features(
         "crops": List(List(Value("float64"))),
         "visibility": Value("float64"),
         "size": Value("int32"),
-        "problem": Value("string"),  # another data set's own question, asked as it stands; null in pairs that we cut
+        "problem": Value("string"),
     }
 )
 
 
+class EncodedImage(TypedDict):
+    """An image as `datasets` stores it: the bytes of its file; path is null."""
+
+    bytes: bytes
+    path: None
+
+
+class PairRow(TypedDict):
+    """A row of a shard. Boxes in crops are x1, y1, x2, y2 in pixels of the crop; boxes in frames x, y, w, h.
+
+    The columns that need not be there are null in the pairs of sample.hub.
+    """
+
+    images: list[EncodedImage]  # template, search region, then a later template if there is one
+    answer: list[float]  # the target in the search crop, clipped to it: x1, y1, x2, y2
+    size: int  # side of the crops in their own pixels
+    problem: str | None  # the question of another data set; null: `prompts.build` asks
+    template_box: NotRequired[list[float]]  # the target in the template crop: x1, y1, x2, y2
+    second_box: NotRequired[list[float] | None]  # the target in the later template's crop: x1, y1, x2, y2
+    sequence: NotRequired[str]
+    frames: NotRequired[list[int]]  # of the images, counted from 1
+    gap: NotRequired[int]  # search frame minus template frame
+    boxes: NotRequired[list[list[float]]]  # the target in these frames: x, y, w, h in image pixels
+    crops: NotRequired[list[list[float]]]  # left, top and side of the crops, in image pixels
+    visibility: NotRequired[float]  # of the target in the search frame, 0 to 1; NaN where unknown
+
+
 def load(folder: Path, *, cache: Path | None = None) -> Dataset:
-    """The pairs of one split, as `sample` wrote them (`.../pairs/train` or `.../pairs/val`).
+    """The pairs in the shards of a folder (`.../pairs/train` or `.../pairs/val`), with the columns FEATURES.
 
     cache: folder for a memory-mapped copy; without it all pairs are read into memory.
-    Raises FileNotFoundError when there are none.
+    Raises FileNotFoundError when there is no shard.
     """
     shards = sorted(str(p) for p in folder.glob("*.parquet"))
     if not shards:
@@ -42,7 +70,7 @@ def load(folder: Path, *, cache: Path | None = None) -> Dataset:
 
 
 def questions(pairs: Dataset, think: bool) -> list[prompts.Messages]:
-    """The question of every pair, its own where it has one; its images go in the order of `prompts.places`."""
+    """The question of every pair: its `problem`, or the tracking question; images in the order of `prompts.places`."""
     rows = zip(pairs["problem"], pairs["template_box"], pairs["second_box"], strict=True)
     return [
         prompts.unflat(problem) if problem else prompts.build(box, second_box=second, think=think)
@@ -51,7 +79,7 @@ def questions(pairs: Dataset, think: bool) -> list[prompts.Messages]:
 
 
 def held_out(folder: Path, count: int, think: bool) -> tuple[list[prompts.Messages], list[list[PIL.Image.Image]]]:
-    """Questions and images of the first `count` held-out pairs of `folder` (`.../pairs`), at most."""
+    """Questions and images of the first `count` held-out pairs in `folder` (`.../pairs`), or of all where fewer."""
     rows = load(folder / "val")
     rows = rows.select(range(min(count, len(rows))))
     return questions(rows, think), [prompts.places(images) for images in rows["images"]]

@@ -5,6 +5,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+Schedule = Literal["constant_with_warmup", "linear", "cosine"]
+
 
 class Section(BaseModel):
     """A group of fields: frozen, strict about types, and closed to unknown keys."""
@@ -13,93 +15,97 @@ class Section(BaseModel):
 
 
 class Model(Section):
-    """model: the language model that becomes a tracker, and how it is loaded."""
+    """model: the base model, which training turns into a tracker, and how it is loaded."""
 
     base: str = Field(
-        "Qwen/Qwen2.5-VL-3B-Instruct", description="hub id or folder of the base; `tiny` is the embedded one"
+        "Qwen/Qwen2.5-VL-3B-Instruct",
+        description="hub id or folder; `tiny` is the one inside this package",
     )
     revision: str | None = Field(None, description="commit of the hub repository; null takes the newest")
-    dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="type that the model computes in")
-    min_pixels: int = Field(3136, gt=0, description="smaller images are enlarged to this many pixels")
-    max_pixels: int = Field(313600, gt=0, description="larger images are shrunk to this many pixels")
+    dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="type of weights and activations")
+    min_pixels: int = Field(3136, gt=0, description="an image with fewer pixels than this is enlarged")
+    max_pixels: int = Field(313600, gt=0, description="an image with more pixels than this is shrunk")
 
 
 class Data(Section):
-    """data: where the sequences are, as folders with a list.txt, laid out as GOT-10k or others (docs/sampling.md)."""
+    """data: the folders of the sequences: list.txt and sequences in GOT-10k's or another layout (docs/sampling.md)."""
 
     train: str = Field(
-        "data/GOT-10k/train", description="split to sample pairs from; `toy/train` is made by the toy stage"
+        "data/GOT-10k/train", description="split to sample pairs from; the stage `toy` writes `toy/train`"
     )
-    sets: dict[str, str] = Field({"got10k-val": "data/GOT-10k/val"}, description="splits to track and score, by name")
+    sets: dict[str, str] = Field(
+        {"got10k-val": "data/GOT-10k/val"}, description="splits to track and score: name and folder"
+    )
 
 
 class Toy(Section):
-    """toy: the procedural world that the demo trains and is scored on."""
+    """toy: the synthetic sequences on which the demo trains and is scored."""
 
-    seed: int = Field(0, ge=0, description="seed of the world; the run's own seed does not change the world")
+    seed: int = Field(0, ge=0, description="seed of these sequences; the run's `seed` does not change them")
     train_sequences: int = Field(150, ge=1, description="sequences in toy/train")
     val_sequences: int = Field(40, ge=1, description="sequences in toy/val")
     length: int = Field(24, ge=2, description="frames per sequence")
 
 
 class Task(Section):
-    """task: the question that training and tracking put alike."""
+    """task: the tracking question, the same in training and in tracking."""
 
-    size: int = Field(336, gt=0, description="side of both crops in pixels, a multiple of 28")
-    template_factor: float = Field(4.0, gt=1, description="side of the template crop over sqrt(w * h) of the target")
-    search_factor: float = Field(4.0, gt=1, description="side of the search crop over sqrt(w * h) of the last box")
-    templates: Literal[1, 2] = Field(1, description="2 adds a later template of the target, between the two crops")
-    think: bool = Field(False, description="ask for <think> before the answer")
+    size: int = Field(336, gt=0, description="width and height of both crops in pixels, a multiple of 28")
+    template_factor: float = Field(4.0, gt=1, description="side of the template crop / sqrt(w * h) of the target")
+    search_factor: float = Field(4.0, gt=1, description="side of the search crop / sqrt(w * h) of the last box")
+    templates: Literal[1, 2] = Field(1, description="2 adds a third image: a later template of the target")
+    think: bool = Field(False, description="whether the answer has reasoning in <think> in front of the box")
 
 
 class Sample(Section):
-    """sample: which pairs are cut from the training split."""
+    """sample: the pairs of template and search crop that are cut from the training split."""
 
     policy: Literal["matched", "paper"] = Field(
-        "matched", description="`matched`: what the tracker meets; `paper`: R1-Track's own way (docs/sampling.md)"
+        "matched",
+        description="`matched`: crops as the tracker makes them; `paper`: crops as in R1-Track (docs/sampling.md)",
     )
-    pairs: int = Field(5000, ge=1, description="training pairs, spread evenly over the sequences")
-    val_pairs: int = Field(200, ge=0, description="held-out pairs, from sequences that no training pair comes from")
-    val_share: float = Field(0.1, gt=0, lt=1, description="share of the sequences that is held out")
-    sizes: list[int] = Field([], description="sides of crops, drawn evenly; twice doubles a share; none: task.size")
-    shift: float = Field(0.3, ge=0, description="how far the last box has drifted: deviation, in shares of its size")
-    scale: float = Field(0.12, ge=0, description="how much the last box is off in size: deviation of the logarithm")
-    max_gap: int = Field(100, ge=1, description="most frames between template and search frame, drawn evenly from 1")
-    per_template: int = Field(4, ge=1, description="pairs of a sequence that share a template frame, decoded once")
-    min_visibility: float = Field(0.25, ge=0, le=1, description="share of the target that must be seen in both frames")
-    inside: float = Field(0.98, gt=0, le=1, description="share of the target's box that each crop must hold")
-    max_rejected: float = Field(1.0, ge=0, lt=20, description="rejected draws per wanted pair that stop the stage")
-    exclude: dict[str, str] = Field({}, description="names of sequences to leave out, each with the reason")
+    pairs: int = Field(5000, ge=1, description="number of training pairs, spread evenly over the sequences")
+    val_pairs: int = Field(200, ge=0, description="number of held-out pairs, from sequences without training pairs")
+    val_share: float = Field(0.1, gt=0, lt=1, description="fraction of the sequences that is held out")
+    sizes: list[int] = Field([], description="crop sizes; one named twice is drawn twice as often; empty: task.size")
+    shift: float = Field(0.3, ge=0, description="standard deviation of the last box's position error, over its size")
+    scale: float = Field(0.12, ge=0, description="standard deviation of the last box's size error, as a logarithm")
+    max_gap: int = Field(100, ge=1, description="largest distance of template and search frame; uniform from 1")
+    per_template: int = Field(4, ge=1, description="pairs of a sequence that share one template frame")
+    min_visibility: float = Field(0.25, ge=0, le=1, description="smallest visible fraction of the target in each frame")
+    inside: float = Field(0.98, gt=0, le=1, description="smallest fraction of the target's box inside each crop")
+    max_rejected: float = Field(1.0, ge=0, lt=20, description="largest number of rejected draws per wanted pair")
+    exclude: dict[str, str] = Field({}, description="sequences to leave out: name and reason")
     layout: Literal["auto", "got10k", "otb", "lasot", "tnl2k", "vot", "vot-flat", "nfs", "trackingnet", "uav123"] = (
-        Field("auto", description="how the training split is laid out (docs/sampling.md); `auto` looks")
+        Field("auto", description="file layout of the training split (docs/sampling.md); `auto` detects it")
     )
-    hub: str | None = Field(None, description="data set with images, problem, answer to take instead: hub id or folder")
-    hub_revision: str | None = Field(None, description="commit of that data set; null takes the newest")
-    shard_rows: int = Field(500, ge=1, description="pairs per Parquet file, about: a sequence is in one file")
+    hub: str | None = Field(None, description="data set to use instead (docs/sampling.md): hub id or folder")
+    hub_revision: str | None = Field(None, description="commit of that data set on the hub; null takes the newest")
+    shard_rows: int = Field(500, ge=1, description="pairs per Parquet file, approximately")
 
 
 class Lora(Section):
-    """train.lora: the adapter."""
+    """train.lora: the LoRA adapter."""
 
-    rank: int = Field(16, ge=1, description="rank of the adapter")
-    alpha: int = Field(32, ge=1, description="scale of the adapter is alpha / rank")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout in front of the adapter")
+    rank: int = Field(16, ge=1, description="rank r")
+    alpha: int = Field(32, ge=1, description="the update is scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
     targets: list[str] = Field(
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         min_length=1,
         description="linear layers of the language model that get an adapter",
     )
-    vision: bool = Field(False, description="whether the vision tower's linear layers get one too")
+    vision: bool = Field(False, description="whether the linear layers of the vision tower get an adapter too")
 
 
 class Sft(Section):
-    """train.sft: the supervised arm, on the pairs' true answers."""
+    """train.sft: supervised fine-tuning on the true boxes of the pairs (arm `sft`)."""
 
     steps: int = Field(625, ge=1, description="optimiser steps")
     batch: int = Field(16, ge=1, description="pairs per optimiser step")
     micro_batch: int = Field(8, ge=1, description="pairs per forward and backward pass")
     learning_rate: float = Field(1.0e-5, gt=0, description="peak learning rate")
-    schedule: Literal["constant_with_warmup", "linear", "cosine"] = Field("cosine", description="its course")
+    schedule: Schedule = Field("cosine", description="learning-rate schedule")
 
     @model_validator(mode="after")
     def _batches_fit(self) -> Self:
@@ -109,57 +115,51 @@ class Sft(Section):
 
 
 class Train(Section):
-    """train: GRPO on the sampled pairs, or supervised training on their answers."""
+    """train: GRPO or supervised fine-tuning on the sampled pairs."""
 
     arms: list[Literal["sft", "grpo"]] = Field(
-        ["grpo"], min_length=1, description="which models are trained; the last is the one that the verdict judges"
+        ["grpo"], min_length=1, description="models to train; the verdict is about the last"
     )
-    start: Literal["base", "sft"] = Field("base", description="what grpo starts from: the base, or the merged sft arm")
+    start: Literal["base", "sft"] = Field("base", description="initial model of grpo: the base or the sft model")
     backend: Literal["auto", "unsloth", "transformers"] = Field(
         "auto",
-        description="`auto` takes Unsloth where there is a CUDA card and it is installed, else TRL and PEFT alone",
+        description="`auto`: Unsloth if it is installed and there is a CUDA card, else TRL and PEFT alone",
     )
     quantize: Literal["nf4", "none"] = Field(
-        "nf4", description="how the frozen weights are held while training: 4 bits, or model.dtype as they are"
+        "nf4", description="frozen weights in training: NF4 (4 bits), or model.dtype without quantisation"
     )
-    reward: Literal["paper", "iou"] = Field(
-        "paper", description="`paper`: R1-Track's shaped GIoU; `iou`: the IoU itself"
-    )
-    group: int = Field(8, ge=2, description="answers sampled per prompt (G)")
+    reward: Literal["paper", "iou"] = Field("paper", description="`paper`: R1-Track's reward from GIoU; `iou`: the IoU")
+    group: int = Field(8, ge=2, description="completions sampled per prompt (group size G)")
     prompts_per_step: int = Field(8, ge=1, description="prompts per optimiser step")
-    micro_batch: int = Field(8, ge=1, description="answers per forward and backward pass")
-    shared_prefix: bool = Field(
-        True, description="compute a group's prompt once, not once per answer; over Unsloth it has no effect"
-    )
-    rollout_batch: int = Field(256, ge=2, description="with shared_prefix, answers generated side by side")
-    rollout_steps: int = Field(1, ge=1, description="optimiser steps that one rollout is cut into")
+    micro_batch: int = Field(8, ge=1, description="completions per forward and backward pass")
+    shared_prefix: bool = Field(True, description="compute each prompt once per group; no effect with Unsloth")
+    rollout_batch: int = Field(256, ge=2, description="with shared_prefix: completions generated in one batch")
+    rollout_steps: int = Field(1, ge=1, description="optimiser steps per rollout")
     steps: int = Field(600, ge=1, description="optimiser steps")
     optimizer: Literal["adamw_torch", "adamw_8bit"] = Field(
-        "adamw_torch", description="AdamW with its moments in float32, or in 8 bits (CUDA only)"
+        "adamw_torch", description="AdamW with moments in float32, or in 8 bits (CUDA only)"
     )
     learning_rate: float = Field(1.0e-5, gt=0, description="peak learning rate (write 1.0e-5: YAML reads 1e-5 as text)")
-    schedule: Literal["constant_with_warmup", "linear", "cosine"] = Field(
-        "constant_with_warmup", description="its course"
-    )
-    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the rate rises to its peak")
+    schedule: Schedule = Field("constant_with_warmup", description="learning-rate schedule")
+    warmup: float = Field(0.1, ge=0, lt=1, description="fraction of the steps in which the learning rate rises")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay")
-    clip_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
-    beta: float = Field(0.01, ge=0, description="weight of the KL to the base (k3 form); 0 needs no reference")
-    epsilon: float = Field(
-        0.2, gt=0, lt=1, description="how far the ratio to the old policy may fall before it is clipped"
-    )
-    epsilon_high: float = Field(0.2, gt=0, description="how far it may rise")
+    clip_norm: float = Field(1.0, gt=0, description="largest gradient norm; larger gradients are scaled down to it")
+    beta: float = Field(0.01, ge=0, description="weight of the KL divergence from the base (k3); 0: off")
+    epsilon: float = Field(0.2, gt=0, lt=1, description="lower clip range: the ratio is clipped at 1 - epsilon")
+    epsilon_high: float = Field(0.2, gt=0, description="upper clip range: the ratio is clipped at 1 + epsilon_high")
     scale_rewards: Literal["group", "none"] = Field(
-        "group", description="`group` divides advantages by the group's deviation, `none` only subtracts its mean"
+        "group", description="`group`: advantages are divided by the group's standard deviation; `none`: they are not"
     )
-    loss: Literal["grpo", "dr_grpo", "dapo"] = Field("grpo", description="how token losses are averaged")
-    temperature: float = Field(1.0, gt=0, description="sampling temperature of the rollout")
-    max_tokens: int = Field(64, ge=8, description="most tokens of an answer in the rollout")
+    loss: Literal["grpo", "dr_grpo", "dapo"] = Field(
+        "grpo", description="how the losses of the tokens are averaged, as in TRL's `loss_type`"
+    )
+    temperature: float = Field(1.0, gt=0, description="sampling temperature of the completions")
+    max_tokens: int = Field(64, ge=8, description="maximum completion length in tokens")
     save_every: int = Field(25, ge=1, description="optimiser steps between checkpoints, a multiple of rollout_steps")
-    keep_every: int = Field(25, ge=1, description="optimiser steps between kept examples: a group's images and answers")
-    report_to: Literal["none", "tensorboard", "trackio"] = Field("none", description="where curves also go, live")
-    lora: Lora = Field(Lora(), description="the adapter")
-    sft: Sft = Field(Sft(), description="the supervised arm")
+    keep_every: int = Field(25, ge=1, description="optimiser steps between saved groups of completions")
+    report_to: Literal["none", "tensorboard", "trackio"] = Field("none", description="live logging, besides log.jsonl")
+    lora: Lora = Field(Lora(), description="the LoRA adapter")
+    sft: Sft = Field(Sft(), description="supervised fine-tuning")
 
     @model_validator(mode="after")
     def _arms_follow(self) -> Self:
@@ -193,28 +193,24 @@ class Train(Section):
 
 
 class Merge(Section):
-    """merge: the adapter becomes part of 16-bit weights."""
+    """merge: the adapter is merged into 16-bit weights."""
 
     base: Literal["original", "dequantised"] = Field(
         "original",
-        description="`original`: the base's own weights; `dequantised`: as the adapter met them, in 4 bits",
+        description="`original`: the base's weights; `dequantised`: its 4-bit weights, as in training",
     )
-    check_pairs: int = Field(64, ge=1, description="held-out pairs on which adapter-on and merged answers are compared")
-    min_agreement: float = Field(
-        0.9, ge=0, le=1, description="share of equal greedy answers below which the merge fails"
-    )
+    check_pairs: int = Field(64, ge=1, description="held-out pairs whose answers before and after are compared")
+    min_agreement: float = Field(0.9, ge=0, le=1, description="smallest fraction of equal answers, or the stage fails")
 
 
 class Extra(Section):
-    """track.extra: a model of other people's, tracked and scored beside ours under the name `extra`."""
+    """track.extra: a third-party model, tracked and scored under the name `extra`."""
 
-    model: str | None = Field(None, description="its folder or hub id; null tracks none")
+    model: str | None = Field(None, description="folder or hub id; null: no third-party model")
     revision: str | None = Field(None, description="commit of the hub repository; null takes the newest")
-    prompt: str | None = Field(
-        None, description="its question, with {template}, {search} and {box} in their places; null asks ours"
-    )
-    think: bool = Field(False, description="whether it answers as <think>…</think><answer>[x1, y1, x2, y2]</answer>")
-    max_tokens: int = Field(64, ge=8, description="most tokens of its answer")
+    prompt: str | None = Field(None, description="its prompt template with {template}, {search}, {box}; null: ours")
+    think: bool = Field(False, description="whether its answers are <think>…</think><answer>[x1, y1, x2, y2]</answer>")
+    max_tokens: int = Field(64, ge=8, description="maximum length of an answer in tokens")
 
     @model_validator(mode="after")
     def _has_places(self) -> Self:
@@ -225,37 +221,37 @@ class Extra(Section):
 
 
 class Endpoint(Section):
-    """track.endpoint: an OpenAI-compatible server that answers in place of a model that is loaded here."""
+    """track.endpoint: an OpenAI-compatible server that runs the model, in place of this machine."""
 
-    url: str | None = Field(None, description="the server; null loads models here, as the workflow must")
-    timeout: float = Field(60.0, gt=0, description="seconds without an answer after which a question is asked anew")
-    retries: int = Field(4, ge=0, description="how often a question is asked anew before the run stops")
-    concurrency: int | None = Field(None, ge=1, description="most questions under way at once; null: track.batch")
+    url: str | None = Field(None, description="URL; null: the model is loaded here, as the workflow needs it")
+    timeout: float = Field(60.0, gt=0, description="seconds to wait for an answer before the request is sent again")
+    retries: int = Field(4, ge=0, description="how often a request is sent again before the run stops")
+    concurrency: int | None = Field(None, ge=1, description="largest number of parallel requests; null: track.batch")
 
 
 class Track(Section):
-    """track: one question per frame, from the first frame's box or from a description."""
+    """track: one question per frame, starting from the first box or from a description."""
 
-    start: Literal["box", "text"] = Field("box", description="what tracking starts from: first boxes or descriptions")
-    starts: dict[str, Literal["box", "text"]] = Field({}, description="the same for single sets, by name")
-    batch: int = Field(16, ge=1, description="sequences that are tracked side by side")
-    max_tokens: int = Field(32, ge=8, description="most tokens of an answer")
-    reuse: bool = Field(True, description="encode what precedes the search region once per sequence, not per frame")
+    start: Literal["box", "text"] = Field("box", description="tracking starts from the first box or a description")
+    starts: dict[str, Literal["box", "text"]] = Field({}, description="`start` of single sets, by name")
+    batch: int = Field(16, ge=1, description="sequences tracked in one batch")
+    max_tokens: int = Field(32, ge=8, description="maximum length of an answer in tokens")
+    reuse: bool = Field(True, description="encode the prompt before the search image once per sequence")
     min_side: float = Field(4.0, gt=0, description="smallest width and height of a box, in image pixels")
-    patience: int = Field(3, ge=1, description="frames without a readable answer after which the search region widens")
-    widen: float = Field(1.5, ge=1, description="how much it widens, until an answer is read; 1 never does")
-    refresh: int = Field(25, ge=1, description="frames between later templates, where task.templates is 2")
+    patience: int = Field(3, ge=1, description="frames in a row without the target before the search region grows")
+    widen: float = Field(1.5, ge=1, description="factor on search_factor after such frames; 1 changes nothing")
+    refresh: int = Field(25, ge=1, description="frames between updates of the later template, if task.templates is 2")
     peers: list[Literal["static", "template", "oracle", "csrt"]] = Field(
-        ["static", "template", "oracle"], description="simple trackers scored beside the models"
+        ["static", "template", "oracle"], description="simple trackers to compare with"
     )
-    extra: Extra = Field(Extra(), description="other people's model")
-    endpoint: Endpoint = Field(Endpoint(), description="a server that answers")
+    extra: Extra = Field(Extra(), description="a third-party model")
+    endpoint: Endpoint = Field(Endpoint(), description="a server that runs the model")
 
 
 class Score(Section):
-    """score: what the tracks are worth."""
+    """score: scores of the tracks against the true boxes."""
 
-    draws: int = Field(10000, ge=100, description="bootstrap draws over sequences for the intervals")
+    draws: int = Field(10000, ge=100, description="bootstrap resamples of the sequences, for the intervals")
 
 
 Metric = Literal["exact", "gqa", "vqa", "textvqa", "relaxed", "yes_no", "choice", "contains", "formula", "anls", "box"]
@@ -265,19 +261,19 @@ class VqaSet(Section):
     """vqa.sets.<name>: one set of questions."""
 
     source: str = Field("easy-vqa", description="`easy-vqa` (the PyPI package), a hub data set id, or a folder")
-    subset: str | None = Field(None, description="subset of the set; null where it has only one")
-    split: str = Field("test", description="split of the set")
+    subset: str | None = Field(None, description="subset (configuration) of the data set; null: it has only one")
+    split: str = Field("test", description="split of the data set")
     revision: str | None = Field(None, description="commit of the hub data set; null takes the newest")
-    items: int = Field(500, ge=1, description="questions, drawn once with vqa.seed")
-    metric: Metric = Field("exact", description="how an answer is scored")
+    items: int = Field(500, ge=1, description="number of questions, drawn with vqa.seed")
+    metric: Metric = Field("exact", description="metric of an answer's score (docs/verdict.md)")
     question: str = Field("question", description="column of the questions")
-    answer: str = Field("answer", description="column of the right answer or answers; x, y, w, h for `box`")
-    options: str | None = Field(None, description="column of the options, to be listed as A, B, C below the question")
-    group: str | None = Field(None, description="column whose values are drawn in their shares; null: the answers")
-    id: str | None = Field(None, description="column of ids; null takes the row's place in the split")
-    prompt: str | None = Field(None, description="what is asked, with {question} in it; null: for a word or phrase")
+    answer: str = Field("answer", description="column of the true answer or answers; x, y, w, h for metric `box`")
+    options: str | None = Field(None, description="column of the options, listed as A, B, C below the question")
+    group: str | None = Field(None, description="column for stratified sampling; null: the column of the answers")
+    id: str | None = Field(None, description="column of ids; null: the row's number in the split")
+    prompt: str | None = Field(None, description="prompt template with {question}; null: asks for a word or phrase")
     published: float | None = Field(None, ge=0, le=100, description="published score of the base, in percent")
-    max_tokens: int = Field(16, ge=1, description="most tokens of an answer")
+    max_tokens: int = Field(16, ge=1, description="maximum length of an answer in tokens")
 
     @model_validator(mode="after")
     def _has_place(self) -> Self:
@@ -289,36 +285,34 @@ class VqaSet(Section):
 
 
 class Vqa(Section):
-    """vqa: general questions to the base and to the tuned models."""
+    """vqa: general visual questions, put to the base and to the tuned models."""
 
-    seed: int = Field(0, ge=0, description="seed of the choice of questions; the run's own seed does not change it")
-    batch: int = Field(64, ge=1, description="questions answered side by side")
-    max_pixels: int | None = Field(None, gt=0, description="larger images are shrunk to this; null: model.max_pixels")
-    kl_prompts: int = Field(64, ge=0, description="prompts of each kind on which the KL to the base is measured")
+    seed: int = Field(0, ge=0, description="seed of the draw of questions; the run's `seed` does not change it")
+    batch: int = Field(64, ge=1, description="questions answered in one batch")
+    max_pixels: int | None = Field(None, gt=0, description="images with more pixels are shrunk; null: model.max_pixels")
+    kl_prompts: int = Field(64, ge=0, description="prompts of each kind for the KL divergence from the base")
     sets: dict[str, VqaSet] = Field({"easy-vqa": VqaSet()}, description="question sets by name")
 
 
 class Verdict(Section):
-    """verdict: the rule, fixed before the run, that says whether general ability is kept."""
+    """verdict: the rule, fixed before the run, that decides whether general ability is retained."""
 
-    margin: float = Field(2.0, gt=0, description="largest mean loss, in points, that still counts as kept")
-    set_drop: float = Field(3.0, gt=0, description="loss on one set, in points, that flags it when significant")
-    alpha: float = Field(
-        0.05, gt=0, lt=0.5, description="one-sided error rate of bounds and tests, halved for score bounds"
-    )
-    min_items: int = Field(300, ge=1, description="fewest items of a set; it is invalid beyond this or a limit below")
-    max_box_share: float = Field(0.01, ge=0, le=1, description="largest share of answers that are boxes")
-    max_unparsed_gap: float = Field(2.0, ge=0, description="most points that the unparsed rates may be apart")
-    max_self_gap: float = Field(0.5, ge=0, description="most points by which the base may differ from itself")
-    max_published_gap: float = Field(8.0, ge=0, description="most points between the base and its published score")
-    draws: int = Field(10000, ge=100, description="bootstrap draws, clustered by image")
+    margin: float = Field(2.0, gt=0, description="largest mean loss, in points, that still counts as retained")
+    set_drop: float = Field(3.0, gt=0, description="a significant loss of this many points on one set is a regression")
+    alpha: float = Field(0.05, gt=0, lt=0.5, description="one-sided error rate; half of it for score bounds")
+    min_items: int = Field(300, ge=1, description="smallest number of items of a set, else INVALID")
+    max_box_share: float = Field(0.01, ge=0, le=1, description="largest fraction of box answers, else INVALID")
+    max_unparsed_gap: float = Field(2.0, ge=0, description="largest gap of unparsed rates (points), else INVALID")
+    max_self_gap: float = Field(0.5, ge=0, description="largest gap of the base asked twice (points), else INVALID")
+    max_published_gap: float = Field(8.0, ge=0, description="largest gap to the published score (points), else INVALID")
+    draws: int = Field(10000, ge=100, description="bootstrap resamples of the images")
     seed: int = Field(0, ge=0, description="seed of the bootstrap")
-    power: float = Field(0.8, gt=0.5, lt=1, description="chance to decide at the number of items that is asked for")
-    on_regression: Literal["fail", "warn"] = Field("fail", description="whether a loss in the last arm stops the DAG")
+    power: float = Field(0.8, gt=0.5, lt=1, description="power for which the needed number of items is computed")
+    on_regression: Literal["fail", "warn"] = Field("fail", description="whether a loss ends the workflow with an error")
 
 
 class Report(Section):
-    """report: the page."""
+    """report: the report page."""
 
     strips: int = Field(6, ge=0, description="sequences shown as film strips")
     strip_frames: int = Field(10, ge=1, description="frames per strip")
@@ -327,12 +321,12 @@ class Report(Section):
 class Settings(Section):
     """Everything that a run depends on."""
 
-    preset: str = Field("demo", description="file under r1track/presets/ whose values fill what is not set here")
-    run: str = Field("", description="name of the results folder; the preset's name unless set")
+    preset: str = Field("demo", description="file in r1track/presets/; its values hold where none is set here")
+    run: str = Field("", description="name of the results folder; empty: the name of the preset")
     seed: int = Field(0, ge=0, description="seed of the pairs and of the training")
-    model: Model = Field(Model(), description="the language model")
+    model: Model = Field(Model(), description="the base model")
     data: Data = Field(Data(), description="the sequences")
-    toy: Toy = Field(Toy(), description="the toy world")
+    toy: Toy = Field(Toy(), description="the synthetic sequences")
     task: Task = Field(Task(), description="the tracking question")
     sample: Sample = Field(Sample(), description="the pairs")
     train: Train = Field(Train(), description="the training")
@@ -340,10 +334,10 @@ class Settings(Section):
     track: Track = Field(Track(), description="the tracker")
     score: Score = Field(Score(), description="the scores")
     vqa: Vqa = Field(Vqa(), description="the general questions")
-    verdict: Verdict = Field(Verdict(), description="the rule on general ability")
+    verdict: Verdict = Field(Verdict(), description="the rule about general ability")
     report: Report = Field(Report(), description="the page")
 
     @property
     def answer_size(self) -> tuple[int, int]:
-        """Where `merge` compares answers to held-out pairs: how many at once, and the most tokens of one."""
+        """How `merge` asks held-out pairs: questions per batch, and the maximum length of an answer in tokens."""
         return min(32, self.merge.check_pairs), 512 if self.task.think else 32

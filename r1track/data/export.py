@@ -1,12 +1,14 @@
-"""Export: the pairs as `easyr1` or `sharegpt` (formats), with a `dataset_info.json` for LLaMA-Factory in the latter."""
+"""Export: the pairs in the format `easyr1` or `sharegpt` (formats), with LLaMA-Factory's dataset_info.json."""
 
 from pathlib import Path
+from typing import Any
 
 from datasets import Features
 from pyarrow import Table
 from pyarrow.parquet import read_table, write_table
 
 from r1track.core import files, prompts
+from r1track.core.pairs import PairRow
 from r1track.data import shards
 from r1track.data.formats import COLUMNS
 
@@ -14,21 +16,22 @@ TAGS = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assis
 
 
 def export(pairs: Path, form: str, think: bool) -> None:
-    """Write the pairs at `pairs` in a form, to the folder beside it that has the form's name behind its own."""
+    """Write the pairs in the folder `pairs` in a format, to the folder `pairs`-form beside it."""
     columns, think = Features(COLUMNS[form]), think and form == "easyr1"  # pairs hold no reasoning to learn
     with files.atomic_folder(pairs.with_name(f"{pairs.name}-{form}")) as folder:
         for shard in sorted(pairs.glob("*/*.parquet")):
             (folder / shard.parent.name).mkdir(exist_ok=True)
-            told = Table.from_pylist([_told(row, think) for row in read_table(shard).to_pylist()], columns.arrow_schema)
-            write_table(told, folder / shard.parent.name / shard.name, row_group_size=shards.BATCH)
+            rows = [_converted(row, think) for row in read_table(shard).to_pylist()]
+            table = Table.from_pylist(rows, columns.arrow_schema)
+            write_table(table, folder / shard.parent.name / shard.name, row_group_size=shards.BATCH)
         if form == "sharegpt":
             shape = {"formatting": form, "columns": {name: name for name in columns}, "tags": TAGS}
             info = {f"r1track_{split}": {"file_name": split, **shape} for split in ("train", "val")}
             files.write_json(folder / "dataset_info.json", info)
 
 
-def _told(row: shards.Row, think: bool) -> shards.Row:
-    """A pair as question and answer, images in the order of their places, for either form."""
+def _converted(row: PairRow, think: bool) -> dict[str, Any]:
+    """A pair as question and answer, with the columns of both formats; images in the order of their places."""
     problem, answer = row["problem"], prompts.numbers(row["answer"])
     if problem is None:
         problem = prompts.flat(prompts.build(row["template_box"], second_box=row["second_box"], think=think))

@@ -1,7 +1,8 @@
-"""Formats: pairs as other tools hold them, as Parquet with the images inside, and pairs of ours made of them.
+"""Formats: the formats of other tools for pairs, as Parquet files that hold the images, and the reader of one of them.
 
-`easyr1` has `images`, `problem` (the question, `<image>` in each image's place) and `answer`; a data set of the hub in
-this form can be trained on. `sharegpt` has `images` and `messages`. `export` writes both.
+`easyr1` has the columns `images`, `problem` (the question, with `<image>` in the place of each image) and `answer`; a
+data set on the hub in this format can be trained on (sample.hub). `sharegpt` has the columns `images` and `messages`.
+`export` writes both.
 """
 
 import io
@@ -13,6 +14,7 @@ from datasets import Image, List, Value, load_dataset
 from PIL import Image as Picture
 
 from r1track.core import boxes, prompts
+from r1track.core.pairs import PairRow
 from r1track.core.schema import Settings
 from r1track.data import shards
 
@@ -22,21 +24,21 @@ COLUMNS = {
 }
 
 
-def plan(settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What `sample` shall write of the data set sample.hub: the manifest beforehand, and the rows of each shard.
+def plan(settings: Settings) -> tuple[dict[str, Any], dict[str, shards.Maker]]:
+    """The manifest of the data set sample.hub, without what only the shards can tell, and the maker of every shard.
 
-    Held out is its split `test` or `validation` or, without either, rows at random: it names no sequences. Raises
-    ValueError for a data set of another form.
+    The held-out rows are its split `test` or `validation` or, without either, random rows: it names no sequences.
+    Raises ValueError for a data set in another format.
     """
-    sample, makers = settings.sample, {}
-    found = load_dataset(str(sample.hub), revision=sample.hub_revision)
-    missing = COLUMNS["easyr1"].keys() - set(found["train"].column_names if "train" in found else [])
+    sample, makers = settings.sample, dict[str, shards.Maker]()
+    splits = load_dataset(str(sample.hub), revision=sample.hub_revision)
+    missing = COLUMNS["easyr1"].keys() - set(splits["train"].column_names if "train" in splits else [])
     if missing:
         raise ValueError(f"sample.hub = {sample.hub!r}: its split train lacks {sorted(missing)}; take another data set")
-    if not found.keys() & {"test", "validation"}:
-        found = found["train"].train_test_split(sample.val_share, seed=settings.seed)
-    held = found["test"] if "test" in found else found["validation"]
-    for name, rows, most in (("train", found["train"], sample.pairs), ("val", held, sample.val_pairs)):
+    if not splits.keys() & {"test", "validation"}:
+        splits = splits["train"].train_test_split(sample.val_share, seed=settings.seed)
+    val = splits["test"] if "test" in splits else splits["validation"]
+    for name, rows, most in (("train", splits["train"], sample.pairs), ("val", val, sample.val_pairs)):
         rows = rows.select(range(min(most, len(rows)))).cast_column("images", List(Image(decode=False)))
         for k, start in enumerate(range(0, len(rows), sample.shard_rows)):
             part = rows.select(range(start, min(start + sample.shard_rows, len(rows))))
@@ -44,8 +46,8 @@ def plan(settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
     return {"hub": sample.hub, "revision": sample.hub_revision, "splits": {"train": {}, "val": {}}}, makers
 
 
-def _pair(row: dict[str, Any]) -> shards.Row | str:
-    """A question and its answer as a pair of ours, or why they are none; the last image is the search region."""
+def _pair(row: dict[str, Any]) -> PairRow | shards.Rejection:
+    """A row in the format `easyr1` as a row of our shards, or why it is none; its last image is the search region."""
     images = [image["bytes"] or Path(image["path"]).read_bytes() for image in row["images"]]
     if len(images) < 2 or row["problem"].count(prompts.PLACE) != len(images):
         return "images do not fit their places in the problem"
@@ -56,6 +58,7 @@ def _pair(row: dict[str, Any]) -> shards.Row | str:
     answer = prompts.parse_box(str(row["answer"]), size=width)
     if width != height or answer is None:
         return "answer is no box in a square search region"
-    ordered = [{"bytes": image, "path": None} for image in (images[0], images[-1], *images[1:-1])]
-    corners = boxes.clip(answer, width, height).tolist()
-    return {"images": ordered, "answer": corners, "size": width, "problem": row["problem"]}
+    return {
+        "images": [{"bytes": image, "path": None} for image in (images[0], images[-1], *images[1:-1])],
+        "answer": boxes.clip(answer, width, height).tolist(), "size": width, "problem": row["problem"],
+    }  # fmt: skip

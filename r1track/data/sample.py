@@ -1,15 +1,19 @@
 """Sample: pairs of crops from a tracking data set, as Parquet shards and a manifest.
 
-Sequences are split once, by name, into those for training and those held out, and dealt out to shards beforehand. A
-shard follows from the seed and from names alone, so that any number of processes writes the same bytes, and the same
-command goes on from the finished shards after a kill. `sample.hub` takes a data set of questions in their place.
+The sequences are split by name into training and held-out sequences, and the pairs are assigned to shards, before any
+frame is read. A shard depends on the seed and on names alone: any number of processes writes the same bytes, and the
+same command continues from the finished shards after it was killed. With `sample.hub`, the pairs come from a data set
+of questions instead.
 """
 
 import hashlib
 import json
 import logging
 from collections import Counter
-from contextlib import nullcontext
+from collections.abc import Generator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,91 +30,113 @@ from r1track.data import formats, shards
 from r1track.data.export import export
 
 log = logging.getLogger(__name__)
-disable_progress_bars()  # ours say what is being done
+disable_progress_bars()  # this stage has a progress bar of its own
 
 
 def split(names: list[str], share: float, seed: int) -> tuple[list[str], list[str]]:
-    """Names for training and names held out (at least one each), in the order of their seeded hashes.
+    """Names of the training and of the held-out sequences, at least one each, in the order of their seeded hashes.
 
     Raises ValueError for fewer than two names.
     """
     if len(names) < 2:
         raise ValueError(f"{len(names)} sequence(s) cannot be split into training and held-out ones; give at least 2")
     ordered = sorted(names, key=lambda name: hashlib.sha256(f"split:{seed}:{name}".encode()).digest())
-    held = min(len(names) - 1, max(1, round(share * len(names))))
-    return ordered[held:], ordered[:held]
+    count = min(len(names) - 1, max(1, round(share * len(names))))
+    return ordered[count:], ordered[:count]
 
 
 def deal(names: list[str], wanted: int, rows: int) -> list[list[tuple[str, int]]]:
-    """The wanted pairs, spread evenly over the names, as (name, pairs), in shards of about `rows` pairs."""
+    """Spread `wanted` pairs evenly over the names: (name, number of pairs), in shards of about `rows` pairs."""
     names = names[:wanted]
-    each, extra = divmod(wanted, max(1, len(names)))
-    quotas = [(name, each + (k < extra)) for k, name in enumerate(names)]
-    step = max(1, rows // max(1, each + (extra > 0)))
+    base, extra = divmod(wanted, max(1, len(names)))
+    quotas = [(name, base + (k < extra)) for k, name in enumerate(names)]
+    step = max(1, rows // max(1, base + (extra > 0)))
     return [quotas[start : start + step] for start in range(0, len(names), step)]
 
 
-def _plan(settings: config.Settings, root: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The manifest as far as it is known beforehand, and what gives the rows of each shard, by its name."""
+def _plan(settings: config.Settings, root: Path) -> tuple[dict[str, Any], dict[str, shards.Maker]]:
+    """The manifest without what only the shards can tell, and the maker of every shard, by the shard's name."""
     sample, folders = settings.sample, read_list(root)
-    excluded = {name: why for name, why in sample.exclude.items() if folders.pop(name, None)}
+    excluded = {name: reason for name, reason in sample.exclude.items() if folders.pop(name, None)}
     if unknown := sorted(sample.exclude.keys() - excluded):
         log.warning("sample.exclude: not in %s: %s", root / "list.txt", ", ".join(unknown))
-    train, held = split(list(folders), sample.val_share, settings.seed)
+    train, val = split(list(folders), sample.val_share, settings.seed)
     layout = detect(folders[train[0]]) if sample.layout == "auto" else sample.layout
-    makers = {}
-    for name, names, wanted in (("train", train, sample.pairs), ("val", held, sample.val_pairs)):
+    makers = dict[str, shards.Maker]()
+    for name, names, wanted in (("train", train, sample.pairs), ("val", val, sample.val_pairs)):
         for k, shard in enumerate(deal(names, wanted, sample.shard_rows)):
             parts = [(folders[sequence], pairs) for sequence, pairs in shard]
             makers[f"{name}/{name}-{k:05d}.parquet"] = partial(shards.pairs, parts, layout, settings)
-    told = {"root": str(root), "list": files.hash_file(root / "list.txt"), "layout": layout, "excluded": excluded}
-    return {**told, "splits": {"train": {"sequences": train}, "val": {"sequences": held}}}, makers
+    source = {"root": str(root), "list": files.hash_file(root / "list.txt"), "layout": layout, "excluded": excluded}
+    return {**source, "splits": {"train": {"sequences": train}, "val": {"sequences": val}}}, makers
 
 
-def _write(jobs: list[shards.Job], processes: int, sample: Sample) -> dict[str, dict[str, Any]]:
-    """Write the shards; returns what is to be said of each, by name. Raises ValueError for too many rejected draws."""
-    found, rejected, wanted = {}, Counter[str](), sample.pairs + sample.val_pairs
+def _write_all(jobs: list[shards.Job], processes: int) -> Generator[tuple[str, shards.Shard], None, None]:
+    """Write the shards, side by side in up to `processes` processes; yields name and content of each when it is done.
+
+    Raises ChildProcessError when a process dies.
+    """
     count = min(processes, len(jobs))
-    with get_context("spawn").Pool(count, shards.start) if count > 1 else nullcontext() as pool:
-        written = pool.imap_unordered(shards.write, jobs) if pool else map(shards.write, jobs)
-        for name, shard in progress(written, "sample", len(jobs)):
-            found[name] = shard
-            rejected.update(shard["rejected"])
+    if count <= 1:
+        yield from map(shards.write, jobs)
+        return
+    pool = ProcessPoolExecutor(count, get_context("spawn"), shards.start)
+    try:
+        for future in as_completed([pool.submit(shards.write, job) for job in jobs]):
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise ChildProcessError(
+            f"one of {count} processes that write shards died; most likely memory ran out: give a smaller --processes. "
+            "The same command continues from the finished shards"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _write(jobs: list[shards.Job], processes: int, sample: Sample) -> dict[str, shards.Shard]:
+    """Write the shards; returns them by name, sorted. Raises ValueError for too many rejected draws."""
+    written, rejected, wanted = {}, Counter[str](), sample.pairs + sample.val_pairs
+    with closing(_write_all(jobs, processes)) as finished:
+        for name, shard in progress(finished, "sample", len(jobs)):
+            written[name] = shard
+            rejected.update(shard.rejected)
             if rejected.total() > sample.max_rejected * wanted:
                 raise ValueError(
                     f"{rejected.total()} draws rejected for {wanted} pairs, more than sample.max_rejected = "
                     f"{sample.max_rejected} for each: {dict(rejected.most_common(5))}; mend the data, or loosen "
                     "sample.min_visibility, sample.inside or sample.shift"
                 )
-    return dict(sorted(found.items()))
+    return dict(sorted(written.items()))
 
 
 def run(settings: config.Settings, root: Path | None, out: Path, processes: int = 0, form: str | None = None) -> None:
     """Write train/ and val/ shards, manifest and provenance to `out`: pairs of the split at `root`, or of sample.hub.
 
-    processes: how many work at once, 0 for one per core; the shards are the same. form: also export the pairs, to
-    `out`-form (formats). Raises FileNotFoundError or ValueError, with file and remedy, for data that cannot be sampled.
+    processes: number of processes, 0 for one per core; the shards do not depend on it. form: also export the pairs in
+    this format, to `out`-form (formats). Raises FileNotFoundError or ValueError, with file and remedy, for data that
+    cannot be sampled, and ChildProcessError when a process dies.
     """
     if settings.sample.hub:
         root = None
     elif root is None:
         raise ValueError("nothing to sample from; give --root, or set sample.hub")
-    provenance = files.Provenance("sample", [root / "list.txt"] if root else [])
+    provenance = files.Provenance("sample", {"list": root / "list.txt"} if root else {})
     manifest, makers = _plan(settings, root) if root else formats.plan(settings)
     manifest = {"settings": config.stage_values(settings, "sample"), **manifest}
     with files.resumed_folder(out, json.loads(json.dumps(manifest))) as folder:
-        jobs = [(folder / name, make, FEATURES.arrow_schema) for name, make in makers.items()]
+        jobs = [shards.Job(folder / name, make, FEATURES.arrow_schema) for name, make in makers.items()]
         written = _write(jobs, processes or files.cores(), settings.sample)
-        for name, told in manifest["splits"].items():
+        for name, content in manifest["splits"].items():
             chosen = {Path(key).name: shard for key, shard in written.items() if key.startswith(name)}
-            rejected = sum((Counter(shard["rejected"]) for shard in chosen.values()), Counter[str]())
-            count = sum(shard["pairs"] for shard in chosen.values())
-            told |= {"pairs": count, "rejected": dict(sorted(rejected.items()))}
-            told["shards"] = {key: shard["sha256"] for key, shard in chosen.items()}
-            log.info("%s: %d pairs; rejected draws: %s", name, told["pairs"], told["rejected"] or "none")
-        for left in (*folder.glob("*/*.json"), *folder.glob("*/.*.part")):
-            left.unlink()
+            rejected = sum((Counter(shard.rejected) for shard in chosen.values()), Counter[str]())
+            content["pairs"] = sum(shard.pairs for shard in chosen.values())
+            content["rejected"] = dict(sorted(rejected.items()))
+            content["shards"] = {key: shard.sha256 for key, shard in chosen.items()}
+            log.info("%s: %d pairs; rejected draws: %s", name, content["pairs"], content["rejected"] or "none")
+        for leftover in (*folder.glob("*/*.json"), *folder.glob("*/.*.part")):
+            leftover.unlink()
         files.write_json(folder / "manifest.json", manifest)
-        provenance.write(folder / "provenance.json", seed=settings.seed, settings=manifest["settings"])
+        notes = {"settings": manifest["settings"]}
+        provenance.write(folder / "provenance.json", seed=settings.seed, notes=notes)
     if form:
         export(out, form, settings.task.think)

@@ -1,41 +1,64 @@
-"""Shards: a shard of pairs, from the annotation to the Parquet file: the work of one process of `sample`.
+"""Shards: one shard of pairs, from the annotation to the Parquet file; each process of `sample` writes some of them.
 
-Frames and crops are drawn first, for which no pixel is read; then each frame is decoded once, no larger than its crops
-need. A sequence draws from its own random stream, from (seed, name): no other changes its pairs.
+Frames and crops are drawn first, without reading a pixel. Then each frame is decoded once, at the smallest size that is
+enough for its crops. Each sequence has its own random generator, seeded by (seed, name): its pairs do not depend on the
+other sequences.
 """
 
 import hashlib
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import chain, islice
+from multiprocessing import parent_process
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import pyarrow as pa
 from pyarrow.parquet import ParquetWriter
+from pydantic import BaseModel
 
 from r1track.core import boxes, files
 from r1track.core.crops import Crop, jitter_box
+from r1track.core.pairs import PairRow
 from r1track.core.schema import Settings
 from r1track.core.sequences import Sequence, read_sequence
 
-TRIES = 20  # draws per wanted pair before a part of a sequence is given up for it
+TRIES = 20  # draws per wanted pair before the missing pairs of a sequence are given up
 BATCH = 64  # pairs whose frames are read together, and rows that are written together
-FACTORS, JITTER = (2.0, 8.0), 0.2  # of policy `paper`: side over sqrt(w * h), displacement in shares of the side
-SPARE = 1.1  # decoded frames keep this many pixels, along a side, for a pixel of the crop
+# Policy `paper`: side of the crop over sqrt(w * h) of the box, and displacement of the crop relative to its side.
+FACTORS, JITTER = (2.0, 8.0), 0.2
+SPARE = 1.1  # a decoded frame has at least this many pixels per crop pixel, along a side
 DECODE = {k: getattr(cv2, f"IMREAD_REDUCED_COLOR_{k}") for k in (2, 4, 8)} | {1: cv2.IMREAD_COLOR}
 JPEG = (cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
-Row = dict[str, Any]
-Job = tuple[Path, Callable[[], Iterable[Row | str]], pa.Schema]  # a file, what gives rows or reasons for none, columns
-# Frames, counted from 0, and a crop of each: template, search region, and perhaps a later template.
+Rejection = str  # why a draw gave no pair
+Maker = Callable[[], Iterable[PairRow | Rejection]]
+# Frames, counted from 0, with a crop of each: template, search region, and perhaps a later template.
 Pair = tuple[tuple[int, Crop], ...]
 
 
-def draw(sequence: Sequence, settings: Settings, rng: np.random.Generator, most: int) -> Iterator[Pair | str]:
-    """A template and up to `most` search regions to it: pairs, or the reasons why there are none."""
+class Job(NamedTuple):
+    """A shard to write: its file, the maker of its rows, its columns."""
+
+    path: Path
+    make: Maker
+    columns: pa.Schema
+
+
+class Shard(BaseModel):
+    """The content of a finished shard: number of pairs, number of rejected draws by reason, hash of the file."""
+
+    pairs: int
+    rejected: dict[str, int]
+    sha256: str
+
+
+def draw(sequence: Sequence, settings: Settings, rng: np.random.Generator, most: int) -> Iterator[Pair | Rejection]:
+    """Draw a template and up to `most` search regions for it: pairs, or the reason where there is none."""
     sample, task, paper = settings.sample, settings.task, settings.sample.policy == "paper"
     size, length = int(rng.choice(sample.sizes or [task.size])), len(sequence.frames)
     if paper:
@@ -45,7 +68,7 @@ def draw(sequence: Sequence, settings: Settings, rng: np.random.Generator, most:
         first = int(rng.integers(0, length - gaps.max()))
         seconds = [first + int(gap) for gap in gaps]
 
-    def look(t: int, factor: float, drifts: bool = False) -> Crop | str:
+    def draw_crop(t: int, factor: float, jitter: bool = False) -> Crop | Rejection:
         box = sequence.boxes[t]
         if sequence.absent[t]:
             return "target absent"
@@ -56,20 +79,20 @@ def draw(sequence: Sequence, settings: Settings, rng: np.random.Generator, most:
             x, y = rng.uniform(-JITTER, JITTER, 2) * crop.side
             crop = replace(crop, x=crop.x + x, y=crop.y + y)
         else:
-            held = jitter_box(box, rng, shift=sample.shift, scale=sample.scale) if drifts else box
-            crop = Crop.around(held, factor, size)
+            centre = jitter_box(box, rng, shift=sample.shift, scale=sample.scale) if jitter else box
+            crop = Crop.around(centre, factor, size)
         whole = crop.to_crop(boxes.xywh_to_xyxy(box))
-        shown = boxes.clip(whole, size, size)
-        if boxes.area(shown) < sample.inside * boxes.area(whole):
+        visible = boxes.clip(whole, size, size)
+        if boxes.area(visible) < sample.inside * boxes.area(whole):
             return "target outside the crop"
-        return crop if (shown[2:] - shown[:2] >= 1).all() else "target thinner than a pixel"
+        return crop if (visible[2:] - visible[:2] >= 1).all() else "target thinner than a pixel"
 
-    template = look(first, task.template_factor)
+    template = draw_crop(first, task.template_factor)
     for second in seconds:
-        search = look(second, task.search_factor, drifts=True) if isinstance(template, Crop) else template
+        search = draw_crop(second, task.search_factor, jitter=True) if isinstance(template, Crop) else template
         between = range(min(first, second) + 1, max(first, second)) if task.templates == 2 else ()
         later = int(rng.choice(between)) if between else first
-        third = look(later, task.template_factor) if between else "none"
+        third = draw_crop(later, task.template_factor) if between else "none"
         if isinstance(template, Crop) and isinstance(search, Crop):
             yield (first, template), (second, search), *([(later, third)] if isinstance(third, Crop) else [])
         else:
@@ -77,24 +100,25 @@ def draw(sequence: Sequence, settings: Settings, rng: np.random.Generator, most:
 
 
 def decode(path: Path, crops: Iterable[Crop]) -> tuple[cv2.typing.MatLike | None, int]:
-    """A frame, BGR, as small as a JPEG can be decoded and the crops allow, and how many times smaller that is.
+    """A frame as a BGR array (height, width, 3), decoded 1, 2, 4 or 8 times smaller, and that factor.
 
-    None stands for a frame that is cut short or no image.
+    The factor is the largest one that leaves enough pixels for the crops. The array is None where the file is truncated
+    or no image.
     """
     data, spare = path.read_bytes(), min(1 / crop.scale for crop in crops) / SPARE
     jpeg = data.startswith(b"\xff\xd8")
     reduced = max(k for k in DECODE if k == 1 or (jpeg and k <= spare))
-    whole = data and (not jpeg or b"\xff\xd9" in data[-1024:])  # without its end, OpenCV would show grey
+    complete = data and (not jpeg or b"\xff\xd9" in data[-1024:])  # OpenCV fills the rest of a truncated JPEG with grey
     pixels, flags = np.frombuffer(data, np.uint8), DECODE[reduced] | cv2.IMREAD_IGNORE_ORIENTATION
-    return cv2.imdecode(pixels, flags) if whole else None, reduced
+    return cv2.imdecode(pixels, flags) if complete else None, reduced
 
 
-def cut(sequence: Sequence, pairs: list[Pair], least: float) -> Iterator[Row | str]:
-    """Rows of the pairs whose frames can be read and hold a share of `least` of the box; for others, why not."""
+def cut(sequence: Sequence, pairs: list[Pair], least: float) -> Iterator[PairRow | Rejection]:
+    """The rows of the pairs, or the reason where a frame cannot be read or less than `least` of the box is in it."""
     crops: dict[int, set[Crop]] = defaultdict(set)
     for t, crop in chain.from_iterable(pairs):
         crops[t].add(crop)
-    shown: dict[tuple[int, Crop], bytes] = {}
+    encoded: dict[tuple[int, Crop], bytes] = {}
     faults: dict[int, str] = {}
     for t in sorted(crops):
         (frame, reduced), box = decode(sequence.frames[t], crops[t]), boxes.xywh_to_xyxy(sequence.boxes[t])
@@ -104,64 +128,74 @@ def cut(sequence: Sequence, pairs: list[Pair], least: float) -> Iterator[Row | s
             faults[t] = "target outside the image"
         else:
             for crop in crops[t]:
-                shown[t, crop] = cv2.imencode(".jpg", crop.warp(frame, reduced), JPEG)[1].tobytes()
+                encoded[t, crop] = cv2.imencode(".jpg", crop.warp(frame, reduced), JPEG)[1].tobytes()
     for pair in pairs:
         fault = next((faults[t] for t, _ in pair if t in faults), None)
-        yield fault or _row(sequence, pair, [shown[each] for each in pair])
+        yield fault or _row(sequence, pair, [encoded[key] for key in pair])
 
 
-def _row(sequence: Sequence, pair: Pair, images: list[bytes]) -> Row:
+def _row(sequence: Sequence, pair: Pair, images: list[bytes]) -> PairRow:
     (first, crop), (second, _), *_ = pair
-    seen = [crop.to_crop(boxes.xywh_to_xyxy(sequence.boxes[t])) for t, crop in pair]
-    template, answer, *later = (boxes.clip(box, crop.size, crop.size).tolist() for box in seen)
+    in_crops = [crop.to_crop(boxes.xywh_to_xyxy(sequence.boxes[t])) for t, crop in pair]
+    template, answer, *later = (boxes.clip(box, crop.size, crop.size).tolist() for box in in_crops)
     return {
         "images": [{"bytes": image, "path": None} for image in images], "answer": answer, "template_box": template,
         "second_box": later[0] if later else None, "sequence": sequence.name, "frames": [t + 1 for t, _ in pair],
         "gap": second - first, "boxes": [sequence.boxes[t].tolist() for t, _ in pair], "size": crop.size,
         "crops": [[crop.x, crop.y, crop.side] for _, crop in pair], "visibility": float(sequence.visibility[second]),
+        "problem": None,
     }  # fmt: skip
 
 
-def pairs(parts: list[tuple[Path, int]], layout: str, settings: Settings) -> Iterator[Row | str]:
-    """So many pairs of each folder, and reasons for draws that gave none. Raises ValueError for what cannot be read."""
+def pairs(parts: list[tuple[Path, int]], layout: str, settings: Settings) -> Iterator[PairRow | Rejection]:
+    """Rows of the pairs of `parts` (folder of a sequence, number of pairs), and the reasons of rejected draws.
+
+    Raises ValueError for a sequence that cannot be read or has too few frames or boxes.
+    """
     for folder, wanted in parts:
-        sequence, tries, found = read_sequence(folder, layout), 0, list[Pair]()
+        sequence, tries, drawn = read_sequence(folder, layout), 0, list[Pair]()
         if len(sequence.frames) < 2 or not sequence.complete:
             raise ValueError(f"{folder}: a pair needs two frames with a box each; name the sequence in sample.exclude")
         digest = hashlib.sha256(f"{settings.seed}:{sequence.name}".encode()).digest()
         rng = np.random.default_rng(np.frombuffer(digest, np.uint32))
-        while len(found) < wanted and tries < TRIES * wanted:
-            for drawn in draw(sequence, settings, rng, wanted - len(found)):
+        while len(drawn) < wanted and tries < TRIES * wanted:
+            for pair in draw(sequence, settings, rng, wanted - len(drawn)):
                 tries += 1
-                if isinstance(drawn, str):
-                    yield drawn
+                if isinstance(pair, str):
+                    yield pair
                 else:
-                    found.append(drawn)
-        yield from ["pair given up: no usable frames"] * (wanted - len(found))
-        for start in range(0, len(found), BATCH):
-            yield from cut(sequence, found[start : start + BATCH], settings.sample.min_visibility)
+                    drawn.append(pair)
+        yield from ["pair given up: no usable frames"] * (wanted - len(drawn))
+        for start in range(0, len(drawn), BATCH):
+            yield from cut(sequence, drawn[start : start + BATCH], settings.sample.min_visibility)
 
 
 def start() -> None:
-    """What a process does first: one thread for OpenCV, as there is a process for each core."""
+    """Prepare a process that writes shards: one thread for OpenCV, and an end together with the parent."""
     cv2.setNumThreads(1)
+    Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def write(job: Job) -> tuple[str, dict[str, Any]]:
-    """Write a job's rows as a Parquet file, few in memory at a time; returns its name and what is to be said of it.
+def _exit_with_parent() -> None:
+    if parent := parent_process():
+        parent.join()
+        os._exit(1)  # the executor's processes would wait for work for ever
 
-    The same stands beside the file, as JSON, until the stage is done: a file that has it is not written again.
+
+def write(job: Job) -> tuple[str, Shard]:
+    """Write the rows of a job as a Parquet file, BATCH rows in memory at a time; returns its name and its content.
+
+    The content is kept beside the file, as JSON, until the stage is done: a finished shard is not written again.
     """
-    path, make, columns = job
-    told, rejected = path.with_suffix(".json"), Counter[str]()
-    if not told.is_file():
-        with files.atomic_file(path) as temp_path, ParquetWriter(temp_path, columns) as writer:
-            rows, count = iter(make()), 0
-            while batch := list(islice(rows, BATCH)):
-                rejected.update(row for row in batch if isinstance(row, str))
-                if kept := [row for row in batch if isinstance(row, dict)]:
-                    writer.write_table(pa.Table.from_pylist(kept, schema=columns))
-                    count += len(kept)
-        found = {"pairs": count, "rejected": dict(sorted(rejected.items())), "sha256": files.hash_file(path)}
-        files.write_json(told, found)
-    return f"{path.parent.name}/{path.name}", dict(files.read_json(told))
+    path, record, rejected, count = job.path, job.path.with_suffix(".json"), Counter[str](), 0
+    if not record.is_file():
+        with files.atomic_file(path) as temp_path, ParquetWriter(temp_path, job.columns) as writer:
+            items = iter(job.make())
+            while batch := list(islice(items, BATCH)):
+                rejected.update(item for item in batch if isinstance(item, str))
+                if rows := [item for item in batch if isinstance(item, dict)]:
+                    writer.write_table(pa.Table.from_pylist(rows, schema=job.columns))
+                    count += len(rows)
+        shard = Shard(pairs=count, rejected=dict(sorted(rejected.items())), sha256=files.hash_file(path))
+        files.write_json(record, shard.model_dump())
+    return f"{path.parent.name}/{path.name}", files.read_record(record, Shard)

@@ -255,7 +255,7 @@ def write_split(folder: Path, split: str, *, sequences: int, length: int, seed: 
 
 def run(settings: Settings, out: Path) -> None:
     """Write the splits `out/train` and `out/val` and the provenance of both."""
-    provenance, toy = Provenance("toy", []), settings.toy
+    provenance, toy = Provenance("toy", {}), settings.toy
     for split, sequences in (("train", toy.train_sequences), ("val", toy.val_sequences)):
         write_split(out / split, split, sequences=sequences, length=toy.length, seed=toy.seed)
     provenance.write(out / "provenance.json", seed=toy.seed)

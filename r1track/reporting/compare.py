@@ -21,7 +21,7 @@ from r1track.core import config, files
 from r1track.core.statistics import holm
 from r1track.reporting.records import Json
 from r1track.reporting.report import HERE, environment, number
-from r1track.reporting.summary import BASE, read, summarise
+from r1track.reporting.summary import BASE, read, read_record, summarise
 from r1track.tracking.score import SEED, paired_difference
 
 PERMUTATIONS = 2**14
@@ -107,7 +107,8 @@ def run(folders: list[Path], out: Path) -> None:
     """
     if len({folder.resolve() for folder in folders}) < max(2, len(folders)):
         raise ValueError(f"{' '.join(map(str, folders))}: give two or more results folders, none of them twice")
-    provenance = files.Provenance("compare", [folder / part for folder in folders for part in ("config", "scores")])
+    parts = [folder / part for folder in folders for part in ("config", "scores")]
+    provenance = files.Provenance("compare", {str(part): part for part in parts})
     comparison, templates = compare(folders), environment()
     css = Markup((HERE / "page.css").read_text("utf-8"))
     page, text = (
@@ -147,11 +148,12 @@ def _read(folder: Path) -> Run:
     for path in sorted(folder.glob("config/*.json")):
         settings |= files.read_json(path)
     seed, fields = settings.pop("seed"), config.flat(settings)
-    fields["training split"] = [*read(folder / "pairs" / "provenance.json", "sample")["inputs"].values()]
+    sampled = read_record(folder / "pairs" / "provenance.json", "sample")
+    fields["training split"] = [source.sha256 for source in sampled.inputs.values()]
     figures, scores = dict[str, float | None](), dict[str, tuple[Json, Json]]()
     for name, score in summary.sets.items():
-        tracked = read(folder / "tracks" / model / name / "provenance.json", "track")
-        fields[f"true boxes of {name}"] = next(iter(tracked["inputs"].values()))  # `track` names the split first
+        tracked = read_record(folder / "tracks" / model / name / "provenance.json", "track")
+        fields[f"true boxes of {name}"] = tracked.inputs["split"].sha256
         tuned, base = (read(folder / "scores" / m / f"{name}.json", "score") for m in (model, BASE))
         scores[name] = tuned, base
         row, change = score.models[model], score.differences[model].value

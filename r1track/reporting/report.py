@@ -46,7 +46,7 @@ def run(settings: config.Settings, results: Path, out: Path) -> None:
 
     Raises FileNotFoundError or ValueError naming the file when results are missing or do not fit together.
     """
-    inputs = [results / "config", results / "scores", results / "vqa" / "verdict.json"]
+    inputs = {name: results / name for name in ("config", "scores", "vqa/verdict.json")}
     provenance = files.Provenance("report", inputs)
     summary = summarise(results)
     templates = environment()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from r1track.core import config, files
+from r1track.core.files import ProvenanceRecord
 from r1track.reporting import paper
 from r1track.reporting.records import (
     ArmTraining,
@@ -29,7 +30,6 @@ PEERS = {
     "oracle": "the oracle",
 }  # fmt: skip
 LORA = {"nf4": "over NF4 weights", "none": "over unquantised weights"}
-COSTS = ("wall_seconds", "cpu_seconds", "peak_cpu_bytes", "peak_gpu_bytes")
 FEW = 30  # with fewer sequences, a bootstrap over them says little
 NOTES = {
     r"(^|[\s/])toy([-_/]|$)": "toy world: says that the workflow works, not how good a tracker is",
@@ -46,6 +46,11 @@ GENERAL = {
 def read(path: Path, stage: str) -> Any:
     """A stage's JSON. Raises FileNotFoundError naming the file and the stage that writes it."""
     return files.read_json(_existing(path, stage))
+
+
+def read_record(path: Path, stage: str) -> ProvenanceRecord:
+    """A stage's provenance.json; raises as `read`, and ValueError with file and field for one of another form."""
+    return files.read_record(_existing(path, stage), ProvenanceRecord)
 
 
 def _existing(path: Path, stage: str) -> Path:
@@ -70,8 +75,8 @@ def read_scores(results: Path) -> dict[str, dict[str, Json]]:
 
 def root_of(results: Path, name: str) -> Path:
     """The folder of the split that the set `name` was tracked on."""
-    inputs = read(results / "tracks" / BASE / name / "provenance.json", "track")["inputs"]
-    return Path(next(iter(inputs)))  # `track` names the split first
+    record = read_record(results / "tracks" / BASE / name / "provenance.json", "track")
+    return Path(record.inputs["split"].path)
 
 
 def read_log(results: Path, arm: str) -> list[Json]:
@@ -80,14 +85,12 @@ def read_log(results: Path, arm: str) -> list[Json]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def read_records(results: Path) -> list[Json]:
-    """Every provenance of the run, by the time when its result was finished; `result` is the result's path."""
-    records = []
-    for path in results.rglob("*provenance.json"):
-        place = path.relative_to(results)
-        if place.parts[0] != "report" and not any(part.startswith(".") for part in place.parts):
-            records.append({"result": result_of(place), **read(path, place.parts[0])})
-    return sorted(records, key=lambda record: (record["finished"], record["result"]))
+def read_records(results: Path) -> list[tuple[str, ProvenanceRecord]]:
+    """The results of the run, by their paths in it, with their provenance, in the order in which they were finished."""
+    paths = [path.relative_to(results) for path in results.rglob("*provenance.json")]
+    places = [p for p in paths if p.parts[0] != "report" and not any(part.startswith(".") for part in p.parts)]
+    records = [(result_of(place), read_record(results / place, place.parts[0])) for place in places]
+    return sorted(records, key=lambda row: (row[1].finished, row[0]))
 
 
 def result_of(place: Path) -> str:
@@ -155,10 +158,10 @@ def _changes(settings: Json) -> list[SettingChange]:
 
 
 def _training(results: Path, arm: str) -> ArmTraining:
-    record = read(results / "adapters" / arm / "provenance.json", "train")
-    path = results / "models" / arm / "merge.json"
+    record = read_record(results / "adapters" / arm / "provenance.json", "train")
+    path, quantize = results / "models" / arm / "merge.json", str(record.quantize)
     merge = parse(MergeCheck, read(path, "merge"), path, "merge")
-    minutes, quantize = record.get("train_seconds", record["wall_seconds"]) / 60, record["quantize"]
+    minutes = (record.wall_seconds if record.train_seconds is None else record.train_seconds) / 60
     return ArmTraining(quantize, f"LoRA trained {LORA[quantize]}", len(read_log(results, arm)), minutes, merge)
 
 
@@ -170,16 +173,17 @@ def _verdicts(results: Path) -> dict[str, ArmVerdict]:
     return parse(dict[str, ArmVerdict], rows, path, "verdict")
 
 
-def _cost(records: list[Json]) -> RunCost:
+def _cost(records: list[ProvenanceRecord]) -> RunCost:
     """The cost of all results, and of those of each stage."""
-    by_stage = {stage: [record for record in records if record["stage"] == stage] for stage in config.NEEDS}
+    by_stage = {stage: [record for record in records if record.stage == stage] for stage in config.NEEDS}
     return RunCost(*_sums(records), {stage: Cost(*_sums(rows)) for stage, rows in by_stage.items() if rows})
 
 
-def _sums(records: list[Json]) -> tuple[int, float, float, int, int | None]:
+def _sums(records: list[ProvenanceRecord]) -> tuple[int, float, float, int, int | None]:
     """The fields of a Cost."""
-    wall, cpu, memory, gpu = ([row[key] for row in records] for key in COSTS)
-    return len(records), sum(wall), sum(cpu), max(memory), max(filter(None, gpu), default=None)
+    gpu = [record.peak_gpu_bytes for record in records if record.peak_gpu_bytes]
+    wall, cpu = (sum(getattr(record, f"{clock}_seconds") for record in records) for clock in ("wall", "cpu"))
+    return len(records), wall, cpu, max(record.peak_cpu_bytes for record in records), max(gpu, default=None)
 
 
 def judgement(sets: dict[str, SetSummary], verdict: ArmVerdict) -> str:
@@ -230,5 +234,5 @@ def summarise(results: Path) -> Summary:
         departures=paper.departures(settings),
         changes=_changes(settings),
         settings=settings,
-        cost=_cost(read_records(results)),
+        cost=_cost([record for _, record in read_records(results)]),
     )

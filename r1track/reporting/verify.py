@@ -24,6 +24,7 @@ from rich.progress import track as progress
 
 from r1track.ability import verdict, vqa
 from r1track.core import config, files, schema
+from r1track.core.files import ProvenanceRecord as Record
 from r1track.reporting import report
 from r1track.reporting.records import Json
 from r1track.reporting.summary import read, result_of, root_of
@@ -34,7 +35,7 @@ STATES = ("agrees", "altered", "stale", "differs", "missing")
 PICTURES = re.compile(r'data:image[^"]*|<svg.*?</svg>', re.DOTALL)
 NOTHING = "nothing"
 
-Check = Callable[["Run", Path, Json], Iterator["Finding"]]
+Check = Callable[["Run", Path, Record], Iterator["Finding"]]
 
 
 class Finding(NamedTuple):
@@ -52,7 +53,8 @@ class Run:
         self.results, self.hash = results, cache(files.hash_path)
         self.name = str(read(results / "report" / "summary.json", "report")["run"])
         paths = sorted(path.relative_to(results) for path in results.rglob("*provenance.json"))
-        self.records: dict[Path, Json] = {p: files.read_json(results / p) for p in paths if "/." not in f"/{p}"}
+        visible = [path for path in paths if "/." not in f"/{path}"]
+        self.records = {path: files.read_record(results / path, Record) for path in visible}
 
     def find(self, recorded: str, revision: str | None = None) -> Path | None:
         """Where a recorded path lies now: in this folder, which may have been moved or copied, or where it was.
@@ -64,17 +66,18 @@ class Run:
         places = [*own, files.resolve_path(recorded, revision), home.parent.parent / recorded]
         return next((place for place in places if place.exists()), None)
 
-    def compare(self, record: Json, file: Path | str, saved: Any, computed: Any, state: str | None = None) -> Finding:
+    def compare(self, record: Record, file: Path | str, saved: Any, computed: Any, state: str | None = None) -> Finding:
         """A saved value against the one computed now; state: of the finding where they differ, else found out here."""
         unequal = list(_unequal(saved, json.loads(json.dumps(computed))))
         if not unequal:
             return Finding("agrees", str(file))
         words = "{}recorded {}, now {}".format(*unequal[0]) + f" (and {len(unequal) - 1} more)" * (len(unequal) > 1)
         if state is None:
-            later = tuple(result_of(p) for p, other in self.records.items() if other["finished"] > record["finished"])
-            sources = later if record["stage"] == "report" else record["inputs"]  # a report is made from all results
-            state = "stale" if any(name.endswith(later) for name in sources) else "differs"
-            commit, here = record["git_commit"], files.git_commit()
+            later = tuple(result_of(p) for p, other in self.records.items() if other.finished > record.finished)
+            paths = [source.path for source in record.inputs.values()]
+            sources = later if record.stage == "report" else paths  # a report is made from all results
+            state = "stale" if any(path.endswith(later) for path in sources) else "differs"
+            commit, here = record.git_commit, files.git_commit()
             words += f"; made at commit {commit[:12]}, this is {here[:12]}" if commit != here else ""
         return Finding(state, str(file), words)
 
@@ -93,9 +96,9 @@ def _unequal(saved: Any, computed: Any, field: str = "") -> Iterator[tuple[str, 
         yield field, a[start : start + 64], b[start : start + 64]
 
 
-def _files(run: Run, place: Path, record: Json) -> Iterator[Finding]:
+def _files(run: Run, place: Path, record: Record) -> Iterator[Finding]:
     """The files of a result against the hashes that its stage recorded."""
-    folder, recorded = run.results / place.parent, record.get("outputs", {})
+    folder, recorded = run.results / place.parent, record.outputs
     hashes = files.hashes(folder) if place.name == "provenance.json" else {}
     hashes |= {name: run.hash(folder / name) for name in recorded if name not in hashes and (folder / name).is_file()}
     for name in sorted({*recorded, *hashes}):
@@ -106,28 +109,34 @@ def _files(run: Run, place: Path, record: Json) -> Iterator[Finding]:
         yield run.compare(record, place.parent / name, saved, now, "altered")
 
 
-def _sources(run: Run, place: Path, record: Json) -> Iterator[Finding]:
+def _sources(run: Run, place: Path, record: Record) -> Iterator[Finding]:
     """The sources of a result against the recorded hashes, and its settings against those of the run."""
-    for name, digest in record["inputs"].items():
-        path, source = run.find(name, record["base"]), f"made from {name}"
-        if digest is None or path is None:
-            yield Finding("missing", result_of(place), f"{source}, which is not here")
+    for source in record.inputs.values():
+        path, origin = run.find(source.path, record.base), f"made from {source.path}"
+        if source.sha256 is None or path is None:
+            yield Finding("missing", result_of(place), f"{origin}, which is not here")
         else:
-            yield run.compare(record, result_of(place), {source: digest}, {source: run.hash(path)}, "stale")
-    path = run.results / "config" / f"{record['stage']}.json"
-    if "settings" in record and path.is_file():
-        yield run.compare(record, result_of(place), record["settings"], files.read_json(path), "stale")
+            yield run.compare(record, result_of(place), {origin: source.sha256}, {origin: run.hash(path)}, "stale")
+    path = run.results / "config" / f"{record.stage}.json"
+    if record.settings is not None and path.is_file():
+        yield run.compare(record, result_of(place), record.settings, files.read_json(path), "stale")
 
 
-def _scores(run: Run, place: Path, record: Json) -> Iterator[Finding]:
-    tracks, listing = map(run.find, record["inputs"])
+def _settings(record: Record, stage: str) -> Json:
+    if record.settings is None:
+        raise ValueError("its provenance names no settings")
+    return record.settings[stage]
+
+
+def _scores(run: Run, place: Path, record: Record) -> Iterator[Finding]:
+    tracks, listing = (run.find(record.inputs[name].path) for name in ("tracks", "list"))
     if not tracks or not listing:
         raise FileNotFoundError("the boxes or the true boxes are not there")
-    again = score.score(tracks, listing.parent, record["settings"]["score"]["draws"])
+    again = score.score(tracks, listing.parent, _settings(record, "score")["draws"])
     yield run.compare(record, result_of(place), files.read_json(run.results / result_of(place)), again)
 
 
-def _answers(run: Run, place: Path, record: Json) -> Iterator[Finding]:
+def _answers(run: Run, place: Path, record: Record) -> Iterator[Finding]:
     """Scores of answers, from their text, and the figures of each set, from these."""
     for name, saved in files.read_json(run.results / place.with_name("manifest.json"))["sets"].items():
         file = place.with_name(f"{name}.jsonl")
@@ -137,13 +146,15 @@ def _answers(run: Run, place: Path, record: Json) -> Iterator[Finding]:
         yield run.compare(record, place.with_name("manifest.json"), {key: saved[key] for key in figures}, figures)
 
 
-def _verdicts(run: Run, place: Path, record: Json) -> Iterator[Finding]:
-    base, *tuned = (run.find(name) or Path(name) for name in record["inputs"])
-    again = verdict.judge_all(base, tuned, schema.Verdict(**record["settings"]["verdict"]))
-    yield run.compare(record, result_of(place), files.read_json(run.results / result_of(place)), again)
+def _verdicts(run: Run, place: Path, record: Record) -> Iterator[Finding]:
+    saved = files.read_json(run.results / result_of(place))
+    paths = [record.inputs[name].path for name in ("base", *(f"tuned {model}" for model in saved["models"]))]
+    base, *tuned = (run.find(path) or Path(path) for path in paths)
+    again = verdict.judge_all(base, tuned, schema.Verdict(**_settings(record, "verdict")))
+    yield run.compare(record, result_of(place), saved, again)
 
 
-def _report(run: Run, place: Path, record: Json) -> Iterator[Finding]:
+def _report(run: Run, place: Path, record: Record) -> Iterator[Finding]:
     """Summary and page against those made from the results now; the folder may have another name now."""
     with tempfile.TemporaryDirectory() as folder:
         sides = run.results / place.parent, Path(folder, "report")
@@ -172,7 +183,7 @@ def examine(results: Path) -> dict[str, list[Finding]]:
     """All findings, by what was checked. Raises FileNotFoundError where there is no report."""
     run, findings = Run(results), {kind: list[Finding]() for kind in CHECKS}
     for place, record in progress(run.records.items(), "verifying"):
-        for kind in [kind for kind in CHECKS if kind in ("files", "sources", record["stage"])]:
+        for kind in [kind for kind in CHECKS if kind in ("files", "sources", record.stage)]:
             try:
                 findings[kind] += CHECKS[kind](run, place, record)
             except (OSError, ValueError, KeyError, TypeError) as error:

@@ -229,6 +229,7 @@ def score(tracks: Path, root: Path, draws: int) -> dict[str, Any]:
 
 def run(tracks: Path, root: Path, out: Path, draws: int) -> None:
     """Score `tracks` against the split at `root` and write the scores to the JSON file `out`, see `score`."""
-    provenance = Provenance("score", [tracks, root / "list.txt"])
+    provenance = Provenance("score", {"tracks": tracks, "list": root / "list.txt"})
     write_json(out, score(tracks, root, draws))
-    provenance.write(out.with_name(f"{out.name}.provenance.json"), seed=SEED, settings={"score": {"draws": draws}})
+    notes = {"settings": {"score": {"draws": draws}}}
+    provenance.write(out.with_name(f"{out.name}.provenance.json"), seed=SEED, notes=notes)

@@ -42,7 +42,7 @@ def verify(path: Path, root: Path | None = None) -> None:
 
 def run(tracks: Path, out: Path, root: Path | None = None) -> None:
     """Write the zip `out` from what `track` wrote, see `verify` for what is refused."""
-    provenance = Provenance("submit", [tracks])
+    provenance = Provenance("submit", {"tracks": tracks})
     with atomic_file(out) as temp_path:
         with zipfile.ZipFile(temp_path, "w", zipfile.ZIP_DEFLATED) as archive:
             for file in sorted(tracks.glob("*/*.txt")):

@@ -203,7 +203,8 @@ def run(settings: Settings, model: str, root: Path, out: Path, start: Literal["b
     settings, oracle = predictors.settings_for(settings, model, start), model == "peer:oracle"
     url, base = settings.track.endpoint.url, settings.model.base
     served = {"url": url, "model": base, "weights": "not a local file"} if url else None
-    inputs: list[Path | str] = [root] if url or model.startswith(predictors.PEER) else [root, base]
+    loads = not url and not model.startswith(predictors.PEER)
+    inputs: dict[str, Path | str] = {"split": root, **({"model": base} if loads else {})}
     provenance = Provenance("track", inputs, settings.model.revision)
     sequences = read_split(root)
     _check(sequences, root, settings.track.start, oracle)
@@ -211,7 +212,11 @@ def run(settings: Settings, model: str, root: Path, out: Path, start: Literal["b
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     values = stage_values(settings, "track")
     values["track"]["endpoint"] = served  # patience with a server changes no answer
-    identity = {"settings": values, "model": model, "inputs": provenance.hashes()}
+    identity = {
+        "settings": values,
+        "model": model,
+        "inputs": {name: file.model_dump() for name, file in provenance.inputs.items()},
+    }
     with resumed_folder(out, identity) as temp_path, Progress(*columns) as bar:
         left = [sequence for sequence in sequences if not (temp_path / sequence.name).is_dir()]
         if len(left) < len(sequences):
@@ -228,5 +233,5 @@ def run(settings: Settings, model: str, root: Path, out: Path, start: Literal["b
             )
         frames, begun = sum(len(sequence.frames) - 1 for sequence in sequences), settings.track.start
         notes: dict[str, Any] = {"model": model, "start": begun, "sequences": len(sequences), "frames": frames}
-        provenance.write(temp_path / "provenance.json", settings=stage, endpoint=served, **notes)
+        provenance.write(temp_path / "provenance.json", notes={"settings": stage, "endpoint": served, **notes})
     log.info("%s: %d frames of %d sequences", model, frames, len(sequences))

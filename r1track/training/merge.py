@@ -89,7 +89,7 @@ def _agreements(settings: config.Settings, model: str, adapter: Path, merged: Pa
     None where that was the same. agreement: the one of the two that the merge is to keep, by merge.base.
     Raises ValueError when it is below merge.min_agreement.
     """
-    trained = files.read_json(adapter / "provenance.json")["quantize"]
+    trained = files.read_record(adapter / "provenance.json", files.ProvenanceRecord).quantize
     answers = _answers(settings, pairs, str(merged))
 
     def share(quantize: Any) -> float:
@@ -119,9 +119,16 @@ def run(settings: config.Settings, model: str, adapter: Path, pairs: Path | None
     Raises ValueError, and writes nothing, when the merge is empty or changes too many answers, or when it is to be into
     dequantised weights and nothing was quantised.
     """
-    inputs: list[Path | str] = [model, adapter, *([pairs / "manifest.json"] if pairs else [])]
+    inputs: dict[str, Path | str] = {
+        "model": model,
+        "adapter": adapter,
+        **({"pairs": pairs / "manifest.json"} if pairs else {}),
+    }
     provenance = files.Provenance("merge", inputs, settings.model.revision)
-    if settings.merge.base == "dequantised" and files.read_json(adapter / "provenance.json")["quantize"] == "none":
+    if (
+        settings.merge.base == "dequantised"
+        and files.read_record(adapter / "provenance.json", files.ProvenanceRecord).quantize == "none"
+    ):
         raise ValueError(f"{adapter}: trained over 16 bits, not over dequantised weights; take merge.base original")
     folder = models.resolve_model_dir(model, settings.model.revision)
     with files.atomic_folder(out) as temp_path:
@@ -136,4 +143,4 @@ def run(settings: config.Settings, model: str, adapter: Path, pairs: Path | None
             temp_path / "merge.json", {**measured, "update_kept": share, "base": model, "onto": settings.merge.base}
         )
         stage = config.stage_values(settings, "merge")
-        provenance.write(temp_path / "provenance.json", settings=stage)
+        provenance.write(temp_path / "provenance.json", notes={"settings": stage})

@@ -292,9 +292,10 @@ def run(settings: config.Settings, arm: str, model: str, pairs: Path, scratch: P
     Raises FileNotFoundError for missing pairs or model, ValueError for arguments that the trainer would not keep,
     FloatingPointError when the loss is not finite.
     """
-    provenance = files.Provenance("train", [pairs / "manifest.json", model], settings.model.revision)
+    provenance = files.Provenance("train", {"pairs": pairs / "manifest.json", "model": model}, settings.model.revision)
     folder = models.resolve_model_dir(model, settings.model.revision)
-    stage, inputs = config.stage_values(settings, "train"), provenance.hashes()
+    stage = config.stage_values(settings, "train")
+    inputs = {name: file.model_dump() for name, file in provenance.inputs.items()}
     kind = backend.enter(settings.train.backend, scratch)
     steps = settings.train.sft.steps if arm == "sft" else settings.train.steps
     checkpoint = prepare_scratch(scratch, {"arm": arm, "settings": stage, "backend": kind, "inputs": inputs}, steps)
@@ -317,7 +318,7 @@ def run(settings: config.Settings, arm: str, model: str, pairs: Path, scratch: P
         (temp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         if arm == "grpo":
             shutil.copytree(scratch / "examples", temp_path / "examples")
-        provenance.write(temp_path / "provenance.json", seed=settings.seed, **notes)
+        provenance.write(temp_path / "provenance.json", seed=settings.seed, notes=notes)
     measure = "reward" if arm == "grpo" else "loss"
     seen = [row[measure] for row in rows if measure in row]
     log.info("%s: %s %.3f -> %.3f over %d steps", arm, measure, seen[0], seen[-1], len(rows))

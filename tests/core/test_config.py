@@ -1,5 +1,6 @@
 """The configuration: what is refused and how, what wins over what, and that its documents say what the model says."""
 
+import pickle
 import re
 import tomllib
 from pathlib import Path
@@ -108,6 +109,39 @@ def test_a_stage_reads_back_what_was_resolved_for_it(stage: str, tmp_path: Path)
     file = tmp_path / f"{stage}.json"
     write_json(file, config.stage_values(settings, stage))
     assert config.stage_values(config.load(file), stage) == config.stage_values(settings, stage)
+
+
+@pytest.mark.parametrize("stage", config.NEEDS)
+def test_a_stage_cannot_read_a_section_that_it_does_not_depend_on(stage: str, tmp_path: Path) -> None:
+    file = tmp_path / f"{stage}.json"
+    write_json(file, config.stage_values(config.resolve({}), stage))
+    loaded = config.load(file)
+    for settings in (loaded, loaded.model_copy(), pickle.loads(pickle.dumps(loaded))):
+        for name in schema.Settings.model_fields:
+            if name in config.NEEDS[stage]:
+                assert getattr(settings, name) == getattr(config.resolve({}), name)
+            else:
+                assert not hasattr(settings, name)
+                with pytest.raises(
+                    config.SectionError, match=rf"{stage}\.json: has no section `{name}`, only .*; give"
+                ):
+                    getattr(settings, name)
+
+
+def test_the_file_of_another_stage_is_refused_by_name(tmp_path: Path) -> None:
+    write_json(tmp_path / "train.json", config.stage_values(config.resolve({}), "train"))
+    settings = config.load(tmp_path / "train.json")
+    with pytest.raises(config.ConfigError, match=r"train\.json: has no section `track`"):
+        config.stage_values(settings, "track")
+    with pytest.raises(config.ConfigError, match=r"train\.json: has no section `merge`"):
+        settings.answer_size  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        settings.trian  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_settings_from_config_yaml_have_every_section() -> None:
+    settings = config.load(ROOT / "config.yaml")
+    assert settings.model_dump().keys() == schema.Settings.model_fields.keys()
 
 
 @pytest.mark.parametrize("preset", sorted(path.stem for path in config.PRESETS.glob("*.yaml")))

@@ -18,6 +18,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 import yaml
 from datasets import load_dataset
@@ -75,6 +76,24 @@ def test_processes_are_started_by_what_is_found_by_its_name_alone() -> None:
     # A name that pickle must search for, as OpenCV's functions are, imports all of transformers where that is loaded.
     assert pickle.loads(pickle.dumps(shard_files.start)) is shard_files.start
     assert shard_files.start.__module__ == "r1track.data.shards"
+
+
+def die() -> None:
+    os._exit(1)
+
+
+def test_a_process_that_dies_ends_the_stage_with_a_remedy(
+    root: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(shard_files, "start", die)
+        with pytest.raises(
+            ChildProcessError, match=r"one of 2 processes .* died; .* give a smaller --processes\. The same"
+        ):
+            sample.run(settings(), root, tmp_path / "pairs", processes=2)
+    assert not (tmp_path / "pairs").exists()
+    sample.run(settings(), root, tmp_path / "pairs", processes=2)
+    assert files.hash_path(tmp_path / "pairs" / "train") == files.hash_path(pairs / "train")
 
 
 def test_another_seed_cuts_other_bytes(root: Path, pairs: Path, tmp_path: Path) -> None:
@@ -424,9 +443,11 @@ def test_a_killed_run_goes_on_from_its_finished_shards(root: Path, pairs: Path, 
     deadline = time.time() + 60
     while len(list(unfinished(tmp_path))) < 2 and running.poll() is None and time.time() < deadline:
         time.sleep(0.02)
+    workers = psutil.Process(running.pid).children(recursive=True)
     os.kill(running.pid, signal.SIGKILL)
     running.wait()
-    time.sleep(1.5)  # the other processes notice when they have finished their shard
+    assert len(workers) >= 2
+    assert psutil.wait_procs(workers, timeout=10)[1] == []  # none of them stays behind
     done = {path.with_suffix(".parquet"): path.stat().st_mtime_ns for path in unfinished(tmp_path)}
     assert 2 <= len(done) < 8
     assert not (tmp_path / "pairs").exists()

@@ -200,7 +200,7 @@ def test_every_arm_has_its_verdict_on_the_page_and_the_sentence_is_about_the_las
 def test_missing_frames_are_said_on_the_page(run):
     results, _, make = run
     place = results / "tracks/base/toy-val/provenance.json"
-    files.write_json(place, {**files.read_json(place), "inputs": {"toy/gone": None}})
+    files.write_json(place, {**files.read_json(place), "inputs": {"split": {"path": "toy/gone", "sha256": None}}})
     page = Page((make() / "index.html").read_text())
     assert "No frames can be shown" in page.text["strips"]
     assert "toy/gone" in page.text["strips"]

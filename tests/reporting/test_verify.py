@@ -128,7 +128,8 @@ def rescore(results, draws):
     settings = SETTINGS.model_copy(update={"score": SETTINGS.score.model_copy(update={"draws": draws})})
     files.write_json(results / "config/score.json", config.stage_values(settings, "score"))
     for place in (results / "scores").rglob("*.provenance.json"):
-        tracks, listing = map(Path, files.read_json(place)["inputs"])
+        inputs = files.read_json(place)["inputs"]
+        tracks, listing = (Path(inputs[name]["path"]) for name in ("tracks", "list"))
         own = results / "tracks" / tracks.parent.name / tracks.name
         score.run(own, listing.parent, place.with_name(place.name.removesuffix(".provenance.json")), draws)
 
@@ -185,10 +186,10 @@ def test_what_is_missing_is_counted_and_no_fault(results):
 
 def test_a_result_is_held_against_the_embedded_base_that_it_was_made_from(results):
     place = results / "vqa/base/provenance.json"
-    hashes = files.Provenance("vqa", ["tiny"]).hashes()
-    assert hashes == {"tiny": files.hash_path(models.TINY)}
-    for inputs, state in ((hashes, "agrees"), ({"tiny": "0" * 64}, "stale")):
-        files.write_json(place, {**files.read_json(place), "inputs": inputs})
+    base = files.Provenance("vqa", {"model": "tiny"}).inputs["model"].model_dump()
+    assert base == {"path": "tiny", "sha256": files.hash_path(models.TINY)}
+    for source, state in ((base, "agrees"), ({"path": "tiny", "sha256": "0" * 64}, "stale")):
+        files.write_json(place, {**files.read_json(place), "inputs": {"model": source}})
         sources = [finding for finding in verify.examine(results)["sources"] if finding.file == "vqa/base"]
         assert sources[0].state == state
     assert "made from tiny" in sources[0].words
@@ -202,14 +203,14 @@ def test_a_base_on_the_hub_is_recorded_by_its_commit_and_held_against_the_cached
     files.write_text(home / "refs/main", commit)
     copy = shutil.copytree(models.TINY, home / "snapshots" / commit)
     assert models.resolve_model_dir(name) == files.resolve_path(name, commit) == copy
-    record = files.Provenance("vqa", [name])
-    record.hashes()
+    record = files.Provenance("vqa", {"model": name})
+    assert record.inputs
     newer = shutil.copytree(copy, home / "snapshots" / ("f" * 40))
     files.write_text(home / "refs/main", newer.name)  # one that comes out while the stage runs
     record.write(tmp_path / "made/provenance.json")
     written = files.read_json(tmp_path / "made/provenance.json")
     assert written["base"] == commit
-    assert written["inputs"] == {name: files.hash_path(copy)}
+    assert written["inputs"] == {"model": {"path": name, "sha256": files.hash_path(copy)}}
     place = results / "vqa/base/provenance.json"
     files.write_json(place, {**files.read_json(place), "base": commit, "inputs": written["inputs"]})
 

@@ -359,7 +359,7 @@ def test_a_run_whose_server_dies_goes_on_with_what_is_missing_and_more_patience(
     assert tracked(out, toy) == tracked(tmp_path / "whole", toy)
     found = json.loads((out / "provenance.json").read_text())
     assert found["endpoint"] == {"url": served.url, "model": "m", "weights": "not a local file"}
-    assert list(found["inputs"]) == [str(toy)]
+    assert {name: file["path"] for name, file in found["inputs"].items()} == {"split": str(toy)}
 
 
 def test_what_another_server_did_is_not_taken_up(toy, tmp_path, serve):
