@@ -21,7 +21,7 @@ from r1track.core import config, files
 from r1track.core.statistics import holm
 from r1track.reporting.report import HERE, environment
 from r1track.reporting.summary import BASE, read, summarise
-from r1track.tracking.score import SEED, paired_difference
+from r1track.tracking.score import SEED, Scores, paired_difference
 
 PERMUTATIONS = 2**14
 ENDS = ("mean", "sd", "min", "max")
@@ -124,7 +124,8 @@ def _tests(groups: dict[str, list[Found]]) -> Iterator[Found]:
             a, b = (
                 _averaged([run["scores"][each][k] for run in members]) for members, k in ((first, 0), (second, side))
             )
-            change, rows = paired_difference(a, b, first[0]["draws"]), b["sequences"]
+            change = paired_difference(Scores.model_validate(a), Scores.model_validate(b), first[0]["draws"])
+            rows = b["sequences"]
             names = [name for name in rows if rows[name]["frames"]]
             gaps = np.array([a["sequences"][name]["overlap_sum"] - rows[name]["overlap_sum"] for name in names])
             drawn = permutation_test((gaps,), np.sum, permutation_type="samples", n_resamples=PERMUTATIONS, rng=SEED)

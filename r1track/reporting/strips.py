@@ -4,7 +4,6 @@ Boxes are not drawn into the pixels: the page lays them over the picture, in the
 """
 
 import base64
-import csv
 import io
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,12 @@ from PIL import Image
 from r1track.core.boxes import Array, iou, xywh_to_xyxy, xyxy_to_xywh
 from r1track.core.files import read_json
 from r1track.core.prompts import parse_box
-from r1track.core.sequences import Sequence, read_split, read_table
+from r1track.core.sequences import Sequence, read_split
+from r1track.tracking.track_files import Track, read_track
 
 SIDE = 480  # most pixels of a picture's longer side on the page
 QUALITY = 80
 TRUTH = "truth"
-REMEDY = "run the stage `track` again"
 FAILURES = ("held", "absent", "clipped", "failed")  # statuses of the tracker
 
 
@@ -49,51 +48,44 @@ def read(
     whose answers are. picks: as from `choose` and `failures`; the latter are shown around their first failure.
     Raises FileNotFoundError or ValueError when it is the tracks that cannot be read.
     """
-    boxes = {
-        pick: {model: read_table(tracks / model / name / pick / f"{pick}_001.txt", 4, REMEDY) for model in models}
-        for _, pick in picks
-    }
-    paths = {pick: tracks / models[-1] / name / pick / f"{pick}_status.csv" for pick in boxes}
-    told = {
-        p: list(csv.DictReader(io.StringIO(path.read_text("utf-8")))) for p, path in paths.items() if path.is_file()
-    }
+    tracked = {pick: {model: read_track(tracks / model / name, pick) for model in models} for _, pick in picks}
     try:
         sequences = {sequence.name: sequence for sequence in read_split(root)}
-        gone = [pick for pick in boxes if pick not in sequences]
+        gone = [pick for pick in tracked if pick not in sequences]
         if gone:
             return [], f"{root} has no sequence {gone[0]} any more"
         return [
-            {"rank": rank, "sequence": pick, **_strip(sequences[pick], boxes[pick], told.get(pick), rank, frames)}
+            {"rank": rank, "sequence": pick, **_strip(sequences[pick], tracked[pick], models[-1], rank, frames)}
             for rank, pick in picks
         ], None
     except (OSError, ValueError) as error:
         return [], str(error)
 
 
-def _strip(
-    sequence: Sequence, tracked: dict[str, Array], told: list[dict[str, str]] | None, rank: str, count: int
-) -> dict[str, Any]:
+def _strip(sequence: Sequence, tracked: dict[str, Track], judged: str, rank: str, count: int) -> dict[str, Any]:
     """Frames as the page shows them, and which it opens at: evenly spaced, or around the first failure.
 
-    told: rows frame, status, answer of the status file; None where the tracker wrote none.
+    tracked: tracks by model. judged: the model whose statuses and answers are shown.
     """
-    total = len(sequence.frames)
-    for model, rows in tracked.items():
+    total, statuses, answers = len(sequence.frames), tracked[judged].statuses, tracked[judged].answers
+    for model, rows in ((model, track.boxes) for model, track in tracked.items()):
         if not len(rows) == total == len(sequence.boxes):
             raise ValueError(f"{sequence.name} has {total} frames now, {len(rows)} when {model} tracked it")
     chosen, first = np.unique(np.linspace(min(1, total - 1), total - 1, count).round().astype(int)).tolist(), 0
-    if told and rank in FAILURES:
-        at = next(t for t, row in enumerate(told) if row["status"] == rank)
+    if statuses and rank in FAILURES:
+        at = statuses.index(rank)
         start = max(0, min(at - count // 3, total - count))
         chosen, first = list(range(start, min(start + count, total))), at - start
     shown = []
     for t in chosen:
         here = {} if sequence.absent[t] else {TRUTH: sequence.boxes[t]}
-        overlap = {m: float(iou(xywh_to_xyxy(b[t]), xywh_to_xyxy(here[TRUTH]))) for m, b in tracked.items() if here}
+        tracks = {model: track.boxes[t] for model, track in tracked.items()}
+        overlap = {m: float(iou(xywh_to_xyxy(box), xywh_to_xyxy(here[TRUTH]))) for m, box in tracks.items() if here}
         values = ", ".join(f"{model} {value:.2f}" for model, value in overlap.items())
-        words, said = f"IoU {values}" if here else "target absent", told[t] if told else {"status": "", "answer": ""}
+        said = {"status": statuses[t], "answer": answers[t]} if statuses else {"status": "", "answer": ""}
+        words = f"IoU {values}" if here else "target absent"
         alt = f"{sequence.name}, frame {t + 1}: {words}; {said['status']}"
-        boxes = here | {model: rows[t] for model, rows in tracked.items()}
+        boxes = here | tracks
         shown.append({**said, "frame": t + 1, "words": words, "alt": alt, **_picture(sequence.frames[t], boxes)})
     return {"frames": shown, "first": first}
 

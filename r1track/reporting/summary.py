@@ -10,7 +10,7 @@ from typing import Any
 
 from r1track.core import config, files
 from r1track.reporting import paper
-from r1track.tracking.score import paired_difference
+from r1track.tracking.score import Scores, paired_difference
 
 BASE = "base"
 PEERS = {
@@ -84,7 +84,7 @@ def read_records(results: Path) -> list[Found]:
 
 
 def _compare(ours: Found, theirs: Found, draws: int) -> Found:
-    found = paired_difference(ours, theirs, draws)
+    found = paired_difference(Scores.model_validate(ours), Scores.model_validate(theirs), draws)
     return {**found._asdict(), "told": "above" if found.low > 0 else "below" if found.high < 0 else "undecided"}
 
 

@@ -125,7 +125,7 @@ def _scores(run: Run, place: Path, record: Record) -> Iterator[Finding]:
     tracks, listing = map(run.find, record["inputs"])
     if not tracks or not listing:
         raise FileNotFoundError("boxes or truth are not there any more")
-    again = score.score(tracks, listing.parent, record["settings"]["score"]["draws"])
+    again = score.score(tracks, listing.parent, record["settings"]["score"]["draws"]).as_json()
     yield run.compare(record, _result(place), files.read_json(run.results / _result(place)), again)
 
 

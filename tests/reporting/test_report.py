@@ -130,7 +130,9 @@ def test_the_difference_is_that_of_the_scores_with_the_runs_draws(run):
     results, _, make = run
     base, tuned = (files.read_json(results / "scores" / model / "toy-val.json") for model in ("base", "grpo"))
     change = files.read_json(make() / "summary.json")["sets"]["toy-val"]["differences"]["grpo"]
-    assert (change["value"], change["low"], change["high"]) == score.paired_difference(tuned, base, 200)
+    assert (change["value"], change["low"], change["high"]) == score.paired_difference(
+        *map(score.Scores.model_validate, (tuned, base)), 200
+    )
 
 
 def test_the_sentence_praises_a_gain_and_names_the_peers_that_are_beaten(run):
