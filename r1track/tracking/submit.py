@@ -48,7 +48,7 @@ def _read_rows(archive: zipfile.ZipFile, file: str, row: re.Pattern[str]) -> Arr
 
 
 def run(tracks: Path, out: Path, root: Path | None = None) -> None:
-    """Write the zip `out` from the tracks of one model on the test split. Raises as `verify`."""
+    """Write the zip `out` from what `track` wrote, see `verify` for what is refused."""
     provenance = Provenance("submit", [tracks])
     with atomic_file(out) as temp_path:
         with zipfile.ZipFile(temp_path, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -167,10 +167,10 @@ def _locate(sequences: list[Sequence], generate: Generate, settings: Settings, f
         described = [sequence for sequence in batch if sequence.text]
         images = [open_frame(sequence.frames[0]) for sequence in described]
         texts = [str(sequence.text) for sequence in described]
-        boxes = predictors.ground(generate, images, texts, settings)
-        groundings = dict(zip([sequence.name for sequence in described], boxes, strict=True))
+        groundings = predictors.ground(generate, images, texts, settings)
+        by_name = dict(zip([sequence.name for sequence in described], groundings, strict=True))
         for sequence in batch:
-            answer, box = groundings.get(sequence.name, ("", None))
+            answer, box = by_name.get(sequence.name, ("", None))
             if box is not None:
                 yield replace(sequence, boxes=np.concatenate([box[None], sequence.boxes[1:]]))
                 continue
