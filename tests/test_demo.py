@@ -60,7 +60,7 @@ def test_grpo_tracks_better_than_the_base_by_fifteen_points_and_better_than_the_
     assert tuned["sequences_count"] >= 30
     for name in ("ao", "sr50", "sr75"):
         assert 0 <= base[name] <= 1
-    gain = score.paired_difference(tuned, base, 10000, 0)
+    gain = score.paired_difference(*map(score.Scores.model_validate, (tuned, base)), 10000, 0)
     assert gain.value >= 0.15
     assert gain.low > 0
     assert tuned["ao"] > static["ao"]

@@ -21,8 +21,8 @@ from r1track.core import config, files
 from r1track.core.statistics import holm
 from r1track.reporting.records import Json
 from r1track.reporting.report import HERE, environment, number
-from r1track.reporting.summary import BASE, read, read_record, summarise
-from r1track.tracking.score import SEED, paired_difference
+from r1track.reporting.summary import BASE, read_record, read_score, summarise
+from r1track.tracking.score import SEED, Scores, paired_difference
 
 PERMUTATIONS = 2**14
 NOTES = {
@@ -45,7 +45,7 @@ class Run(NamedTuple):
     figures: dict[str, float | None]
     draws: int
     fields: Json
-    scores: dict[str, tuple[Json, Json]]
+    scores: dict[str, tuple[Scores, Scores]]
 
 
 class Spread(NamedTuple):
@@ -150,12 +150,11 @@ def _read(folder: Path) -> Run:
     seed, fields = settings.pop("seed"), config.flat(settings)
     sampled = read_record(folder / "pairs" / "provenance.json", "sample")
     fields["training split"] = [source.sha256 for source in sampled.inputs.values()]
-    figures, scores = dict[str, float | None](), dict[str, tuple[Json, Json]]()
+    figures, scores = dict[str, float | None](), dict[str, tuple[Scores, Scores]]()
     for name, score in summary.sets.items():
         tracked = read_record(folder / "tracks" / model / name / "provenance.json", "track")
         fields[f"true boxes of {name}"] = tracked.inputs["split"].sha256
-        tuned, base = (read(folder / "scores" / m / f"{name}.json", "score") for m in (model, BASE))
-        scores[name] = tuned, base
+        scores[name] = read_score(folder, model, name), read_score(folder, BASE, name)
         row, change = score.models[model], score.differences[model].value
         values = {"AO": row.ao, "SR.50": row.sr50, "SR.75": row.sr75, f"AO − {BASE}": change}
         figures |= {f"{name}: {key}": value for key, value in values.items()}
@@ -189,20 +188,21 @@ def _tests(groups: dict[str, list[Run]]) -> Iterator[PairedTest]:
                 yield PairedTest(title, name, f"not paired, {why}")
                 continue
             a, b = (_averaged([run.scores[name][k] for run in runs]) for runs, k in ((first, 0), (second, side)))
-            change, rows = paired_difference(a, b, first[0].draws), b["sequences"]
-            names = [key for key in rows if rows[key]["frames"]]
-            gaps = np.array([a["sequences"][key]["overlap_sum"] - rows[key]["overlap_sum"] for key in names])
+            change = paired_difference(a, b, first[0].draws)
+            names = [key for key, row in b.sequences.items() if row.frames]
+            gaps = np.array([a.sequences[key].overlap_sum - b.sequences[key].overlap_sum for key in names])
             test = permutation_test((gaps,), np.sum, permutation_type="samples", n_resamples=PERMUTATIONS, rng=SEED)
             yield PairedTest(title, name, None, len(names), *change, float(test.pvalue))
 
 
-def _averaged(scores: list[Json]) -> Json:
+def _averaged(scores: list[Scores]) -> Scores:
     """Scores of one set in which the overlaps of a sequence are the mean of several runs."""
-    rows = {name: {**row} for name, row in scores[0]["sequences"].items()}
-    for name, row in rows.items():
-        row["overlap_sum"] = sum(score["sequences"][name]["overlap_sum"] for score in scores) / len(scores)
-    total = {key: sum(row[key] for row in rows.values()) for key in ("overlap_sum", "frames")}
-    return {**scores[0], "ao": total["overlap_sum"] / total["frames"], "sequences": rows}
+    rows = {}
+    for name, row in scores[0].sequences.items():
+        overlap = sum(score.sequences[name].overlap_sum for score in scores) / len(scores)
+        rows[name] = row.model_copy(update={"overlap_sum": overlap})
+    ao = sum(row.overlap_sum for row in rows.values()) / sum(row.frames for row in rows.values())
+    return scores[0].model_copy(update={"ao": ao, "sequences": rows})
 
 
 def _tables(comparison: Comparison) -> list[Table]:

@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from r1track.reporting.records import Cost, Json
+from r1track.tracking.score import Scores
 
 INK = "#010203"  # stands for the page's text colour until the SVG is written
 STYLE: Any = {
@@ -84,19 +85,19 @@ def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def success(name: str, scores: dict[str, Json]) -> Markup:
+def success(name: str, scores: dict[str, Scores]) -> Markup:
     """Success plot of the set `name`: the share of frames above each IoU threshold, by model; peers are dashed."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes(4.7, 3.9)
         for model, colour in colours(scores).items():
             peer = model in COLOURS and model != "base"
             width, style = (1.4, "--") if peer else (2.2, "-")
-            curve = scores[model]["curve"]  # at evenly spaced IoU thresholds from 0 to 1
+            curve = scores[model].curve  # at evenly spaced IoU thresholds from 0 to 1
             axes.plot(np.linspace(0, 1, len(curve)), curve, color=colour, lw=width, ls=style, label=model)
         axes.set(xlabel="IoU threshold", ylabel="share of frames above the threshold", xlim=(0, 1), ylim=(0, 1.02))
-        labels = [f"{model} (AO {score['ao']:.3f})" for model, score in scores.items()]
+        labels = [f"{model} (AO {score.ao:.3f})" for model, score in scores.items()]
         figure.legend(axes.get_lines(), labels, loc="outside lower center", ncols=2, fontsize=9)
-        values = "; ".join(f"{model} {s['sr50']:.3f} at 0.50, {s['sr75']:.3f} at 0.75" for model, s in scores.items())
+        values = "; ".join(f"{model} {s.sr50:.3f} at 0.50, {s.sr75:.3f} at 0.75" for model, s in scores.items())
         text = f"Success plot on {name}. Share of frames with a larger IoU: {values}."
         return _plot(figure, axes, f"success-{name}", text)
 

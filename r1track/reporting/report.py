@@ -19,8 +19,9 @@ from markupsafe import Markup
 
 from r1track.core import config, files, schema
 from r1track.reporting import plots, strips
-from r1track.reporting.records import Json, Summary
+from r1track.reporting.records import Summary
 from r1track.reporting.summary import BASE, read, read_log, read_records, read_scores, root_of, summarise
+from r1track.tracking.score import Scores
 
 log = logging.getLogger(__name__)
 HERE = Path(__file__).parent
@@ -84,14 +85,13 @@ def _page_parts(settings: config.Settings, results: Path, summary: Summary) -> d
     }
 
 
-def _sequence_rows(scores: dict[str, Json], model: str) -> list[SequenceRow]:
+def _sequence_rows(scores: dict[str, Scores], model: str) -> list[SequenceRow]:
     """The sequences of a set, the largest gain of `model` first; last those without a scored frame."""
     rows = []
-    for name, base in scores[BASE]["sequences"].items():
-        tuned = scores[model]["sequences"][name]
-        change = None if None in (base["ao"], tuned["ao"]) else tuned["ao"] - base["ao"]
-        figures = (base["frames"], base["ao"], tuned["ao"], change, tuned["status"])
-        rows.append(SequenceRow(name, base["class"], *figures))
+    for name, base in scores[BASE].sequences.items():
+        tuned = scores[model].sequences[name]
+        change = None if base.ao is None or tuned.ao is None else tuned.ao - base.ao
+        rows.append(SequenceRow(name, base.class_name, base.frames, base.ao, tuned.ao, change, tuned.status))
     return sorted(rows, key=lambda row: (row.change is None, -(row.change or 0), row.name))
 
 

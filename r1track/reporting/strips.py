@@ -4,7 +4,6 @@ Boxes are not drawn into the pixels: the page lays them over the picture, in the
 """
 
 import base64
-import csv
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,13 @@ from PIL import Image
 from r1track.core.boxes import Array, iou, xywh_to_xyxy, xyxy_to_xywh
 from r1track.core.files import read_json
 from r1track.core.prompts import parse_box
-from r1track.core.sequences import Sequence, read_split, read_table
+from r1track.core.sequences import Sequence, read_split
 from r1track.reporting.records import parse
+from r1track.tracking.track_files import Track, read_track
 
 SIDE = 480  # a picture's longer side on the page has at most so many pixels
 QUALITY = 80
 TRUTH = "truth"
-REMEDY = "run the stage `track` again"
 FAILURES = ("held", "absent", "clipped", "failed")  # statuses of the tracker
 
 
@@ -109,50 +108,40 @@ def read(
     answers are shown too. picks: from `choose` and `failures`; the latter are shown around their first failure.
     Raises FileNotFoundError or ValueError when the tracks themselves cannot be read.
     """
-    boxes = {
-        pick: {model: read_table(tracks / model / name / pick / f"{pick}_001.txt", 4, REMEDY) for model in models}
-        for _, pick in picks
-    }
-    paths = {pick: tracks / models[-1] / name / pick / f"{pick}_status.csv" for pick in boxes}
-    statuses = {
-        p: list(csv.DictReader(io.StringIO(path.read_text("utf-8")))) for p, path in paths.items() if path.is_file()
-    }
+    tracked = {pick: {model: read_track(tracks / model / name, pick) for model in models} for _, pick in picks}
     try:
         sequences = {sequence.name: sequence for sequence in read_split(root)}
-        missing = [pick for pick in boxes if pick not in sequences]
+        missing = [pick for pick in tracked if pick not in sequences]
         if missing:
             return [], f"{root} has no sequence {missing[0]} any more"
-        return [_strip(sequences[pick], boxes[pick], statuses.get(pick), rank, count) for rank, pick in picks], None
+        return [_strip(sequences[pick], tracked[pick], models[-1], rank, count) for rank, pick in picks], None
     except (OSError, ValueError) as error:
         return [], str(error)
 
 
-def _strip(
-    sequence: Sequence, tracked: dict[str, Array], statuses: list[dict[str, str]] | None, rank: str, count: int
-) -> Strip:
+def _strip(sequence: Sequence, tracks: dict[str, Track], judged: str, rank: str, count: int) -> Strip:
     """Frames evenly spaced, or in a row around the first failure.
 
-    tracked: boxes x, y, w, h by model, shape (frames, 4). statuses: rows of the status file (frame, status, answer),
-    None where the tracker wrote none.
+    tracks: by model. judged: the model whose statuses and answers are shown.
     """
-    total = len(sequence.frames)
-    for model, boxes in tracked.items():
-        if not len(boxes) == total == len(sequence.boxes):
-            raise ValueError(f"{sequence.name} has {total} frames now, {len(boxes)} when {model} tracked it")
+    total, statuses = len(sequence.frames), tracks[judged].statuses
+    for model, track in tracks.items():
+        if not len(track.boxes) == total == len(sequence.boxes):
+            raise ValueError(f"{sequence.name} has {total} frames now, {len(track.boxes)} when {model} tracked it")
     shown, first = np.unique(np.linspace(min(1, total - 1), total - 1, count).round().astype(int)).tolist(), 0
     if statuses and rank in FAILURES:
-        at = next(t for t, row in enumerate(statuses) if row["status"] == rank)
+        at = statuses.index(rank)
         start = max(0, min(at - count // 3, total - count))
         shown, first = list(range(start, min(start + count, total))), at - start
-    return Strip(rank, sequence.name, [_frame(sequence, tracked, statuses, t) for t in shown], first)
+    return Strip(rank, sequence.name, [_frame(sequence, tracks, judged, t) for t in shown], first)
 
 
-def _frame(sequence: Sequence, tracked: dict[str, Array], statuses: list[dict[str, str]] | None, t: int) -> Frame:
+def _frame(sequence: Sequence, tracks: dict[str, Track], judged: str, t: int) -> Frame:
     truth = {} if sequence.absent[t] else {TRUTH: sequence.boxes[t]}
-    boxes = {model: rows[t] for model, rows in tracked.items()}
+    boxes, track = {model: track.boxes[t] for model, track in tracks.items()}, tracks[judged]
     overlaps = {m: float(iou(xywh_to_xyxy(box), xywh_to_xyxy(truth[TRUTH]))) for m, box in boxes.items() if truth}
     words = "IoU " + ", ".join(f"{m} {value:.2f}" for m, value in overlaps.items()) if truth else "target absent"
-    status, answer = (statuses[t]["status"], statuses[t]["answer"]) if statuses else ("", "")
+    status, answer = (track.statuses[t], track.answers[t]) if track.statuses else ("", "")
     return Frame(t + 1, words, status, answer, _picture(sequence.frames[t], [*(truth | boxes).items()]))
 
 

@@ -22,7 +22,7 @@ from r1track.reporting.records import (
     Summary,
     parse,
 )
-from r1track.tracking.score import paired_difference
+from r1track.tracking.score import Scores, paired_difference
 
 BASE = "base"
 PEERS = {
@@ -61,7 +61,7 @@ def _existing(path: Path, stage: str) -> Path:
     return path
 
 
-def read_scores(results: Path) -> dict[str, dict[str, Json]]:
+def read_scores(results: Path) -> dict[str, dict[str, Scores]]:
     """The scores by set and model: the base first, then the tuned models, then the peers."""
     scored = {path.name for path in results.glob("scores/*") if path.is_dir()}
     tuned = sorted(scored - {BASE, *PEERS})
@@ -70,7 +70,12 @@ def read_scores(results: Path) -> dict[str, dict[str, Json]]:
     models = [BASE, *tuned, *(peer for peer in PEERS if peer in scored)]
     paths = results.glob("scores/*/*.json")
     sets = sorted({path.stem for path in paths if not path.name.endswith("provenance.json")})
-    return {name: {m: read(results / "scores" / m / f"{name}.json", "score") for m in models} for name in sets}
+    return {name: {model: read_score(results, model, name) for model in models} for name in sets}
+
+
+def read_score(results: Path, model: str, name: str) -> Scores:
+    """The scores of a model on the set `name`; raises as `read_record`."""
+    return files.read_record(_existing(results / "scores" / model / f"{name}.json", "score"), Scores)
 
 
 def root_of(results: Path, name: str) -> Path:
@@ -98,7 +103,7 @@ def result_of(place: Path) -> str:
     return re.sub(r"[./]provenance\.json$", "", place.as_posix())
 
 
-def _change(scores: Json, reference: Json, draws: int) -> Change:
+def _change(scores: Scores, reference: Scores, draws: int) -> Change:
     change = paired_difference(scores, reference, draws)
     return Change(*change, "above" if change.low > 0 else "below" if change.high < 0 else "undecided")
 
@@ -117,25 +122,25 @@ def peers_in_words(peers: dict[str, Change]) -> str:
     return f"beats {' and '.join(beaten)}" + (f", not {' nor '.join(others)}" if others else "")
 
 
-def _model_score(model: str, scores: dict[str, Json], draws: int) -> ModelScore:
+def _model_score(model: str, scores: dict[str, Scores], draws: int) -> ModelScore:
     score, peers = scores[model], dict[str, Change]()
     kind: Literal["base", "tuned", "peer"] = "peer" if model in PEERS else "base" if model == BASE else "tuned"
     if kind != "peer":
         peers = {peer: _change(score, scores[peer], draws) for peer in scores if peer in PEERS}
     keys = ("ao", "ao_interval", "sr50", "sr75", "ao_sequence_mean", "ao_class_mean", "fps", "status")
     words = f"{model} {peers_in_words(peers)}" if kind != "peer" else ""
-    return ModelScore(kind=kind, **{key: score[key] for key in keys}, peers=peers, words=words)
+    return ModelScore(kind=kind, **{key: getattr(score, key) for key in keys}, peers=peers, words=words)
 
 
-def _set_summary(scores: dict[str, Json], root: Path, draws: int) -> SetSummary:
+def _set_summary(scores: dict[str, Scores], root: Path, draws: int) -> SetSummary:
     base = scores[BASE]
-    text, count = f"{base['set']} {root.as_posix()}".lower(), base["sequences_count"]
+    text, count = f"{base.set} {root.as_posix()}".lower(), base.sequences_count
     few = [f"only {count} sequences: the intervals say little"] if count < FEW else []
     notes = [note for pattern, note in NOTES.items() if re.search(pattern, text)]
     models = {model: _model_score(model, scores, draws) for model in scores}
     tuned = [model for model, row in models.items() if row.kind == "tuned"]
     differences = {model: _change(scores[model], base, draws) for model in tuned}
-    return SetSummary(count, base["frames"], notes + few, models, differences)
+    return SetSummary(count, base.frames, notes + few, models, differences)
 
 
 def read_settings(results: Path) -> Json:
@@ -224,7 +229,7 @@ def summarise(results: Path) -> Summary:
     return Summary(
         run=results.resolve().name,
         judgement=judgement(sets, verdict),
-        metric=scores[next(iter(scores))][BASE]["metric"],
+        metric=next(iter(scores.values()))[BASE].metric,
         draws=draws,
         sets=sets,
         verdict=verdict,

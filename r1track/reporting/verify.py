@@ -132,7 +132,7 @@ def _scores(run: Run, place: Path, record: Record) -> Iterator[Finding]:
     tracks, listing = (run.find(record.inputs[name].path) for name in ("tracks", "list"))
     if not tracks or not listing:
         raise FileNotFoundError("the boxes or the true boxes are not there")
-    again = score.score(tracks, listing.parent, _settings(record, "score")["draws"])
+    again = score.score(tracks, listing.parent, _settings(record, "score")["draws"]).as_json()
     yield run.compare(record, result_of(place), files.read_json(run.results / result_of(place)), again)
 
 

@@ -130,7 +130,9 @@ def test_the_difference_is_that_of_the_scores_with_the_runs_draws(run):
     results, _, make = run
     base, tuned = (files.read_json(results / "scores" / model / "toy-val.json") for model in ("base", "grpo"))
     change = files.read_json(make() / "summary.json")["sets"]["toy-val"]["differences"]["grpo"]
-    assert (change["value"], change["low"], change["high"]) == score.paired_difference(tuned, base, 200)
+    assert (change["value"], change["low"], change["high"]) == score.paired_difference(
+        *map(score.Scores.model_validate, (tuned, base)), 200
+    )
 
 
 def test_the_sentence_praises_a_gain_and_names_the_peers_that_are_beaten(run):
@@ -415,8 +417,8 @@ def test_a_set_with_a_strange_name_cannot_become_markup_on_the_page(run):
 
 
 def test_two_sets_never_share_an_id():
-    curve = {"curve": [1.0, 0.5, 0.0], "ao": 0.5, "sr50": 0.5, "sr75": 0.25}
-    first, second = (set(re.findall(r'\bid="([^"]*)"', plots.success(n, {"base": curve}))) for n in ("a b", "a_20_b"))
+    scores = score.Scores.model_construct(curve=[1.0, 0.5, 0.0], ao=0.5, sr50=0.5, sr75=0.25)
+    first, second = (set(re.findall(r'\bid="([^"]*)"', plots.success(n, {"base": scores}))) for n in ("a b", "a_20_b"))
     assert len(first) == len(second) > 5
     assert not first & second
 
