@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from rich.progress import track as progress
 
-from r1track.ability import verdict, vqa
+from r1track.ability import records, verdict, vqa
 from r1track.core import config, files, schema
 from r1track.reporting import report
 from r1track.reporting.summary import read, root_of
@@ -133,15 +133,16 @@ def _answers(run: Run, place: Path, record: Record) -> Iterator[Finding]:
     """Scores of answers, from their text, and the figures of each set, from these."""
     for name, saved in files.read_json(run.results / place.with_name("manifest.json"))["sets"].items():
         file = place.with_name(f"{name}.jsonl")
-        rows = [json.loads(line) for line in (run.results / file).read_text(encoding="utf-8").splitlines()]
-        yield run.compare(record, file, {"line": rows}, {"line": [vqa.scored(row) for row in rows]})
-        figures = vqa.figures(rows)
+        rows = records.read_answers(run.results / file)
+        saved_rows, made_rows = ([row.as_json() for row in each] for each in (rows, map(vqa.scored, rows)))
+        yield run.compare(record, file, {"line": saved_rows}, {"line": made_rows})
+        figures = vqa.figures(rows).as_json()
         yield run.compare(record, place.with_name("manifest.json"), {key: saved[key] for key in figures}, figures)
 
 
 def _verdicts(run: Run, place: Path, record: Record) -> Iterator[Finding]:
     base, *tuned = (run.find(name) or Path(name) for name in record["inputs"])
-    again = verdict.judge_all(base, tuned, schema.Verdict(**record["settings"]["verdict"]))
+    again = verdict.judge_all(base, tuned, schema.Verdict(**record["settings"]["verdict"])).as_json()
     yield run.compare(record, _result(place), files.read_json(run.results / _result(place)), again)
 
 
