@@ -13,7 +13,7 @@ import sys
 import numpy as np
 from rich.progress import track as progress
 
-from r1track.ability.verdict import decide, flagged_sets, set_statistics
+from r1track.ability.verdict import decide, set_statistics
 from r1track.core import schema
 from r1track.core.boxes import Array
 
@@ -65,7 +65,7 @@ def simulate(case: tuple[str, int, int, float, int, bool], drop: float, runs: in
             answers = scores(random, items, set_drop, flips, shared, soft)
             sets[str(place)], set_draws = set_statistics(answers, images, RULE, [run, place])
             draws.append(set_draws)
-        counts[decide(sets, flagged_sets(sets, RULE), draws, [], RULE).verdict] += 1
+        counts[decide(sets, draws, [], RULE).verdict] += 1
     return {verdict: 100 * count / runs for verdict, count in counts.items()}
 
 

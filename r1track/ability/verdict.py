@@ -55,7 +55,7 @@ def judge_all(base: Path, tuned: Sequence[Path], rule: schema.Verdict) -> Verdic
     """The rule, its hash, and the verdicts by the names of the folders, as `run` writes them."""
     values = rule.model_dump(exclude={"on_regression"})
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-    return Verdicts(rule=values, rule_sha256=digest, models={each.name: judge(base, each, rule) for each in tuned})
+    return Verdicts(rule=values, rule_sha256=digest, models={path.name: judge(base, path, rule) for path in tuned})
 
 
 def gate(path: Path, on_regression: str) -> None:
@@ -85,11 +85,11 @@ def judge(base: Path, tuned: Path, rule: schema.Verdict) -> Verdict:
             draws.append(set_draws)
             faults += validity_faults(name, sets[name], rule, specs.get(name, {}).get("published"))
     flagged = flagged_sets(sets, rule)
-    decision = decide(sets, flagged, draws, faults, rule)
+    decision = decide(sets, draws, faults, rule)
     return Verdict(
         **dict(decision), margin=rule.margin, repeat=manifest.repeat, kl=tuned_manifest.kl,
         summary=_summary(decision, rule.margin),
-        sets={name: each.model_copy(update={"flagged": name in flagged}) for name, each in sets.items()},
+        sets={name: row.model_copy(update={"flagged": name in flagged}) for name, row in sets.items()},
     )  # fmt: skip
 
 
@@ -237,23 +237,19 @@ def flagged_sets(sets: Mapping[str, SetStatistics], rule: schema.Verdict) -> lis
     A set's p is the larger of two: McNemar's test ignores that items share images, the bootstrap is inexact for small
     counts.
     """
-    adjusted = statistics.holm([max(each.mcnemar_p or 0, each.bootstrap_p) for each in sets.values()])
+    adjusted = statistics.holm([max(row.mcnemar_p or 0, row.bootstrap_p) for row in sets.values()])
     rows = zip(sets.items(), adjusted, strict=True)
-    return [name for (name, each), p in rows if p < rule.alpha and each.difference <= -rule.set_drop]
+    return [name for (name, row), p in rows if p < rule.alpha and row.difference <= -rule.set_drop]
 
 
 def decide(
-    sets: Mapping[str, SetStatistics],
-    flagged: Sequence[str],
-    draws: Sequence[Array],
-    faults: list[str],
-    rule: schema.Verdict,
+    sets: Mapping[str, SetStatistics], draws: Sequence[Array], faults: list[str], rule: schema.Verdict
 ) -> Decision:
     """The decision on the sets together; draws: of each set, (draws,) in points; faults: reasons for INVALID."""
     if not sets:
         return Decision(verdict="INVALID", reasons=faults, difference=None, interval=None, needed_items=None)
-    losses = [f"{name} lost {-sets[name].difference:.2f} points" for name in flagged]
-    bounds = np.array([(each.difference, *each.interval) for each in sets.values()])
+    losses = [f"{name} lost {-sets[name].difference:.2f} points" for name in flagged_sets(sets, rule)]
+    bounds = np.array([(row.difference, *row.interval) for row in sets.values()])
     d = float(bounds[:, 0].mean())
     low, high = interval = _wider(np.mean(draws, axis=0), *statistics.mean_bounds(*bounds.T), rule)
     needed = None
@@ -265,7 +261,7 @@ def decide(
     elif low > -rule.margin:
         word, reasons = "RETAINED", ["a loss as large as the margin is ruled out, and no set is flagged"]
     else:
-        items = sum(each.n for each in sets.values())
+        items = sum(row.n for row in sets.values())
         # The interval's width already holds what images share and how the sets are weighted.
         gap, reach = (d + rule.margin, d - low) if d > -rule.margin else (d, high - d)
         variance = items * (reach / float(ndtri(1 - rule.alpha / 2))) ** 2

@@ -135,8 +135,8 @@ def _ask_again(
 def _pooled(repeats: Sequence[Repeat]) -> Repeat | None:
     if not repeats:
         return None
-    items, changed = sum(each.items for each in repeats), sum(each.changed for each in repeats)
-    return Repeat(items=items, difference=sum(one.difference for one in repeats) / len(repeats), changed=changed)
+    items, changed = sum(row.items for row in repeats), sum(row.changed for row in repeats)
+    return Repeat(items=items, difference=sum(row.difference for row in repeats) / len(repeats), changed=changed)
 
 
 def _probes(settings: config.Settings, chosen: dict[str, list[Item]], pairs: Path | None) -> "list[Probe]":

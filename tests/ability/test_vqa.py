@@ -237,7 +237,7 @@ def test_a_broken_image_is_refused_with_its_question_before_anything_is_asked(st
 
 def test_ids_that_stand_twice_are_refused_by_name(stored):
     source = stored({"question": ["a?", "b?", "c?"], "answer": ["red", "blue", "red"], "key": ["x", "y", "x"]})
-    with pytest.raises(ValueError, match=r"mine\.id = 'key': 1 ids stand there twice, first 'x'"):
+    with pytest.raises(ValueError, match=r"mine\.id = 'key': 1 ids occur twice, first 'x'"):
         load(schema.VqaSet(source=source, items=3, id="key"))
 
 
