@@ -20,7 +20,7 @@ from markupsafe import Markup
 from r1track.core import config, files, schema
 from r1track.reporting import plots, strips
 from r1track.reporting.records import Summary
-from r1track.reporting.summary import BASE, read, read_log, read_records, read_scores, root_of, summarise
+from r1track.reporting.summary import BASE, read_log, read_records, read_scores, read_verdicts, root_of, summarise
 from r1track.tracking.score import Scores
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def _page_parts(settings: config.Settings, results: Path, summary: Summary) -> d
         "curves": plots.training(logs, plots.CURVES),
         "machine": plots.training(logs, plots.MACHINE),
         "examples": {arm: strips.examples(folder, count, think) for arm, folder in folders.items()},
-        "verdict": read(results / "vqa" / "verdict.json", "verdict"),
+        "verdict": read_verdicts(results),
         "strips": {name: _strips(settings.report, results, name, rows[name], tuned) for name in scores},
         "changes": {name: {row.name: row.change for row in rows[name]} for name in rows},
         "colours": {strips.TRUTH: plots.COLOURS["truth"], **plots.colours([BASE, tuned])},

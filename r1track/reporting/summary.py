@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
+from r1track.ability.records import Verdict, Verdicts
 from r1track.core import config, files
 from r1track.core.files import ProvenanceRecord
 from r1track.reporting import paper
@@ -16,6 +17,7 @@ from r1track.reporting.records import (
     Json,
     MergeCheck,
     ModelScore,
+    QuestionSet,
     RunCost,
     SetSummary,
     SettingChange,
@@ -170,12 +172,16 @@ def _training(results: Path, arm: str) -> ArmTraining:
     return ArmTraining(quantize, f"LoRA trained {LORA[quantize]}", len(read_log(results, arm)), minutes, merge)
 
 
-def _verdicts(results: Path) -> dict[str, ArmVerdict]:
-    """The verdict on every arm, in the order of training."""
-    path = results / "vqa" / "verdict.json"
-    verdicts = read(path, "verdict")["models"].items()
-    rows = {arm: {"model": arm, "line": verdict["summary"], **verdict} for arm, verdict in verdicts}
-    return parse(dict[str, ArmVerdict], rows, path, "verdict")
+def read_verdicts(results: Path) -> Verdicts:
+    """vqa/verdict.json. Raises FileNotFoundError naming it, ValueError with file and field."""
+    return files.read_record(_existing(results / "vqa" / "verdict.json", "verdict"), Verdicts)
+
+
+def _arm_verdict(arm: str, verdict: Verdict) -> ArmVerdict:
+    keys = ("verdict", "difference", "interval", "margin", "reasons", "needed_items")
+    kl = {kind: divergence.as_json() for kind, divergence in verdict.kl.items()}
+    sets = {name: QuestionSet(row.n, row.base, row.tuned) for name, row in verdict.sets.items()}
+    return ArmVerdict(model=arm, line=verdict.summary, **{key: getattr(verdict, key) for key in keys}, kl=kl, sets=sets)
 
 
 def _cost(records: list[ProvenanceRecord]) -> RunCost:
@@ -215,8 +221,9 @@ def summarise(results: Path) -> Summary:
 
     Raises FileNotFoundError or ValueError naming the file when results are missing or do not fit together.
     """
-    scores, verdicts = read_scores(results), _verdicts(results)
-    verdict = list(verdicts.values())[-1]
+    scores = read_scores(results)
+    verdicts = {arm: _arm_verdict(arm, verdict) for arm, verdict in read_verdicts(results).models.items()}
+    verdict = list(verdicts.values())[-1]  # dictionaries keep the order of training
     tuned = [name for name in next(iter(scores.values())) if name not in (BASE, *PEERS)]
     if verdict.model not in tuned:
         raise ValueError(

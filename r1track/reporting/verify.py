@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from rich.progress import track as progress
 
-from r1track.ability import verdict, vqa
+from r1track.ability import records, verdict, vqa
 from r1track.core import config, files, schema
 from r1track.core.files import ProvenanceRecord as Record
 from r1track.reporting import report
@@ -140,9 +140,10 @@ def _answers(run: Run, place: Path, record: Record) -> Iterator[Finding]:
     """Scores of answers, from their text, and the figures of each set, from these."""
     for name, saved in files.read_json(run.results / place.with_name("manifest.json"))["sets"].items():
         file = place.with_name(f"{name}.jsonl")
-        rows = [json.loads(line) for line in (run.results / file).read_text(encoding="utf-8").splitlines()]
-        yield run.compare(record, file, {"line": rows}, {"line": [vqa.scored(row) for row in rows]})
-        figures = vqa.figures(rows)
+        rows = records.read_answers(run.results / file)
+        was, now = ([row.as_json() for row in answers] for answers in (rows, map(vqa.scored, rows)))
+        yield run.compare(record, file, {"line": was}, {"line": now})
+        figures = vqa.figures(rows).as_json()
         yield run.compare(record, place.with_name("manifest.json"), {key: saved[key] for key in figures}, figures)
 
 
@@ -150,7 +151,7 @@ def _verdicts(run: Run, place: Path, record: Record) -> Iterator[Finding]:
     saved = files.read_json(run.results / result_of(place))
     paths = [record.inputs[name].path for name in ("base", *(f"tuned {model}" for model in saved["models"]))]
     base, *tuned = (run.find(path) or Path(path) for path in paths)
-    again = verdict.judge_all(base, tuned, schema.Verdict(**_settings(record, "verdict")))
+    again = verdict.judge_all(base, tuned, schema.Verdict(**_settings(record, "verdict"))).as_json()
     yield run.compare(record, result_of(place), saved, again)
 
 

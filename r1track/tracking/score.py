@@ -276,6 +276,6 @@ def score(tracks: Path, root: Path, draws: int) -> Scores:
 def run(tracks: Path, root: Path, out: Path, draws: int) -> None:
     """Score `tracks` against the split at `root` and write the scores to the JSON file `out`, see `score`."""
     provenance = Provenance("score", {"tracks": tracks, "list": root / "list.txt"})
-    write_json(out, score(tracks, root, draws))
+    write_json(out, score(tracks, root, draws).as_json())
     notes = {"settings": {"score": {"draws": draws}}}
     provenance.write(out.with_name(f"{out.name}.provenance.json"), seed=SEED, notes=notes)
