@@ -1,10 +1,10 @@
-"""How large the report's page is, and how long it takes, for a validation split of the size of GOT-10k's.
+"""Size of the report's page and time to make it, for a validation split as large as GOT-10k's.
 
     PYTHONPATH=.:tests python bench/report.py [--sequences 180] [--frames 100] [--steps 977]
 
-The results are made up, but of the shape and the files of a real run: frames of 1280x720 with noise, links to forty
-that are drawn; boxes that wander around the true ones, as tracks of the base, of two arms and of three peers; logs with
-every figure that a training run writes; kept answers with crops of 336. Scores and verdict are the stages' own.
+The results are invented, but have the shape and the files of a real run: frames of 1280x720 with noise (links to forty
+drawn ones); boxes at random distances from the true ones, as tracks of the base, of two arms and of three peers; logs
+with every figure of a training run; sampled answers with crops of 336. Scores and verdict come from the real stages.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def write_track(folder: Path, sequence: Sequence, wander: float, rng: np.random.
 
 
 def write_arm(adapter: Path, steps: int, rng: np.random.Generator) -> None:
-    """A log of every figure, kept answers every 25 steps, and the provenance."""
+    """A log of every figure, sampled answers every 25 steps, and the provenance."""
     names = list(training_progress.NAMES.values())
     rows = [{"step": k, **dict(zip(names, rng.random(len(names)), strict=True))} for k in range(1, steps + 1)]
     files.write_text(adapter / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
@@ -59,7 +59,7 @@ def write_arm(adapter: Path, steps: int, rng: np.random.Generator) -> None:
 
 
 def sample_crop(rng: np.random.Generator) -> np.ndarray:
-    """A crop with noise, so that its JPEG is as large as a real one's."""
+    """A crop with noise, so that its JPEG is as large as that of a real crop."""
     colours = Image.fromarray(rng.integers(0, 255, (12, 12, 3), dtype=np.uint8))
     coarse = colours.resize((SIZE, SIZE), Image.Resampling.BICUBIC)
     return np.clip(np.asarray(coarse) + rng.normal(0, 6, (SIZE, SIZE, 3)), 0, 255).astype(np.uint8)
@@ -94,21 +94,21 @@ def make(folder: Path, sequences: int, frames: int, steps: int) -> Path:
     return results
 
 
-def main(words: list[str] | None = None) -> dict[str, float]:
+def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sequences", type=int, default=180)
     parser.add_argument("--frames", type=int, default=100)
     parser.add_argument("--steps", type=int, default=977)
-    given = parser.parse_args(words)
+    options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        results = make(Path(folder), given.sequences, given.frames, given.steps)
-        begun, cpu = time.perf_counter(), time.process_time()
+        results = make(Path(folder), options.sequences, options.frames, options.steps)
+        start, cpu_start = time.perf_counter(), time.process_time()
         report.run(config.load(results / "config" / "report.json"), results, results / "report")
-        seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - cpu
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
         size = (results / "report" / "index.html").stat().st_size / 1e6
-    found = {"megabytes": round(size, 2), "seconds": round(seconds, 1), "cpu_seconds": round(cpu_seconds, 1)}
-    sys.stdout.write(json.dumps({**vars(given), **found}) + "\n")
-    return found
+    cost = {"megabytes": round(size, 2), "seconds": round(seconds, 1), "cpu_seconds": round(cpu_seconds, 1)}
+    sys.stdout.write(json.dumps({**vars(options), **cost}) + "\n")
+    return cost
 
 
 if __name__ == "__main__":

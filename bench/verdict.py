@@ -2,9 +2,9 @@
 
     python bench/verdict.py [--runs 2000] [--only TEXT] > table.md
 
-A simulated base answers 70 % of the items rightly. A share of the items changes its score, up or down as often as the
-true difference asks for; of several questions on one image half take the fate of its first. docs/verdict.md holds the
-table that this prints; it takes about half an hour on one core.
+A simulated base answers 70 % of the items correctly. The score of a share of the items changes; gains and losses are as
+frequent as the true difference requires. Where several questions share an image, half of them change as the image's
+first question does. docs/verdict.md holds the table that this prints; it takes about half an hour on one core.
 """
 
 import argparse
@@ -35,7 +35,10 @@ CASES = [
 
 
 def scores(random: np.random.Generator, items: int, drop: float, flips: float, shared: int, soft: bool) -> Array:
-    """Scores (items, 2) of base and tuned whose expected difference is `drop`, a share; `shared` items move alike."""
+    """Scores (items, 2) of base and tuned, from 0 to 1; their expected difference is `drop`, from -1 to 1.
+
+    flips: share of the items whose score changes; shared: questions on one image; soft: whether scores are partial.
+    """
     size = 0.5 if soft else 1.0  # what a change is worth on average
     lost, gained = (flips - drop / size) / 2, (flips + drop / size) / 2
     assert min(lost, gained) >= 0
@@ -48,35 +51,34 @@ def scores(random: np.random.Generator, items: int, drop: float, flips: float, s
 
 
 def simulate(case: tuple[str, int, int, float, int, bool], drop: float, runs: int) -> dict[str, float]:
-    """Shares of the verdicts on `runs` simulated models whose true mean difference is `drop` points."""
-    name, count, items, flips, shared, soft = case
-    drops = [drop / 100] * count
+    """Shares, in percent, of the verdicts on `runs` simulated models whose true mean difference is `drop` points."""
+    name, set_count, items, flips, shared, soft = case
+    drops = [drop / 100] * set_count
     if "two of them" in name:
-        drops = [drop / 100 * count / 2] * 2 + [0.0] * (count - 2)
+        drops = [drop / 100 * set_count / 2] * 2 + [0.0] * (set_count - 2)
     images = [str(place // shared) for place in range(items)]
-    said = {"RETAINED": 0, "REGRESSED": 0, "INCONCLUSIVE": 0}
-    random = np.random.default_rng([count, items, int(1000 * flips), shared, soft, abs(int(drop))])
+    counts = {"RETAINED": 0, "REGRESSED": 0, "INCONCLUSIVE": 0}
+    random = np.random.default_rng([set_count, items, int(1000 * flips), shared, soft, abs(int(drop))])
     for run in range(runs):
-        weighed = [
-            set_statistics(scores(random, items, each, flips, shared, soft), images, RULE, [run, place])
-            for place, each in enumerate(drops)
-        ]
-        sets = {str(place): found for place, (found, _) in enumerate(weighed)}
-        said[decide(sets, [draws for _, draws in weighed], [], RULE)["verdict"]] += 1
-    return {verdict: 100 * many / runs for verdict, many in said.items()}
+        sets, draws = {}, []
+        for place, set_drop in enumerate(drops):
+            answers = scores(random, items, set_drop, flips, shared, soft)
+            sets[str(place)], set_draws = set_statistics(answers, images, RULE, [run, place])
+            draws.append(set_draws)
+        counts[decide(sets, draws, [], RULE).verdict] += 1
+    return {verdict: 100 * count / runs for verdict, count in counts.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=2000)
-    parser.add_argument("--only", default="", help="the cases whose name holds this")
-    given, out = parser.parse_args(), sys.stdout
+    parser.add_argument("--only", default="", help="run only the cases whose name contains this")
+    args, out = parser.parse_args(), sys.stdout
     out.write("| sets and items | changed | true difference | RETAINED | REGRESSED | INCONCLUSIVE |\n")
     out.write("|---|--:|--:|--:|--:|--:|\n")
-    for case in progress([case for case in CASES if given.only in case[0]]):
+    for case in progress([case for case in CASES if args.only in case[0]]):
         for drop in DIFFERENCES:
-            found = simulate(case, drop, given.runs)
-            shares = " | ".join(f"{share:.1f} %" for share in found.values())
+            shares = " | ".join(f"{share:.1f} %" for share in simulate(case, drop, args.runs).values())
             out.write(f"| {case[0]} | {100 * case[3]:.0f} % | {drop:+d} | {shares} |\n")
             out.flush()
 

@@ -20,22 +20,20 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=500)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--config", type=Path, default=Path("config.yaml"))
-    given = parser.parse_args()
-    settings = config.load(given.config)
+    args = parser.parse_args()
+    settings = config.load(args.config)
     name, spec = next(iter(settings.vqa.sets.items()))
-    items = questions.load(name, spec.model_copy(update={"items": given.items}), settings.vqa.seed, settings.model)
-    loaded = models.load(given.model, settings.model)
+    items = questions.load(name, spec.model_copy(update={"items": args.items}), settings.vqa.seed, settings.model)
+    loaded = models.load(args.model, settings.model)
     rates, answers = {}, {}
-    for batch in (given.batch, 1):
-        begin = time.perf_counter()
+    for batch in (args.batch, 1):
+        start = time.perf_counter()
         rows = vqa.ask(loaded, f"{batch} at a time", items, spec.max_tokens, batch)
-        rates[batch], answers[batch] = (
-            len(rows) / (time.perf_counter() - begin),
-            [row["filtered_resps"] for row in rows],
-        )
+        rates[batch] = len(rows) / (time.perf_counter() - start)
+        answers[batch] = [row.filtered_resps for row in rows]
         sys.stdout.write(f"{batch} at a time: {rates[batch]:.1f} items/s\n")
-    same = sum(a == b for a, b in zip(answers[given.batch], answers[1], strict=True))
-    sys.stdout.write(f"ratio {rates[given.batch] / rates[1]:.1f}; {same} of {len(items)} answers are the same\n")
+    same = sum(a == b for a, b in zip(answers[args.batch], answers[1], strict=True))
+    sys.stdout.write(f"ratio {rates[args.batch] / rates[1]:.1f}; {same} of {len(items)} answers are the same\n")
 
 
 if __name__ == "__main__":

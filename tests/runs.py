@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from r1track.ability import verdict, vqa
+from r1track.ability import records, verdict, vqa
 from r1track.core import config, files, sequences
 from r1track.reporting import report
 from r1track.tracking import score, track
@@ -65,10 +65,11 @@ def make_answers(folder: Path, wrong: int, settings: config.Settings) -> None:
     record, rows = files.Provenance("vqa", {"model": folder / "weights"}), []
     for k in range(30):
         row = {"doc_id": str(k), "input": "Which colour?", "target": "red", "targets": ["red"], "metric": "exact"}
-        rows.append(vqa.scored({**row, "image": str(k), "filtered_resps": "blue" if k < wrong else "red"}))
-    files.write_text(folder / "easy-vqa.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        answer = records.Answer(**row, image=str(k), filtered_resps="blue" if k < wrong else "red")
+        rows.append(vqa.scored(answer))
+    files.write_text(folder / "easy-vqa.jsonl", "".join(json.dumps(row.as_json()) + "\n" for row in rows))
     stage = config.stage_values(settings, "vqa")
-    manifest = {"settings": stage, "sets": {"easy-vqa": vqa.figures(rows)}, "self": None, "kl": {}}
+    manifest = {"settings": stage, "sets": {"easy-vqa": vqa.figures(rows).as_json()}, "self": None, "kl": {}}
     files.write_json(folder / "manifest.json", manifest)
     record.write(folder / "provenance.json", notes={"settings": stage})
 

@@ -60,7 +60,7 @@ def test_grpo_tracks_better_than_the_base_by_fifteen_points_and_better_than_the_
     assert tuned["sequences_count"] >= 30
     for name in ("ao", "sr50", "sr75"):
         assert 0 <= base[name] <= 1
-    gain = score.paired_difference(tuned, base, 10000, 0)
+    gain = score.paired_difference(*map(score.Scores.model_validate, (tuned, base)), 10000, 0)
     assert gain.value >= 0.15
     assert gain.low > 0
     assert tuned["ao"] > static["ao"]
@@ -114,7 +114,7 @@ ALTERED = {
 
 
 def verified(run: Path) -> dict[str, set[str]]:
-    """The files of a run by what `verify` says of them."""
+    """The files of a run by the state that `verify` gives them."""
     every = [finding for each in verify.examine(run).values() for finding in each]
     return {state: {finding.file for finding in every if finding.state == state} for state in verify.STATES}
 
@@ -123,7 +123,7 @@ def test_verify_believes_the_demo(demo: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(demo)
     found = verified(Path("results/demo"))
     assert not found["altered"] | found["stale"] | found["differs"]
-    assert not found["gone"]  # the embedded base is found by its name
+    assert not found["missing"]  # the embedded base is found by its name
     assert found["agrees"] > ALTERED.keys()
 
 

@@ -172,7 +172,7 @@ def deviation_table() -> str:
     rows: dict[tuple[str, ...], list[str]] = {}
     for name in sorted(path.stem for path in PRESETS.glob("*.yaml")):
         for row in paper.departures(resolve({"preset": name}).model_dump(mode="json")):
-            cells = (f"`{row['field']}`", _yaml(row["paper"]), _yaml(row["here"]), f"`{row['source']}`")
+            cells = (f"`{row.field}`", _yaml(row.paper), _yaml(row.here), f"`{row.source}`")
             rows.setdefault(cells, []).append(f"`{name}`")
     lines = [f"| {' | '.join(cells)} | {', '.join(names)} |" for cells, names in sorted(rows.items())]
     return "\n".join(["| setting | the paper | here | source | presets |", "|---" * 5 + "|", *lines]) + "\n"

@@ -1,23 +1,24 @@
 """KL: how far a tuned model has moved from its base, as forward KL(base || tuned) on the base's own answers.
 
 It is said to predict forgetting (arXiv 2509.04259). Both models read the same prompts followed by the same answers; the
-KL is that of the whole distributions, at every token of an answer and at its end.
+KL is that of the whole next-token distributions, at every token of an answer and at its end.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from PIL import Image
 
+from r1track.ability.records import Divergence
 from r1track.core import models, schema
 from r1track.core.prompts import Messages
 
-MAX_TOKENS = 64  # of an answer: a thought may be longer
+MAX_TOKENS = 64  # of an answer; a longer one, such as a chain of thought, is cut here
 
 
 class Probe(NamedTuple):
-    """A prompt of some kind, and what the base answers: its log-probabilities (tokens, vocabulary), on the CPU."""
+    """A prompt, the base's answer to it, and the base's log-probabilities there: (tokens, vocabulary), on the CPU."""
 
     kind: str
     question: Messages
@@ -27,20 +28,23 @@ class Probe(NamedTuple):
 
 
 def log_probabilities(loaded: models.Loaded, probe: Probe) -> torch.Tensor:
-    """Log-probabilities of all tokens at every place of the probe's answer and at its end: (tokens, vocabulary)."""
-    told = [*probe.question, {"role": "assistant", "content": [{"type": "text", "text": probe.answer}]}]
+    """Log-probabilities of every token of the vocabulary, at each token of the probe's answer and at its end.
+
+    Shape (tokens, vocabulary), float32, on the CPU.
+    """
+    messages = [*probe.question, {"role": "assistant", "content": [{"type": "text", "text": probe.answer}]}]
     start = models.inputs(loaded, [probe.question], [probe.images])["input_ids"].shape[1]
-    batch = models.inputs(loaded, [told], [probe.images])
+    batch = models.inputs(loaded, [messages], [probe.images])
     end = int((batch["input_ids"][0] == loaded.processor.tokenizer.eos_token_id).nonzero()[-1])
     with torch.inference_mode():
         return loaded.model(**batch).logits[0, start - 1 : end].float().log_softmax(-1).cpu()
 
 
 def ask_base(base: str, settings: schema.Model, probes: Sequence[Probe], batch: int) -> list[Probe]:
-    """The probes with the base's greedy answers and log-probabilities; the base is gone from memory afterwards."""
+    """The probes with the base's greedy answers and log-probabilities; the base is unloaded afterwards."""
     loaded = models.load(base, settings)
-    asked, images = [probe.question for probe in probes], [probe.images for probe in probes]
-    answers = models.generate(loaded, asked, images, max_tokens=MAX_TOKENS, batch=batch, show="KL to the base")
+    questions, images = [probe.question for probe in probes], [probe.images for probe in probes]
+    answers = models.generate(loaded, questions, images, max_tokens=MAX_TOKENS, batch=batch, show="KL to the base")
     probes = [probe._replace(answer=answer) for probe, answer in zip(probes, answers, strict=True)]
     probes = [probe._replace(expected=log_probabilities(loaded, probe)) for probe in probes]
     del loaded
@@ -49,13 +53,13 @@ def ask_base(base: str, settings: schema.Model, probes: Sequence[Probe], batch: 
     return probes
 
 
-def measure(tuned: models.Loaded, probes: Sequence[Probe]) -> dict[str, dict[str, Any]]:
-    """By kind of prompt: prompts, tokens, and the mean forward KL per token in nats."""
-    found: dict[str, list[torch.Tensor]] = {}
+def measure(tuned: models.Loaded, probes: Sequence[Probe]) -> dict[str, Divergence]:
+    """The divergence of a tuned model by kind of prompt; the probes carry the base's answers (`ask_base`)."""
+    kinds: dict[str, list[torch.Tensor]] = {}
     for probe in probes:
         p, q = probe.expected, log_probabilities(tuned, probe)
-        found.setdefault(probe.kind, []).append((p.exp() * (p - q)).sum(-1))
+        kinds.setdefault(probe.kind, []).append((p.exp() * (p - q)).sum(-1))
     return {
-        kind: {"prompts": len(each), "tokens": len(torch.cat(each)), "nats": float(torch.cat(each).mean())}
-        for kind, each in found.items()
+        kind: Divergence(prompts=len(terms), tokens=len(torch.cat(terms)), nats=float(torch.cat(terms).mean()))
+        for kind, terms in kinds.items()
     }

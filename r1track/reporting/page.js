@@ -1,15 +1,16 @@
-// What a reader may do with the page. It is whole without this: controls are made here, so that none is ever dead.
+// Sorting, filtering, reading values off plots, stepping through frames. The page can be read without this script, which
+// therefore makes all controls itself.
 "use strict";
-const every = (selector, from = document) => [...from.querySelectorAll(selector)];
+const all = (selector, from = document) => [...from.querySelectorAll(selector)];
 const make = (tag, properties, ...children) => {
-  const made = Object.assign(document.createElement(tag), properties);
-  made.append(...children);
-  return made;
+  const element = Object.assign(document.createElement(tag), properties);
+  element.append(...children);
+  return element;
 };
 
-// Tables: a button in every header; first down, then up; what has no value stays last.
+// Tables: a button in every header sorts downwards first, then upwards; rows without a value stay last.
 function sortable(table) {
-  const heads = every("thead th", table), body = table.tBodies[0];
+  const heads = all("thead th", table), body = table.tBodies[0];
   const value = (row, column) => {
     const cell = row.cells[column], text = cell.dataset.value ?? cell.textContent.trim();
     return text === "–" || text === "" ? null : isNaN(text) ? text : Number(text);
@@ -19,7 +20,7 @@ function sortable(table) {
     head.append(button);
     button.addEventListener("click", () => {
       const up = head.ariaSort === "descending" ? 1 : -1;
-      heads.forEach((each) => each.removeAttribute("aria-sort"));
+      heads.forEach((other) => other.removeAttribute("aria-sort"));
       head.ariaSort = up > 0 ? "ascending" : "descending";
       const order = (a, b) => {
         const [left, right] = [value(a, column), value(b, column)];
@@ -31,9 +32,9 @@ function sortable(table) {
   });
 }
 
-// A box that hides the rows of the table after it that do not hold all its words.
+// A search box: it hides the rows of the table below that do not contain all its words.
 function filter(place) {
-  const rows = every("tbody tr", place.parentElement);
+  const rows = all("tbody tr", place.parentElement);
   const input = make("input", { type: "search" }), count = make("output", {});
   const apply = () => {
     const words = input.value.toLowerCase().split(/\s+/);
@@ -45,20 +46,20 @@ function filter(place) {
   apply();
 }
 
-// A plot: its values at one place of the x axis, chosen by pointer or by the slider below it.
+// A plot: its values at one position on the x axis, chosen by the pointer or by the slider below it.
 function readable(figure) {
   const { x, box, limits, lines } = JSON.parse(figure.querySelector("script").textContent);
   const places = [...new Set(lines.flatMap((line) => line.x))].sort((a, b) => a - b);
   const svg = figure.querySelector("svg"), { width, height } = svg.viewBox.baseVal;
-  const put = (made, attributes) => {
-    for (const [name, set] of Object.entries(attributes)) made.setAttribute(name, set);
-    return made;
+  const put = (element, attributes) => {
+    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+    return element;
   };
   const draw = (tag, attributes) => svg.appendChild(put(document.createElementNS(svg.namespaceURI, tag), attributes));
   const rule = draw("line", { class: "rule", y1: height * box[2], y2: height * box[3] });
   const dots = lines.map((line) => draw("circle", { r: 3, fill: line.colour }));
   const slider = make("input", { type: "range", min: 0, max: places.length - 1 });
-  const told = make("p", { className: "told" });
+  const values = make("p", { className: "values" });
   slider.ariaLabel = `${x} in the plot: ${svg.getAttribute("aria-label").split(".")[0]}`;
   slider.style.marginLeft = `calc(${100 * box[0]}% - 0.5rem)`;
   slider.style.width = `calc(${100 * (box[1] - box[0])}% + 1rem)`;
@@ -67,13 +68,13 @@ function readable(figure) {
     const left = width * (box[0] + ((box[1] - box[0]) * (at - limits[0])) / (limits[1] - limits[0]));
     put(rule, { x1: left, x2: left });
     const keys = lines.map((line, k) => {
-      const found = line.x.indexOf(at), key = make("span", {}, `${line.name} ${line.y[found] ?? "–"}`);
-      put(dots[k], { cx: left, cy: height * (line.at[found] ?? 0), visibility: found < 0 ? "hidden" : "visible" });
+      const index = line.x.indexOf(at), key = make("span", {}, `${line.name} ${line.y[index] ?? "–"}`);
+      put(dots[k], { cx: left, cy: height * (line.at[index] ?? 0), visibility: index < 0 ? "hidden" : "visible" });
       key.style.borderColor = line.colour;
       return key;
     });
     slider.ariaValueText = `${at}: ${keys.map((key) => key.textContent).join(", ")}`;
-    told.replaceChildren(`${x} ${at}`, ...keys);
+    values.replaceChildren(`${x} ${at}`, ...keys);
   };
   svg.addEventListener("pointermove", (event) => {
     const frame = svg.getBoundingClientRect(), share = (event.clientX - frame.left) / frame.width;
@@ -82,27 +83,27 @@ function readable(figure) {
     show();
   });
   slider.addEventListener("input", show);
-  svg.after(slider, told);
+  svg.after(slider, values);
   slider.value = limits[1] === 1 ? places.length >> 1 : places.length - 1;
   show();
 }
 
 // A film strip: one frame at a time, by buttons, slider or arrow keys.
 function film(strip) {
-  const frames = every("figure", strip);
+  const frames = all("figure", strip);
   const slider = make("input", { type: "range", min: 0, max: frames.length - 1 });
   slider.ariaLabel = `Frame of ${strip.dataset.name}`;
   let timer = null;
   const show = (k) => {
     slider.value = k; // the browser keeps it within the slider's ends
-    frames.forEach((frame, each) => (frame.hidden = each !== Number(slider.value)));
+    frames.forEach((frame, number) => (frame.hidden = number !== Number(slider.value)));
     slider.ariaValueText = frames[slider.value].querySelector("figcaption").textContent.trim();
   };
   const step = (by) => show(Number(slider.value) + by);
   const button = (text, label, act) => {
-    const made = make("button", { type: "button", onclick: act }, text);
-    made.ariaLabel = `${label}, ${strip.dataset.name}`;
-    return made;
+    const element = make("button", { type: "button", onclick: act }, text);
+    element.ariaLabel = `${label}, ${strip.dataset.name}`;
+    return element;
   };
   const play = button("Play", "Play or pause", () => {
     clearInterval(timer);
@@ -120,7 +121,7 @@ function film(strip) {
   show(strip.dataset.first);
 }
 
-every(".sortable table").forEach(sortable);
-every(".filter").forEach(filter);
-every(".plot").forEach(readable);
-every(".strip").forEach(film);
+all(".sortable table").forEach(sortable);
+all(".filter").forEach(filter);
+all(".plot").forEach(readable);
+all(".strip").forEach(film);

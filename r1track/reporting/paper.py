@@ -1,26 +1,27 @@
-"""The paper beside a run: what R1-Track published, and its settings, as data, each with its source.
+"""Paper: the scores that R1-Track published and its settings, as data, each with its source.
 
-All are from the public repository Wangbiao2/R1-Track at f585b82. The tables of the paper itself (arXiv 2506.21980) were
-not readable to us, so none is cited. A setting that the repository does not state is not listed.
+All are from the public repository Wangbiao2/R1-Track at f585b82. We could not read the tables of the paper itself
+(arXiv 2506.21980), so none is cited. A setting that the repository does not state is not listed.
 """
 
 from typing import Any
 
 from r1track.core.config import flat
+from r1track.reporting.records import Departure, PaperGroup, PaperRow, SetSummary
 
 REPOSITORY = "github.com/Wangbiao2/R1-Track at f585b82"
 SPLIT = "GOT-10k test"
-# Model, AO, SR.50, SR.75, as shares; from the repository's README.
-PUBLISHED: list[tuple[str, float, float, float | None]] = [
-    ("Qwen2.5-VL-7B, not trained", 0.126, 0.011, None),
-    ("3B, SFT, 5k pairs", 0.543, 0.633, 0.338),
-    ("3B, SFT, 100k pairs", 0.667, 0.746, 0.620),
-    ("3B, GRPO, thinking, 5k pairs", 0.586, 0.676, 0.470),
-    ("3B, GRPO, thinking, 100k pairs", 0.672, 0.759, 0.624),
-    ("3B, GRPO, 5k pairs", 0.585, 0.673, 0.500),
-    ("3B, GRPO, 100k pairs", 0.680, 0.766, 0.637),
+# From the repository's README.
+PUBLISHED = [
+    PaperRow("Qwen2.5-VL-7B, not trained", 0.126, 0.011, None),
+    PaperRow("3B, SFT, 5k pairs", 0.543, 0.633, 0.338),
+    PaperRow("3B, SFT, 100k pairs", 0.667, 0.746, 0.620),
+    PaperRow("3B, GRPO, thinking, 5k pairs", 0.586, 0.676, 0.470),
+    PaperRow("3B, GRPO, thinking, 100k pairs", 0.672, 0.759, 0.624),
+    PaperRow("3B, GRPO, 5k pairs", 0.585, 0.673, 0.500),
+    PaperRow("3B, GRPO, 100k pairs", 0.680, 0.766, 0.637),
 ]
-# By source, a file of the repository: our field, and the paper's value; words where no value of ours says the same.
+# By source, a file of the repository: our field and the paper's value; words where our field has no such value.
 Sources = dict[str, dict[str, Any]]
 README, EASYR1 = "README.md", "EasyR1/examples/config.yaml"
 SCRIPTS = "EasyR1/examples/qwen2_5_vl_3b_track*.sh"
@@ -56,42 +57,41 @@ LARGE: Sources = {
 }  # fmt: skip
 
 
-def departures(settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Where resolved settings (sections by name) depart from the paper's: field, paper, here, source.
+def departures(settings: dict[str, Any]) -> list[Departure]:
+    """Where resolved settings (sections by name) differ from the paper's, in the order of the settings.
 
-    They are held against its 100k setting from 50 000 pairs on, else against its 5k setting; the supervised arm's only
-    where it is trained. What the settings do not hold is left out.
+    Settings with 50 000 pairs or more are compared with the paper's 100k setting, others with its 5k setting. Fields of
+    the supervised arm count only where it is trained. Fields that the settings lack are left out.
     """
     here = flat(settings)
+    order = list(here)
     tokens = {SCRIPTS: {"train.max_tokens": 512 if here.get("task.think") else 64}}
     parts = [ALWAYS, LARGE if here.get("sample.pairs", 0) >= 50000 else SMALL, tokens]
     supervised = "sft" in here.get("train.arms", [])
-    found = [
-        {"field": field, "paper": value, "here": here[field], "source": source}
+    rows = [
+        Departure(field, value, here[field], source)
         for part in parts
         for source, fields in part.items()
         for field, value in fields.items()
         if field in here and here[field] != value and (supervised or not field.startswith("train.sft."))
         if field != "data.train" or "got10k" not in here[field].lower().replace("-", "")
     ]
-    return sorted(found, key=lambda row: list(here).index(row["field"]))
+    return sorted(rows, key=lambda row: order.index(row.field))
 
 
-def beside(sets: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Groups of rows (model, ao, sr50, sr75), each on one split: the paper's figures, then those of this run's sets.
+def score_groups(sets: dict[str, SetSummary]) -> list[PaperGroup]:
+    """The paper's scores, then those of this run's models by set; each group is on one split.
 
-    sets: as in `summarise`. The boxes of the test split are withheld, so none of our figures is on it.
+    The boxes of the test split are withheld, so no score of this run is on it.
     """
-    names = ("model", "ao", "sr50", "sr75")
-    theirs = [dict(zip(names, row, strict=True)) for row in PUBLISHED]
     unscored = "nothing comparable was run: only the benchmark's server can score this split (`r1track submit`)"
-    groups: list[dict[str, Any]] = [
-        {"split": SPLIT, "whose": "published by the paper", "rows": theirs, "note": f"README of {REPOSITORY}"},
-        {"split": SPLIT, "whose": "this run", "rows": [], "note": unscored},
+    groups = [
+        PaperGroup(SPLIT, "published by the paper", PUBLISHED, f"README of {REPOSITORY}"),
+        PaperGroup(SPLIT, "this run", [], unscored),
     ]
     note = f"other sequences than {SPLIT}: not to be compared with the figures above"
-    for name, found in sets.items():
-        ours = [{"model": model, **row} for model, row in found["models"].items() if row["kind"] != "peer"]
-        rows = [{key: row[key] for key in names} for row in ours]
-        groups.append({"split": name, "whose": "this run", "rows": rows, "note": note})
+    for name, summary in sets.items():
+        models = {model: row for model, row in summary.models.items() if row.kind != "peer"}
+        rows = [PaperRow(model, row.ao, row.sr50, row.sr75) for model, row in models.items()]
+        groups.append(PaperGroup(name, "this run", rows, note))
     return groups

@@ -1,13 +1,13 @@
-"""Pictures of the page: film strips of sequences, and what a training run's model answered, with the boxes of both.
+"""Pictures of the page: film strips of sequences, and a training run's sampled answers, with their boxes.
 
 Boxes are not drawn into the pixels: the page lays them over the picture, in the picture's own coordinates.
 """
 
 import base64
-import csv
 import io
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -15,17 +15,73 @@ from PIL import Image
 from r1track.core.boxes import Array, iou, xywh_to_xyxy, xyxy_to_xywh
 from r1track.core.files import read_json
 from r1track.core.prompts import parse_box
-from r1track.core.sequences import Sequence, read_split, read_table
+from r1track.core.sequences import Sequence, read_split
+from r1track.reporting.records import parse
+from r1track.tracking.track_files import Track, read_track
 
-SIDE = 480  # most pixels of a picture's longer side on the page
+SIDE = 480  # a picture's longer side on the page has at most so many pixels
 QUALITY = 80
 TRUTH = "truth"
-REMEDY = "run the stage `track` again"
 FAILURES = ("held", "absent", "clipped", "failed")  # statuses of the tracker
 
 
+class Picture(NamedTuple):
+    """A picture as a data URI of JPEG, made smaller where it is large; its own size in pixels; boxes x, y, w, h in its
+    own pixels, each with the name of a model, `truth` or `answer`.
+    """
+
+    width: int
+    height: int
+    source: str
+    boxes: list[tuple[str, list[float]]]
+
+
+class Frame(NamedTuple):
+    """A frame, by its number from 1: the IoU in words, and the status and answer of the tracked model."""
+
+    number: int
+    words: str
+    status: str
+    answer: str
+    picture: Picture
+
+
+class Strip(NamedTuple):
+    """Frames of a sequence; rank: `best`, `median`, `worst` or a status of failure; first: which the page opens at."""
+
+    rank: str
+    sequence: str
+    frames: list[Frame]
+    first: int
+
+
+@dataclass(frozen=True)
+class SampledAnswer:
+    """A sampled answer and its reward, in total and in parts, see r1track/training/rewards.py."""
+
+    answer: str
+    total: float
+    valid: float
+    iou: float
+    giou: float
+    format: float
+    length: float
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question of a training run: file names of its images (template, search region, ...), the true box as corners
+    in pixels of the search region, and the answers sampled to it.
+    """
+
+    step: int
+    images: list[str]
+    target: list[float]
+    answers: list[SampledAnswer]
+
+
 def choose(changes: dict[str, float], count: int) -> list[tuple[str, str]]:
-    """At most `count` sequences as (`best`|`median`|`worst`, name), by their change, the largest first."""
+    """At most `count` sequences as (`best`|`median`|`worst`, name), by their change of AO, the largest first."""
     names = sorted(changes, key=lambda name: (-changes[name], name))
     count = min(count, len(names))
     best, worst, middle = (count + 2) // 3, (count + 1) // 3, count // 3
@@ -34,96 +90,84 @@ def choose(changes: dict[str, float], count: int) -> list[tuple[str, str]]:
     return [(rank, name) for rank, at, length in places for name in names[at : at + length]]
 
 
-def failures(sequences: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
-    """For every status of failure that occurs: (status, the sequence with most of it), from a model's scores."""
-    worst = {each: max(sequences, key=lambda name: sequences[name]["status"].get(each, 0)) for each in FAILURES}
-    return [(status, name) for status, name in worst.items() if sequences[name]["status"].get(status)]
+def failures(statuses: dict[str, dict[str, int]]) -> list[tuple[str, str]]:
+    """For every status of failure that occurs: (status, the sequence with most such frames).
+
+    statuses: of each sequence, how many frames have each status.
+    """
+    worst = {kind: max(statuses, key=lambda name: statuses[name].get(kind, 0)) for kind in FAILURES}
+    return [(kind, name) for kind, name in worst.items() if statuses[name].get(kind)]
 
 
 def read(
-    tracks: Path, name: str, root: Path, models: list[str], picks: list[tuple[str, str]], frames: int
-) -> tuple[list[dict[str, Any]], str | None]:
-    """A strip of `frames` frames for every pick, or none and why the split's frames cannot be read.
+    tracks: Path, name: str, root: Path, models: list[str], picks: list[tuple[str, str]], count: int
+) -> tuple[list[Strip], str | None]:
+    """A strip of `count` frames for every pick; or no strip, and why the split's frames cannot be read.
 
-    tracks: results/<run>/tracks. name: of the set. root: its split. models: whose boxes are shown; the last is the one
-    whose answers are. picks: as from `choose` and `failures`; the latter are shown around their first failure.
-    Raises FileNotFoundError or ValueError when it is the tracks that cannot be read.
+    tracks: results/<run>/tracks. name: of the set. root: its split. models: whose boxes are shown; the last one's
+    answers are shown too. picks: from `choose` and `failures`; the latter are shown around their first failure.
+    Raises FileNotFoundError or ValueError when the tracks themselves cannot be read.
     """
-    boxes = {
-        pick: {model: read_table(tracks / model / name / pick / f"{pick}_001.txt", 4, REMEDY) for model in models}
-        for _, pick in picks
-    }
-    paths = {pick: tracks / models[-1] / name / pick / f"{pick}_status.csv" for pick in boxes}
-    told = {
-        p: list(csv.DictReader(io.StringIO(path.read_text("utf-8")))) for p, path in paths.items() if path.is_file()
-    }
+    tracked = {pick: {model: read_track(tracks / model / name, pick) for model in models} for _, pick in picks}
     try:
         sequences = {sequence.name: sequence for sequence in read_split(root)}
-        gone = [pick for pick in boxes if pick not in sequences]
-        if gone:
-            return [], f"{root} has no sequence {gone[0]} any more"
-        return [
-            {"rank": rank, "sequence": pick, **_strip(sequences[pick], boxes[pick], told.get(pick), rank, frames)}
-            for rank, pick in picks
-        ], None
+        missing = [pick for pick in tracked if pick not in sequences]
+        if missing:
+            return [], f"{root} has no sequence {missing[0]} any more"
+        return [_strip(sequences[pick], tracked[pick], models[-1], rank, count) for rank, pick in picks], None
     except (OSError, ValueError) as error:
         return [], str(error)
 
 
-def _strip(
-    sequence: Sequence, tracked: dict[str, Array], told: list[dict[str, str]] | None, rank: str, count: int
-) -> dict[str, Any]:
-    """Frames as the page shows them, and which it opens at: evenly spaced, or around the first failure.
+def _strip(sequence: Sequence, tracks: dict[str, Track], judged: str, rank: str, count: int) -> Strip:
+    """Frames evenly spaced, or in a row around the first failure.
 
-    told: rows frame, status, answer of the status file; None where the tracker wrote none.
+    tracks: by model. judged: the model whose statuses and answers are shown.
     """
-    total = len(sequence.frames)
-    for model, rows in tracked.items():
-        if not len(rows) == total == len(sequence.boxes):
-            raise ValueError(f"{sequence.name} has {total} frames now, {len(rows)} when {model} tracked it")
-    chosen, first = np.unique(np.linspace(min(1, total - 1), total - 1, count).round().astype(int)).tolist(), 0
-    if told and rank in FAILURES:
-        at = next(t for t, row in enumerate(told) if row["status"] == rank)
+    total, statuses = len(sequence.frames), tracks[judged].statuses
+    for model, track in tracks.items():
+        if not len(track.boxes) == total == len(sequence.boxes):
+            raise ValueError(f"{sequence.name} has {total} frames now, {len(track.boxes)} when {model} tracked it")
+    shown, first = np.unique(np.linspace(min(1, total - 1), total - 1, count).round().astype(int)).tolist(), 0
+    if statuses and rank in FAILURES:
+        at = statuses.index(rank)
         start = max(0, min(at - count // 3, total - count))
-        chosen, first = list(range(start, min(start + count, total))), at - start
-    shown = []
-    for t in chosen:
-        here = {} if sequence.absent[t] else {TRUTH: sequence.boxes[t]}
-        overlap = {m: float(iou(xywh_to_xyxy(b[t]), xywh_to_xyxy(here[TRUTH]))) for m, b in tracked.items() if here}
-        values = ", ".join(f"{model} {value:.2f}" for model, value in overlap.items())
-        words, said = f"IoU {values}" if here else "target absent", told[t] if told else {"status": "", "answer": ""}
-        alt = f"{sequence.name}, frame {t + 1}: {words}; {said['status']}"
-        boxes = here | {model: rows[t] for model, rows in tracked.items()}
-        shown.append({**said, "frame": t + 1, "words": words, "alt": alt, **_picture(sequence.frames[t], boxes)})
-    return {"frames": shown, "first": first}
+        shown, first = list(range(start, min(start + count, total))), at - start
+    return Strip(rank, sequence.name, [_frame(sequence, tracks, judged, t) for t in shown], first)
 
 
-def _picture(path: Path, boxes: dict[str, Array]) -> dict[str, Any]:
-    """A picture as a data URI, made smaller where it is large; its own size, and boxes x, y, w, h in its own pixels."""
-    with Image.open(path) as opened:
-        width, height = opened.size
-        opened.thumbnail((SIDE, SIDE))
+def _frame(sequence: Sequence, tracks: dict[str, Track], judged: str, t: int) -> Frame:
+    truth = {} if sequence.absent[t] else {TRUTH: sequence.boxes[t]}
+    boxes, track = {model: track.boxes[t] for model, track in tracks.items()}, tracks[judged]
+    overlaps = {m: float(iou(xywh_to_xyxy(box), xywh_to_xyxy(truth[TRUTH]))) for m, box in boxes.items() if truth}
+    words = "IoU " + ", ".join(f"{m} {value:.2f}" for m, value in overlaps.items()) if truth else "target absent"
+    status, answer = (track.statuses[t], track.answers[t]) if track.statuses else ("", "")
+    return Frame(t + 1, words, status, answer, _picture(sequence.frames[t], [*(truth | boxes).items()]))
+
+
+def _picture(path: Path, boxes: list[tuple[str, Array]]) -> Picture:
+    with Image.open(path) as image:
+        width, height = image.size
+        image.thumbnail((SIDE, SIDE))
         stream = io.BytesIO()
-        opened.convert("RGB").save(stream, "JPEG", quality=QUALITY)
+        image.convert("RGB").save(stream, "JPEG", quality=QUALITY)
     source = f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
-    laid = [(model, np.round(box, 1).tolist()) for model, box in boxes.items()]
-    return {"width": width, "height": height, "source": source, "boxes": laid}
+    return Picture(width, height, source, [(name, np.round(box, 1).tolist()) for name, box in boxes])
 
 
-def answers(folder: Path, count: int, think: bool) -> list[dict[str, Any]]:
-    """At most `count` of the questions that a training run kept in `folder`, evenly spaced over its steps.
+def examples(folder: Path, count: int, think: bool) -> list[tuple[Example, list[Picture]]]:
+    """At most `count` of the questions that a training run stored in `folder`, evenly spaced over its steps.
 
-    Each with its pictures, on the search region the true box and those of readable answers, and with all its answers.
+    Each with its pictures: on the search region lie the boxes of readable answers and the true box.
     """
     paths = sorted(folder.glob("step-*.json"))
-    shown = []
+    rows = []
     for k in np.unique(np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int)).tolist():
-        kept = read_json(paths[k])
-        files = [folder / name for name in kept["images"]]
-        with Image.open(files[1]) as search:
-            read = [parse_box(row["answer"], size=search.width, think=think) for row in kept["answers"]]
-        boxes = [*(("answer", box) for box in read if box is not None), (TRUTH, np.array(kept["target"]))]
-        pictures = [_picture(path, {}) for path in files]
-        pictures[1]["boxes"] = [(whose, np.round(xyxy_to_xywh(box), 1).tolist()) for whose, box in boxes]
-        shown.append({"step": kept["step"], "answers": kept["answers"], "pictures": pictures})
-    return shown
+        example = parse(Example, read_json(paths[k]), paths[k], "train")
+        images = [folder / name for name in example.images]
+        with Image.open(images[1]) as search:
+            read = [parse_box(row.answer, size=search.width, think=think) for row in example.answers]
+        corners = [*(("answer", box) for box in read if box is not None), (TRUTH, np.array(example.target))]
+        boxes = [(name, xyxy_to_xywh(box)) for name, box in corners]
+        rows.append((example, [_picture(path, boxes if path == images[1] else []) for path in images]))
+    return rows

@@ -1,17 +1,30 @@
-"""What a run came to: the figures of the page, of summary.json and of summary.md, from this one place.
-
-AO, SR.50 and SR.75 are shares from 0 to 1, as in scores/; the figures of general ability are points, as in the verdict.
-"""
+"""Summary: the figures of a run, for the page, summary.json and summary.md, from this one place."""
 
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from r1track.ability.records import Verdict, Verdicts
 from r1track.core import config, files
 from r1track.core.files import ProvenanceRecord
 from r1track.reporting import paper
-from r1track.tracking.score import paired_difference
+from r1track.reporting.records import (
+    ArmTraining,
+    ArmVerdict,
+    Change,
+    Cost,
+    Json,
+    MergeCheck,
+    ModelScore,
+    QuestionSet,
+    RunCost,
+    SetSummary,
+    SettingChange,
+    Summary,
+    parse,
+)
+from r1track.tracking.score import Scores, paired_difference
 
 BASE = "base"
 PEERS = {
@@ -19,7 +32,7 @@ PEERS = {
     "oracle": "the oracle",
 }  # fmt: skip
 LORA = {"nf4": "over NF4 weights", "none": "over unquantised weights"}
-FEW = 30  # sequences below which a bootstrap over them is not to be leaned on
+FEW = 30  # with fewer sequences, a bootstrap over them says little
 NOTES = {
     r"(^|[\s/])toy([-_/]|$)": "toy world: says that the workflow works, not how good a tracker is",
     r"got-?_?10k": "GOT-10k: validation figures are not comparable with published test figures",
@@ -31,21 +44,18 @@ GENERAL = {
     "INVALID": "the check of its general ability is invalid",
 }
 
-Found = dict[str, Any]
-
 
 def read(path: Path, stage: str) -> Any:
     """A stage's JSON. Raises FileNotFoundError naming the file and the stage that writes it."""
-    return files.read_json(present(path, stage))
+    return files.read_json(_existing(path, stage))
 
 
 def read_record(path: Path, stage: str) -> ProvenanceRecord:
     """A stage's provenance.json; raises as `read`, and ValueError with file and field for one of another form."""
-    return files.read_record(present(path, stage), ProvenanceRecord)
+    return files.read_record(_existing(path, stage), ProvenanceRecord)
 
 
-def present(path: Path, stage: str) -> Path:
-    """The path itself, when it is there."""
+def _existing(path: Path, stage: str) -> Path:
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such file; run the stage `{stage}`, or all of them: `snakemake --cores all`"
@@ -53,16 +63,21 @@ def present(path: Path, stage: str) -> Path:
     return path
 
 
-def read_scores(results: Path) -> dict[str, dict[str, Found]]:
+def read_scores(results: Path) -> dict[str, dict[str, Scores]]:
     """The scores by set and model: the base first, then the tuned models, then the peers."""
-    present_models = {path.name for path in results.glob("scores/*") if path.is_dir()}
-    tuned = sorted(present_models - {BASE, *PEERS})
+    scored = {path.name for path in results.glob("scores/*") if path.is_dir()}
+    tuned = sorted(scored - {BASE, *PEERS})
     if not tuned:
         raise FileNotFoundError(f"{results / 'scores'}: no scores of a tuned model; run the stage `score`")
-    models = [BASE, *tuned, *(peer for peer in PEERS if peer in present_models)]
+    models = [BASE, *tuned, *(peer for peer in PEERS if peer in scored)]
     paths = results.glob("scores/*/*.json")
     sets = sorted({path.stem for path in paths if not path.name.endswith("provenance.json")})
-    return {name: {m: read(results / "scores" / m / f"{name}.json", "score") for m in models} for name in sets}
+    return {name: {model: read_score(results, model, name) for model in models} for name in sets}
+
+
+def read_score(results: Path, model: str, name: str) -> Scores:
+    """The scores of a model on the set `name`; raises as `read_record`."""
+    return files.read_record(_existing(results / "scores" / model / f"{name}.json", "score"), Scores)
 
 
 def root_of(results: Path, name: str) -> Path:
@@ -71,36 +86,37 @@ def root_of(results: Path, name: str) -> Path:
     return Path(record.inputs["split"].path)
 
 
-def read_log(results: Path, arm: str) -> list[Found]:
+def read_log(results: Path, arm: str) -> list[Json]:
     """The rows of an arm's training log, one per optimiser step."""
-    path = present(results / "adapters" / arm / "log.jsonl", "train")
+    path = _existing(results / "adapters" / arm / "log.jsonl", "train")
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def read_records(results: Path) -> list[tuple[str, ProvenanceRecord]]:
     """The results of the run, by their paths in it, with their provenance, in the order in which they were finished."""
-    records = []
-    for path in results.rglob("*provenance.json"):
-        place = path.relative_to(results)
-        if place.parts[0] != "report" and not any(part.startswith(".") for part in place.parts):
-            alone = path.name == "provenance.json"
-            result = place.parent.as_posix() if alone else place.as_posix().removesuffix(".provenance.json")
-            records.append((result, read_record(path, place.parts[0])))
+    paths = [path.relative_to(results) for path in results.rglob("*provenance.json")]
+    places = [p for p in paths if p.parts[0] != "report" and not any(part.startswith(".") for part in p.parts)]
+    records = [(result_of(place), read_record(results / place, place.parts[0])) for place in places]
     return sorted(records, key=lambda row: (row[1].finished, row[0]))
 
 
-def _compare(ours: Found, theirs: Found, draws: int) -> Found:
-    found = paired_difference(ours, theirs, draws)
-    return {**found._asdict(), "told": "above" if found.low > 0 else "below" if found.high < 0 else "undecided"}
+def result_of(place: Path) -> str:
+    """The file or folder that a provenance describes, from its path."""
+    return re.sub(r"[./]provenance\.json$", "", place.as_posix())
 
 
-def beside(peers: dict[str, Found]) -> str:
-    """In words, which peers a model beats: those against which the interval of the difference lies above 0."""
+def _change(scores: Scores, reference: Scores, draws: int) -> Change:
+    change = paired_difference(scores, reference, draws)
+    return Change(*change, "above" if change.low > 0 else "below" if change.high < 0 else "undecided")
+
+
+def peers_in_words(peers: dict[str, Change]) -> str:
+    """Which peers a model beats, in words: those where the interval of the difference lies above 0."""
     if not peers:
         return "stands alone, no peer was scored"
-    beaten = [PEERS[peer] for peer, found in peers.items() if found["told"] == "above"]
+    beaten = [PEERS[peer] for peer, change in peers.items() if change.told == "above"]
     mark = {"below": "", "undecided": " (undecided)"}
-    others = [PEERS[peer] + mark[found["told"]] for peer, found in peers.items() if found["told"] != "above"]
+    others = [PEERS[peer] + mark[change.told] for peer, change in peers.items() if change.told != "above"]
     if not beaten:
         return (
             f"beats none of its peers: neither {' nor '.join(others)}" if others[1:] else f"does not beat {others[0]}"
@@ -108,134 +124,127 @@ def beside(peers: dict[str, Found]) -> str:
     return f"beats {' and '.join(beaten)}" + (f", not {' nor '.join(others)}" if others else "")
 
 
-def _of_set(scores: dict[str, Found], root: Path, draws: int) -> Found:
+def _model_score(model: str, scores: dict[str, Scores], draws: int) -> ModelScore:
+    score, peers = scores[model], dict[str, Change]()
+    kind: Literal["base", "tuned", "peer"] = "peer" if model in PEERS else "base" if model == BASE else "tuned"
+    if kind != "peer":
+        peers = {peer: _change(score, scores[peer], draws) for peer in scores if peer in PEERS}
+    keys = ("ao", "ao_interval", "sr50", "sr75", "ao_sequence_mean", "ao_class_mean", "fps", "status")
+    words = f"{model} {peers_in_words(peers)}" if kind != "peer" else ""
+    return ModelScore(kind=kind, **{key: getattr(score, key) for key in keys}, peers=peers, words=words)
+
+
+def _set_summary(scores: dict[str, Scores], root: Path, draws: int) -> SetSummary:
     base = scores[BASE]
-    text, count = f"{base['set']} {root.as_posix()}".lower(), base["sequences_count"]
+    text, count = f"{base.set} {root.as_posix()}".lower(), base.sequences_count
     few = [f"only {count} sequences: the intervals say little"] if count < FEW else []
-    models = {}
-    for name, score in scores.items():
-        peers = {} if name in PEERS else {p: _compare(score, scores[p], draws) for p in scores if p in PEERS}
-        keys = ("ao", "ao_interval", "sr50", "sr75", "ao_sequence_mean", "ao_class_mean", "fps", "status")
-        kind = "peer" if name in PEERS else "base" if name == BASE else "tuned"
-        models[name] = {"kind": kind, **{key: score[key] for key in keys}, "peers": peers}
-        models[name]["words"] = "" if name in PEERS else f"{name} {beside(peers)}"
-    return {
-        "sequences": count,
-        "frames": base["frames"],
-        "notes": [note for pattern, note in NOTES.items() if re.search(pattern, text)] + few,
-        "models": models,
-        "differences": {m: _compare(scores[m], base, draws) for m in scores if models[m]["kind"] == "tuned"},
-    }
+    notes = [note for pattern, note in NOTES.items() if re.search(pattern, text)]
+    models = {model: _model_score(model, scores, draws) for model in scores}
+    tuned = [model for model, row in models.items() if row.kind == "tuned"]
+    differences = {model: _change(scores[model], base, draws) for model in tuned}
+    return SetSummary(count, base.frames, notes + few, models, differences)
 
 
-def read_settings(results: Path) -> Found:
-    """The resolved configuration of the run, as its stages kept it: the preset's name, and sections by name."""
-    found: Found = {}
+def read_settings(results: Path) -> Json:
+    """The resolved configuration of the run, from its stages' files: the preset's name, and sections by name."""
+    settings: Json = {}
     for stage in config.NEEDS:
         path = results / "config" / f"{stage}.json"
-        found |= {} if stage == "toy" and not path.exists() else read(path, "settings")
-    if "preset" not in found:
+        settings |= {} if stage == "toy" and not path.exists() else read(path, "settings")
+    if "preset" not in settings:
         raise ValueError(f"{results / 'config/report.json'}: names no preset; delete it and run `snakemake` again")
-    return found
+    return settings
 
 
-def _changes(settings: Found) -> list[Found]:
-    """Fields in which resolved settings differ from the preset that they name: field, preset, here."""
+def _changes(settings: Json) -> list[SettingChange]:
+    """Fields in which resolved settings differ from the preset that they name."""
     values = config.resolve({"preset": settings["preset"]}).model_dump(mode="json")
-    there, here = config.flat({name: values[name] for name in settings}), config.flat(settings)
-    differ = [field for field in {**there, **here} if there.get(field) != here.get(field)]
-    return [{"field": field, "preset": there.get(field), "here": here.get(field)} for field in differ]
+    preset, here = config.flat({name: values[name] for name in settings}), config.flat(settings)
+    rows = [SettingChange(field, preset.get(field), here.get(field)) for field in {**preset, **here}]
+    return [row for row in rows if row.preset != row.here]
 
 
-def _training(results: Path, arm: str) -> Found:
+def _training(results: Path, arm: str) -> ArmTraining:
     record = read_record(results / "adapters" / arm / "provenance.json", "train")
-    merge = read(results / "models" / arm / "merge.json", "merge")
-    seconds = record.wall_seconds if record.train_seconds is None else record.train_seconds
-    return {
-        "quantize": record.quantize,
-        "adapter": f"LoRA trained {LORA[str(record.quantize)]}",
-        "steps": len(read_log(results, arm)),
-        "minutes": seconds / 60,
-        "merge": {key: merge[key] for key in ("pairs", "agreement", "agreement_as_trained")},
-    }
+    path, quantize = results / "models" / arm / "merge.json", str(record.quantize)
+    merge = parse(MergeCheck, read(path, "merge"), path, "merge")
+    minutes = (record.wall_seconds if record.train_seconds is None else record.train_seconds) / 60
+    return ArmTraining(quantize, f"LoRA trained {LORA[quantize]}", len(read_log(results, arm)), minutes, merge)
 
 
-def _verdicts(results: Path) -> dict[str, Found]:
-    """The verdict on every arm, in the order of training."""
-    keys = ("verdict", "difference", "interval", "margin", "reasons", "needed_items", "kl")
-    found = {}
-    for model, verdict in read(results / "vqa" / "verdict.json", "verdict")["models"].items():
-        sets = {name: {key: each[key] for key in ("n", "base", "tuned")} for name, each in verdict["sets"].items()}
-        kept = {key: verdict[key] for key in keys}
-        found[model] = {"model": model, "line": verdict["summary"], **kept, "sets": sets}
-    return found
+def read_verdicts(results: Path) -> Verdicts:
+    """vqa/verdict.json. Raises FileNotFoundError naming it, ValueError with file and field."""
+    return files.read_record(_existing(results / "vqa" / "verdict.json", "verdict"), Verdicts)
 
 
-def _cost(records: list[ProvenanceRecord]) -> Found:
-    """Times summed, memory at its largest, of all results; `stages` has the same of each stage."""
-    stages = {stage: [record for record in records if record.stage == stage] for stage in config.NEEDS}
-    return {**_sums(records), "stages": {stage: _sums(found) for stage, found in stages.items() if found}}
+def _arm_verdict(arm: str, verdict: Verdict) -> ArmVerdict:
+    keys = ("verdict", "difference", "interval", "margin", "reasons", "needed_items")
+    kl = {kind: divergence.as_json() for kind, divergence in verdict.kl.items()}
+    sets = {name: QuestionSet(row.n, row.base, row.tuned) for name, row in verdict.sets.items()}
+    return ArmVerdict(model=arm, line=verdict.summary, **{key: getattr(verdict, key) for key in keys}, kl=kl, sets=sets)
 
 
-def _sums(records: list[ProvenanceRecord]) -> Found:
+def _cost(records: list[ProvenanceRecord]) -> RunCost:
+    """The cost of all results, and of those of each stage."""
+    by_stage = {stage: [record for record in records if record.stage == stage] for stage in config.NEEDS}
+    return RunCost(*_sums(records), {stage: Cost(*_sums(rows)) for stage, rows in by_stage.items() if rows})
+
+
+def _sums(records: list[ProvenanceRecord]) -> tuple[int, float, float, int, int | None]:
+    """The fields of a Cost."""
     gpu = [record.peak_gpu_bytes for record in records if record.peak_gpu_bytes]
-    return {
-        "results": len(records),
-        "wall_seconds": sum(record.wall_seconds for record in records),
-        "cpu_seconds": sum(record.cpu_seconds for record in records),
-        "peak_cpu_bytes": max(record.peak_cpu_bytes for record in records),
-        "peak_gpu_bytes": max(gpu, default=None),
-    }
+    wall, cpu = (sum(getattr(record, f"{clock}_seconds") for record in records) for clock in ("wall", "cpu"))
+    return len(records), wall, cpu, max(record.peak_cpu_bytes for record in records), max(gpu, default=None)
 
 
-def judgement(sets: dict[str, Found], verdict: Found) -> str:
-    """One sentence on the model that the verdict is about, which says no more than the intervals carry."""
-    model, parts = verdict["model"], []
-    for name, found in sets.items():
-        change = found["differences"][model]
-        figures = f"AO {change['value']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]"
+def judgement(sets: dict[str, SetSummary], verdict: ArmVerdict) -> str:
+    """One sentence on the model that the verdict is about; it claims only what the intervals show."""
+    model, parts = verdict.model, []
+    for name, summary in sets.items():
+        change, peers = summary.differences[model], summary.models[model].peers
+        figures = f"AO {change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
         claim = {
             "above": f"{model} tracks better than {BASE} ({figures})",
             "below": f"{model} tracks worse than {BASE} ({figures})",
             "undecided": f"{model} is not shown to track better than {BASE} ({figures} holds 0)",
-        }[change["told"]]
-        peers = found["models"][model]["peers"]
-        moves = "static" not in peers or peers["static"]["told"] == "above"
-        join = "and" if moves == (change["told"] == "above") else "but"
+        }[change.told]
+        moves = "static" not in peers or peers["static"].told == "above"
+        join = "and" if moves == (change.told == "above") else "but"
         doubt = "" if moves else ", so nothing shows yet that it tracks at all"
-        parts.append(f"on {name} {claim}, {join} it {beside(peers)}{doubt}")
-    sentence = "; ".join([*parts, GENERAL[verdict["verdict"]]])
+        parts.append(f"on {name} {claim}, {join} it {peers_in_words(peers)}{doubt}")
+    sentence = "; ".join([*parts, GENERAL[verdict.verdict]])
     return f"{sentence[0].upper()}{sentence[1:]}."
 
 
-def summarise(results: Path) -> Found:
-    """The figures of a run: scores of models and peers by set, differences with intervals, verdict, training, cost.
+def summarise(results: Path) -> Summary:
+    """The summary of the run at `results`.
 
-    Raises FileNotFoundError or ValueError naming the file when the results are not whole.
+    Raises FileNotFoundError or ValueError naming the file when results are missing or do not fit together.
     """
-    scores, verdicts = read_scores(results), _verdicts(results)
-    verdict = list(verdicts.values())[-1]
+    scores = read_scores(results)
+    verdicts = {arm: _arm_verdict(arm, verdict) for arm, verdict in read_verdicts(results).models.items()}
+    verdict = list(verdicts.values())[-1]  # dictionaries keep the order of training
     tuned = [name for name in next(iter(scores.values())) if name not in (BASE, *PEERS)]
-    if verdict["model"] not in tuned:
+    if verdict.model not in tuned:
         raise ValueError(
-            f"{results / 'vqa/verdict.json'}: the last verdict is about {verdict['model']!r}, but scores are "
-            f"there for {tuned}; run the stages `score` and `verdict` again"
+            f"{results / 'vqa/verdict.json'}: the last verdict is about {verdict.model!r}, but the scores are of "
+            f"{tuned}; run the stages `score` and `verdict` again"
         )
     settings = read_settings(results)
     draws = settings["score"]["draws"]
-    sets = {name: _of_set(each, root_of(results, name), draws) for name, each in scores.items()}
-    return {
-        "run": results.resolve().name,
-        "judgement": judgement(sets, verdict),
-        "metric": scores[next(iter(scores))][BASE]["metric"],
-        "draws": draws,
-        "sets": sets,
-        "verdict": verdict,
-        "verdicts": verdicts,
-        "training": {arm: _training(results, arm) for arm in tuned},
-        "paper": paper.beside(sets),
-        "departures": paper.departures(settings),
-        "changes": _changes(settings),
-        "settings": settings,
-        "cost": _cost([record for _, record in read_records(results)]),
-    }
+    sets = {name: _set_summary(models, root_of(results, name), draws) for name, models in scores.items()}
+    return Summary(
+        run=results.resolve().name,
+        judgement=judgement(sets, verdict),
+        metric=next(iter(scores.values()))[BASE].metric,
+        draws=draws,
+        sets=sets,
+        verdict=verdict,
+        verdicts=verdicts,
+        training={arm: _training(results, arm) for arm in tuned},
+        paper=paper.score_groups(sets),
+        departures=paper.departures(settings),
+        changes=_changes(settings),
+        settings=settings,
+        cost=_cost([record for _, record in read_records(results)]),
+    )

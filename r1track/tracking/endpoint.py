@@ -1,128 +1,127 @@
-"""Endpoint: an OpenAI-compatible server that answers questions in place of a model that is loaded here.
+"""Endpoint: an OpenAI-compatible server answers the questions, instead of a model that is loaded here.
 
-Images travel as PNG, without loss, in the size at which the local processor would show them. A key comes from the
-environment variable OPENAI_API_KEY and is written nowhere.
+Images travel as PNG, without loss, in the size that the local image processor would give them. A key is read from the
+environment variable OPENAI_API_KEY and written nowhere. The `openai` client sends a failed request again.
 """
 
 import io
+import json
 import logging
 import os
-import random
-import time
 from base64 import b64encode
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
 from PIL import Image
 
 from r1track.core.crops import processed_size
 from r1track.core.prompts import Messages
 from r1track.core.schema import Settings
+from r1track.tracking.views import Generate
+
+try:
+    import openai
+except ModuleNotFoundError as error:
+    raise ValueError("track.endpoint.url: needs the package openai; install it: `pip install openai`") from error
 
 log = logging.getLogger(__name__)
-
-KEY = "OPENAI_API_KEY"
-BRIEF, LONGEST = 10.0, 120.0  # most seconds to connect or to list the models, and between two tries
+KEY, PNG = "OPENAI_API_KEY", "data:image/png;base64,"
 
 
-def connect(settings: Settings) -> Callable[[list[Messages], list[list[Image.Image]], int], list[str]]:
-    """What answers questions through the server track.endpoint.url, by the model that it knows as model.base.
+def connect(settings: Settings) -> Generate:
+    """A function that sends questions to the server track.endpoint.url, for the model that it calls model.base.
 
-    All questions of a call are under way at once, up to track.endpoint.concurrency; answers are in their order. Raises
-    ValueError, with URL and remedy: here for a wrong address or an unknown model; when asked, where the server refuses
-    a question, or has not answered it after track.endpoint.retries more tries.
+    Raises ValueError, with URL and remedy, for a wrong address, a server that is down or an unknown model. The function
+    raises it when the server refuses a question, or still fails after track.endpoint.retries more tries.
     """
     server, model, key = settings.track.endpoint, settings.model.base, os.environ.get(KEY, "").strip()
-    client = httpx.Client(
-        base_url=_address(str(server.url)),
-        headers={"Authorization": f"Bearer {key}"} if key else None,
-        timeout=httpx.Timeout(server.timeout, connect=min(server.timeout, BRIEF)),
-        limits=httpx.Limits(),  # threads are the limit
-    )
-    _check(client, model)
+    hooks: dict[str, list[Any]] = {"request": [], "response": [_log_failure]}
+    if not key:  # the client cannot be made without a key
+        hooks["request"].append(lambda request: request.headers.pop("Authorization"))
+    logging.getLogger("openai").setLevel(logging.INFO)  # it says there when it tries again
+    client = openai.OpenAI(
+        base_url=_base_url(str(server.url)), api_key=key or "none", timeout=server.timeout, max_retries=server.retries,
+        http_client=openai.DefaultHttpxClient(event_hooks=hooks),
+    )  # fmt: skip
+    _check_model(client, model)
 
-    def answer(questions: list[Messages], images: list[list[Image.Image]], tokens: int) -> list[str]:
-        sized = [[image.resize(processed_size(image.size, settings.model)) for image in row] for row in images]
+    def generate(questions: list[Messages], images: list[list[Image.Image]], max_tokens: int) -> list[str]:
+        contents = [_content(*pair, settings) for pair in zip(questions, images, strict=True)]
         with ThreadPoolExecutor(server.concurrency or settings.track.batch) as pool:
-            return list(pool.map(lambda *q: _ask(client, _body(model, tokens, *q), server.retries), questions, sized))
+            return list(pool.map(lambda content: _complete(client, model, content, max_tokens), contents))
 
-    return answer
+    return generate
 
 
-def _address(url: str) -> str:
-    """The URL in front of `chat/completions`: where it names a machine only, `/v1` follows."""
+def _base_url(url: str) -> str:
+    """The URL before `chat/completions`: `/v1` is added to one that has no path."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.port == 0:
-        bare = url.rpartition("@")[2]
-        raise ValueError(f"endpoint {bare!r}: give http://HOST:PORT/v1, without a password; a key is read from {KEY}")
+        url = url.rpartition("@")[2]
+        raise ValueError(f"endpoint {url!r}: give http://HOST:PORT/v1, without a password; a key is read from {KEY}")
     return url if parts.path.strip("/") else url.rstrip("/") + "/v1"
 
 
-def _check(client: httpx.Client, model: str) -> None:
-    """Refuse a server that does not answer, or does not know the model; one that does not list it is asked a token."""
+def _check_model(client: openai.OpenAI, model: str) -> None:
+    """Raise ValueError where no server answers, or where it neither lists the model nor lets it answer one token."""
     try:
-        known = [each["id"] for each in client.get("models", timeout=BRIEF).json()["data"]]
-    except httpx.RequestError as error:
-        raise ValueError(f"{client.base_url}: no server answers ({error}); start it, or correct the URL") from error
-    except (ValueError, LookupError, TypeError):  # some servers have no such list, or not all on it
-        known = []
-    if model not in known:
-        try:  # once more, since one that failed to list them may have closed the connection
-            _ask(client, {"model": model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}, 1)
+        models = client.with_options(timeout=10, max_retries=0).models.with_raw_response.list()
+        listed = [entry["id"] for entry in json.loads(models.text)["data"]]
+    except openai.APIConnectionError as error:
+        cause = f"no server answers ({error.__cause__})"
+        raise ValueError(f"{client.base_url}: {cause}; start it, or correct the URL") from error
+    except (openai.APIStatusError, ValueError, LookupError, TypeError):
+        listed = []
+    if model not in listed:
+        try:  # with one retry: a server that failed to list its models may have closed the connection
+            _complete(client.with_options(max_retries=1), model, "Hi", 1)
         except ValueError as error:
-            raise ValueError(f"{error}\nthe server lists these models, not {model!r}: {known}") from error
+            raise ValueError(f"{error}\nthe server lists these models, not {model!r}: {listed}") from error
 
 
-def _body(model: str, tokens: int, question: Messages, images: list[Image.Image]) -> dict[str, Any]:
+def _content(question: Messages, images: list[Image.Image], settings: Settings) -> list[dict[str, Any]]:
     """A question as the server takes it, with its images in their places."""
-    left = iter(images)
-    content = [_picture(next(left)) if part["type"] == "image" else part for part in question[0]["content"]]
-    asked = {"model": model, "messages": [{"role": "user", "content": content}], "max_tokens": tokens, "temperature": 0}
-    return {**asked, "frequency_penalty": 0}  # for `transformers serve` 0 takes back the model's own repetition penalty
+    remaining, content = iter(images), []
+    for part in question[0]["content"]:
+        if part["type"] == "image":
+            image, png = next(remaining), io.BytesIO()
+            image.resize(processed_size(image.size, settings.model)).save(png, "PNG", compress_level=1)
+            part = {"type": "image_url", "image_url": {"url": PNG + b64encode(png.getvalue()).decode()}}
+        content.append(part)
+    return content
 
 
-def _picture(image: Image.Image) -> dict[str, Any]:
-    stream = io.BytesIO()
-    image.save(stream, "PNG", compress_level=1)
-    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{b64encode(stream.getvalue()).decode()}"}}
-
-
-def _ask(client: httpx.Client, body: dict[str, Any], retries: int) -> str:
-    """The answer to one question, asked anew after a broken connection, a time-out, a 429 or a 5xx."""
-    for left in range(retries, -1, -1):
-        wait = min(2.0 ** (retries - left), LONGEST) * random.uniform(0.5, 1)  # not all of a round at the same moment
-        try:
-            response = client.post("chat/completions", json=body)
-        except httpx.RequestError as error:
-            cause = f"{type(error).__name__} {error}"
-        else:
-            if response.is_success:
-                return _text(response)
-            cause = f"{response.status_code} {_said(response)}"
-            if response.status_code != 429 and response.status_code < 500:
-                raise ValueError(f"{response.url}: refused with {cause}\ncorrect the URL, the model's name or {KEY}")
-            after = response.headers.get("retry-after", "")  # seconds; a date, which few send, is not read
-            wait = max(wait, float(after) if after.isdigit() else 0)
-        if not left or wait > LONGEST:
-            break
-        log.warning("%s: %s; asked anew in %.1f s, %d tries are left", client.base_url, cause, wait, left)
-        time.sleep(wait)
-    raise ValueError(
-        f"{client.base_url}: no answer, at last {cause}\nsee to the server, or raise track.endpoint.timeout or "
-        "track.endpoint.retries; the same command goes on with the sequences that are missing"
-    )
-
-
-def _text(response: httpx.Response) -> str:
+def _complete(client: openai.OpenAI, model: str, content: Any, max_tokens: int) -> str:
+    """The server's answer to one user message. Raises ValueError with URL, cause and remedy."""
     try:
-        return str(response.json()["choices"][0]["message"]["content"] or "")
-    except (ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"{response.url}: no answer as OpenAI's, {_said(response)!r}; correct the URL") from error
+        response = client.chat.completions.with_raw_response.create(
+            model=model, messages=[{"role": "user", "content": content}], max_tokens=max_tokens, temperature=0,
+            frequency_penalty=0,  # for `transformers serve` this switches off the model's own repetition penalty
+        )  # fmt: skip
+    except openai.APIStatusError as error:
+        cause = f"{error.status_code} {_without_key(error.response.text)}"
+        if error.status_code < 500 and error.status_code not in (408, 409, 429):  # else the client has tried again
+            raise ValueError(f"{error.response.url}: refused with {cause}\ncorrect URL, model or {KEY}") from error
+    except openai.APIConnectionError as error:  # time-outs are among them
+        cause = f"{type(error.__cause__).__name__} {error.__cause__}"
+    else:
+        try:
+            return str(json.loads(response.text)["choices"][0]["message"]["content"] or "")
+        except (ValueError, LookupError, TypeError) as error:
+            body = _without_key(response.text)
+            raise ValueError(f"{response.url}: not an answer in OpenAI's form: {body!r}; correct the URL") from error
+    remedy = "see to the server, or raise track.endpoint.timeout or track.endpoint.retries; the same command goes on"
+    raise ValueError(f"{client.base_url}: no answer; the last try ended with {cause}\n{remedy}")
 
 
-def _said(response: httpx.Response) -> str:
-    """What a server said, without the key: some repeat it."""
-    return response.text.replace(os.environ.get(KEY, "").strip() or "\0", "***")[:500]
+def _log_failure(response: Any) -> None:
+    """Log what the server says when it is busy or fails: the client does not."""
+    if response.status_code >= 429:
+        response.read()
+        log.warning("%s: %d %s", response.url, response.status_code, _without_key(response.text))
+
+
+def _without_key(text: str) -> str:
+    """The first 500 characters of what a server said, with the key masked: some servers repeat it."""
+    return text.replace(os.environ.get(KEY, "").strip() or "\0", "***")[:500]

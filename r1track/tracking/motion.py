@@ -1,4 +1,7 @@
-"""Motion: the tracker's few rules about where to look, and where a target is taken to be after an answer."""
+"""Motion: where the tracker looks for the target, and how an answer moves its box.
+
+Boxes are x, y, w, h in frame pixels, shape (4,), unless a name says that they are corners: x1, y1, x2, y2.
+"""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -12,23 +15,26 @@ NOTABLE = 1.0  # pixels that clipping must move a border by before the frame is 
 
 
 def update_box(
-    last: ArrayLike, answer: ArrayLike | None, crop: Crop, size: tuple[int, int], min_side: float
+    last_box: ArrayLike, corners: ArrayLike | None, crop: Crop, size: tuple[int, int], min_side: float
 ) -> tuple[Array, str]:
-    """The rules of motion: the new box (x, y, w, h in the image) and the frame's status.
+    """The target's new box, and the status of the frame: `ok`, `clipped` or `held`.
 
-    last: the box before, x, y, w, h. answer: corners in pixels of the search crop, None where none could be read: then
-    the last box is held. size: width and height of this frame. An answer is cropped to the image, never shifted; a side
-    shorter than `min_side` is widened around its centre, which moves no further than keeps that side in the image.
+    corners: the answer, in pixels of the search region `crop`; None for an unreadable one, which keeps the last box.
+    size: width and height of the frame. The box is cropped to the frame and widened as `clip_and_widen` says.
     """
-    if answer is None:
-        return np.asarray(last, dtype=np.float64), "held"
-    raw = crop.to_image(answer)
-    status = "clipped" if np.abs(clip(raw, *size) - raw).max() > NOTABLE else "ok"
-    return clip_and_widen(raw, size, min_side), status
+    if corners is None:
+        return np.asarray(last_box, dtype=np.float64), "held"
+    in_frame = crop.to_image(corners)
+    status = "clipped" if np.abs(clip(in_frame, *size) - in_frame).max() > NOTABLE else "ok"
+    return clip_and_widen(in_frame, size, min_side), status
 
 
 def clip_and_widen(corners: ArrayLike, size: tuple[int, int], min_side: float) -> Array:
-    """Corners in the image as a box x, y, w, h that is inside of it and has no side shorter than `min_side`."""
+    """The box of `corners` (in frame pixels), cropped to the frame and never shifted.
+
+    size: width and height of the frame. A side shorter than `min_side` is widened around its centre; at the border the
+    centre moves inwards, just as far as the widened side needs.
+    """
     box = clip(corners, *size)
     extent, limit = box[2:] - box[:2], np.array(size, dtype=np.float64)
     centre = np.clip((box[:2] + box[2:]) / 2, min_side / 2, limit - min_side / 2)
@@ -37,12 +43,13 @@ def clip_and_widen(corners: ArrayLike, size: tuple[int, int], min_side: float) -
     return xyxy_to_xywh(np.concatenate([low, high]))
 
 
-def search_region(last: ArrayLike, status: list[str], settings: Settings) -> Crop:
-    """Where to look for the target: around its last box (x, y, w, h), wider when it has not been found for long.
+def search_region(last_box: ArrayLike, statuses: list[str], settings: Settings) -> Crop:
+    """The square in which the target is looked for: around its last box.
 
-    status: of the frames before. The target may have left the region in the meantime, and is then not found in it.
+    statuses: of all frames before this one. After track.patience frames without the target, the square is wider by the
+    factor track.widen, because the target may have left it.
     """
-    lost = status[-settings.track.patience :]
-    widened = len(lost) == settings.track.patience and all(each in UNSEEN for each in lost)
-    factor = settings.task.search_factor * (settings.track.widen if widened else 1.0)
-    return Crop.around(last, factor, settings.task.size)
+    recent = statuses[-settings.track.patience :]
+    lost = len(recent) == settings.track.patience and all(status in UNSEEN for status in recent)
+    factor = settings.task.search_factor * (settings.track.widen if lost else 1.0)
+    return Crop.around(last_box, factor, settings.task.size)

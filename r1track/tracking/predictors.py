@@ -1,10 +1,10 @@
-"""Predictors: who answers the tracker's questions under a model's name, and by which settings.
+"""Predictors: what answers the tracker's questions under a model's name, and with which settings.
 
-A name is a folder, a hub id, `tiny`, `peer:NAME`, a server's own, or `extra`: track.extra's model, in its own words.
+A name is a folder, a hub id, `tiny`, `peer:NAME`, a name that the server of track.endpoint knows, or `extra`: the
+third-party model track.extra.model with its own prompt template.
 """
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from PIL import Image
 
@@ -15,18 +15,30 @@ from r1track.core.prompts import Messages
 from r1track.core.schema import Settings
 from r1track.tracking import peers
 from r1track.tracking.motion import clip_and_widen
-from r1track.tracking.views import Ask, Template, View
+from r1track.tracking.views import Generate, Predict, Template, View
 
 PEER, EXTRA = "peer:", "extra"
-GROUND_TOKENS = 128  # most tokens of an answer that says where a described target is, and repeats the description
+GROUND_TOKENS = 128  # most tokens of an answer to `ground`, which repeats the description
 
-Answer = Callable[[list[Messages], list[list[Image.Image]], int], list[str]]  # questions, images, most tokens
+
+class Predictor(NamedTuple):
+    """What answers for a batch of views, and what answers any questions; peers have no `generate`."""
+
+    predict: Predict
+    generate: Generate | None
+
+
+class Grounding(NamedTuple):
+    """The answer to a question where a described target is, and the box in it: x, y, w, h in pixels of the image."""
+
+    answer: str
+    box: Array | None
 
 
 def settings_for(settings: Settings, model: str, start: Literal["box", "text"] | None = None) -> Settings:
-    """The settings as they hold for a model: its weights are model.base. start: instead of track.start.
+    """The settings for tracking with `model`: model.base names its weights; a `start` replaces track.start.
 
-    Peers answer without thinking, and start from boxes: they cannot read. Raises ValueError where there is no `extra`.
+    Peers neither think nor read, so they start from boxes. Raises ValueError for `extra` without track.extra.model.
     """
     extra = settings.track.extra
     changes: dict[str, dict[str, Any]] = {"model": {"base": model}, "track": {"start": start or settings.track.start}}
@@ -42,69 +54,83 @@ def settings_for(settings: Settings, model: str, start: Literal["box", "text"] |
     return settings.model_copy(update=sections)
 
 
-def load_predictor(settings: Settings, model: str) -> tuple[Ask, Answer | None]:
-    """What answers views, and what answers whole questions (nothing, for a peer); settings: adapted to the model."""
+def load_predictor(settings: Settings, model: str) -> Predictor:
+    """The predictor of a model, with settings from `settings_for`. Raises ValueError for what cannot be loaded."""
+    track = settings.track
     if model.startswith(PEER):
-        if settings.track.endpoint.url:
-            raise ValueError(f"track.endpoint.url: {model} needs no server; leave it null, and --endpoint out")
-        return peers.find(model.removeprefix(PEER)), None
-    think, track = settings.task.think, settings.track
-    form = track.extra.prompt if model == EXTRA else None
+        if track.endpoint.url:
+            raise ValueError(f"track.endpoint.url: {model} needs no server; set it to null, or leave --endpoint out")
+        return Predictor(peers.find(model.removeprefix(PEER)), None)
+    template = track.extra.prompt if model == EXTRA else None
     if track.endpoint.url:
         from r1track.tracking import endpoint
 
-        answer, decoder = endpoint.connect(settings), None
-    else:  # nothing is known of where another form's box and search region stand
-        answer, decoder = _local(settings, track.reuse and not form)
-    held: dict[tuple[Template, Template | None], Any] = {}
+        generate = endpoint.connect(settings)
+    else:
+        from r1track.core import models
 
-    def ask(views: list[View]) -> list[str]:
-        nonlocal held
-        if form:
-            asked = [prompts.fill(form, view.template.box, view.template.image, view.search) for view in views]
-            return answer([question for question, _ in asked], [images for _, images in asked], track.max_tokens)
-        boxes = [(view.template.box, view.later.box if view.later else None) for view in views]
-        questions = [prompts.build(first, second_box=second, think=think) for first, second in boxes]
-        templates = [[view.template.image, *([view.later.image] if view.later else [])] for view in views]
-        if decoder is None:
-            images = [[*row, view.search] for row, view in zip(templates, views, strict=True)]
-            return answer(questions, images, track.max_tokens)
-        keys = [(view.template, view.later) for view in views]
-        new = [k for k, key in enumerate(keys) if key not in held]
+        loaded = models.load(settings.model.base, settings.model)
+
+        def generate(questions: list[Messages], images: list[list[Image.Image]], max_tokens: int) -> list[str]:
+            return models.generate(loaded, questions, images, max_tokens=max_tokens, batch=track.batch)
+
+        if track.reuse and not template:  # in other templates the search region may not come last
+            return Predictor(_reuse_prefixes(loaded, settings), generate)
+
+    def predict(views: list[View]) -> list[str]:
+        questions, images = zip(*(_question(view, settings.task.think, template) for view in views), strict=True)
+        return generate(list(questions), list(images), track.max_tokens)
+
+    return Predictor(predict, generate)
+
+
+def _question(view: View, think: bool, template: str | None = None) -> tuple[Messages, list[Image.Image]]:
+    """The question about a view and its images in order; template: a third-party prompt template instead of ours."""
+    if template:
+        return prompts.fill(template, view.template.box, view.template.image, view.search)
+    if view.later is None:
+        return prompts.build(view.template.box, think=think), [view.template.image, view.search]
+    question = prompts.build(view.template.box, second_box=view.later.box, think=think)
+    return question, [view.template.image, view.later.image, view.search]
+
+
+def _reuse_prefixes(loaded: Any, settings: Settings) -> Predict:
+    """Predict with a model loaded here; what precedes the search region is encoded once per template, not per frame."""
+    from r1track.core import generation
+
+    think = settings.task.think
+    decoder = generation.Decoder(loaded, max_tokens=settings.track.max_tokens, think=think)
+    prefixes: dict[tuple[Template, Template | None], generation.Prefix] = {}
+
+    def predict(views: list[View]) -> list[str]:
+        nonlocal prefixes
+        by_templates = {(view.template, view.later): view for view in views}
+        new = {key: _question(view, think) for key, view in by_templates.items() if key not in prefixes}
         if new:
-            made = decoder.prefixes([questions[k] for k in new], [templates[k] for k in new])
-            held.update((keys[k], prefix) for k, prefix in zip(new, made, strict=True))
-        held = {key: held[key] for key in keys}
-        return decoder.answers(questions[0], list(held.values()), [view.search for view in views])
+            questions, images = zip(*new.values(), strict=True)
+            encoded = decoder.prefixes(list(questions), [row[:-1] for row in images])
+            prefixes.update(zip(new, encoded, strict=True))
+        prefixes = {key: prefixes[key] for key in by_templates}  # those of finished sequences go
+        question, _ = _question(views[0], think)
+        return decoder.answers(question, list(prefixes.values()), [view.search for view in views])
 
-    return ask, answer
-
-
-def _local(settings: Settings, reuse: bool) -> tuple[Answer, Any]:
-    """The answers of a model that is loaded here, and with `reuse` its generation.Decoder."""
-    from r1track.core import generation, models
-
-    loaded, track = models.load(settings.model.base, settings.model), settings.track
-    decoder = generation.Decoder(loaded, max_tokens=track.max_tokens, think=settings.task.think) if reuse else None
-    return lambda asked, images, most: models.generate(
-        loaded, asked, images, max_tokens=most, batch=track.batch
-    ), decoder
+    return predict
 
 
 def ground(
-    answer: Answer, images: list[Image.Image], descriptions: list[str], settings: Settings
-) -> list[tuple[str, Array | None]]:
-    """For every image the answer, and the box x, y, w, h in its pixels, None where the answer holds not one.
+    generate: Generate, images: list[Image.Image], descriptions: list[str], settings: Settings
+) -> list[Grounding]:
+    """Where the described target is in each image. An answer without a box, or with several, gives no box.
 
-    Answers are in pixels of what the model sees: the image with sides of whole patches, between model.min_pixels and
-    model.max_pixels. A box is brought inside the image; none of its sides is below track.min_side.
+    Boxes in answers are corners in pixels of the resized image that the model sees: its sides are multiples of 28, its
+    area lies between model.min_pixels and model.max_pixels. They are mapped to the image and treated as in tracking.
     """
-    questions, found = [prompts.ground(description) for description in descriptions], []
-    for text, image in zip(answer(questions, [[image] for image in images], GROUND_TOKENS), images, strict=True):
+    questions, groundings = [prompts.ground(description) for description in descriptions], []
+    for answer, image in zip(generate(questions, [[image] for image in images], GROUND_TOKENS), images, strict=True):
         width, height = processed_size(image.size, settings.model)
-        box = prompts.parse_box(text, size=(width, height))
+        box = prompts.parse_box(answer, size=(width, height))
         if box is not None:
             scale = (image.width / width, image.height / height) * 2
             box = clip_and_widen(box * scale, image.size, settings.track.min_side)
-        found.append((text, box))
-    return found
+        groundings.append(Grounding(answer, box))
+    return groundings

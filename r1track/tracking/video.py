@@ -1,11 +1,12 @@
-"""Command `video`: one target followed through a video file or a folder of images, and drawn on a copy of it.
+"""Command `video`: follow one target through a video file or a folder of images, and draw it on a copy.
 
-Frames are decoded as they are needed, three times over: to count them, to track, and to draw. OpenCV comes here without
-windows; a preview picture stands in for one.
+Frames are decoded as they are needed, three times: to count them, to track, and to draw. There is no live window, since
+the OpenCV that is installed has none; there is a preview picture.
 """
 
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
@@ -20,11 +21,12 @@ from r1track.core.schema import Settings
 from r1track.core.sequences import Sequence
 from r1track.tracking import predictors
 from r1track.tracking.motion import UNSEEN, clip_and_widen
-from r1track.tracking.track import Track, follow, open_frame
+from r1track.tracking.track import follow, open_frame
+from r1track.tracking.track_files import Track
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-RATE = Fraction(25)  # frames per second of what tells none, such as a folder
-COLUMNS, ROWS, WIDTH = 4, 3, 320  # of the preview, and pixels of a frame in it
+RATE = Fraction(25)  # frames per second where the input gives none, as a folder does
+COLUMNS, ROWS, WIDTH = 4, 3, 320  # frames in a row and in a column of the preview, and pixels of a frame's width
 
 
 def frames(video: Path) -> Iterator[tuple[Image.Image, Fraction]]:
@@ -42,16 +44,16 @@ def frames(video: Path) -> Iterator[tuple[Image.Image, Fraction]]:
 
 
 def _draw(track: Track, video: Path, out: Path, preview: Path | None) -> None:
-    """Write the frames with their boxes to `out`, and some of them, side by side, to `preview`."""
+    """Write the frames of `video` with the boxes of its track to `out`, and some as one picture to `preview`."""
     total, (first, rate) = len(track.boxes), next(frames(video))
-    size = first.width + first.width % 2, first.height + first.height % 2  # the codec wants even sides
+    size = first.width + first.width % 2, first.height + first.height % 2  # the codec needs even sides
     height, count = round(WIDTH * size[1] / size[0]), min(total, COLUMNS * ROWS)
     sheet = Image.new("RGB", (min(COLUMNS, count) * WIDTH, -(-count // COLUMNS) * height))
     picks = np.linspace(0, total - 1, count).round().astype(int).tolist()
     with files.atomic_file(out) as temp_path, av.open(str(temp_path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate, width=size[0], height=size[1], pix_fmt="yuv420p")
         for t, (image, _) in enumerate(progress(frames(video), "drawing", total)):
-            colour = (255, 160, 0) if track.status[t] in UNSEEN else (60, 255, 60)
+            colour = (255, 160, 0) if track.statuses[t] in UNSEEN else (60, 255, 60)
             corners = xywh_to_xyxy(track.boxes[t]).tolist()
             ImageDraw.Draw(image).rectangle(corners, outline=colour, width=max(2, image.width // 200))
             image = image.crop((0, 0, *size))  # a frame of another size than the first is cut or padded
@@ -66,10 +68,10 @@ def _draw(track: Track, video: Path, out: Path, preview: Path | None) -> None:
 
 
 def run(settings: Settings, video: Path, model: str, out: Path, start: list[float] | str, preview: Path | None) -> None:
-    """Track the target through `video`; write it drawn to `out` (mp4), and its boxes to a CSV file beside.
+    """Track the target through `video`; write the drawn video to `out` (.mp4) and the boxes to a CSV file beside it.
 
-    start: the box x, y, w, h in the first frame, or a description. model: as for `track`. preview: a JPEG file.
-    Raises FileNotFoundError and ValueError, with file and remedy, for what cannot be read or started from.
+    start: the box x, y, w, h in pixels of the first frame, or a description. model: as for `track`. preview: a JPEG
+    file. Raises FileNotFoundError and ValueError, with file and remedy, for an input or a start that cannot be used.
     """
     if out.suffix != ".mp4":
         raise ValueError(f"--out {out}: not an .mp4 file; name one")
@@ -79,22 +81,25 @@ def run(settings: Settings, video: Path, model: str, out: Path, start: list[floa
     settings, (first, _) = predictors.settings_for(settings, model), next(frames(video))
     if not isinstance(start, str) and not (min(start[2:]) > 0 and area(clip(xywh_to_xyxy(start), *first.size)) > 0):
         raise ValueError(f"--box {start}: no part of the first frame, {first.width} x {first.height}; give x,y,w,h")
-    ask, answer = predictors.load_predictor(settings, model)
+    predict, generate = predictors.load_predictor(settings, model)
     if isinstance(start, str):
-        if answer is None:
+        if generate is None:
             raise ValueError(f"--text {start!r}: {model} cannot read; give --box")
-        ((text, box),) = predictors.ground(answer, [first], [start], settings)
+        ((answer, box),) = predictors.ground(generate, [first], [start], settings)
         if box is None:
-            raise ValueError(f"--text {start!r}: no box in the answer {text!r}; say it otherwise, or give --box")
+            raise ValueError(
+                f"--text {start!r}: no box in the answer {answer!r}; describe it in other words, or give --box"
+            )
     else:
         box = clip_and_widen(xywh_to_xyxy(start), first.size, settings.track.min_side)
     none = np.zeros(total, bool)
     sequence = Sequence(video.stem, (video,) * total, box[None], none, np.full(total, np.nan), none, {}, None)
     images = (image for image, _ in frames(video))
     with Progress() as bar:
-        line = bar.add_task(f"tracking {video.name}", total=total - 1)
-        (track,) = follow([sequence], ask, settings, tick=lambda n: bar.advance(line, n), read=lambda *_: next(images))
+        task_id = bar.add_task(f"tracking {video.name}", total=total - 1)
+        tick = partial(bar.advance, task_id)
+        (track,) = follow([sequence], predict, settings, tick=tick, read=lambda *_: next(images))
     _draw(track, video, out, preview)
-    boxes = [",".join(f"{v:.3f}" for v in each) for each in track.boxes]
-    rows = [f"{t},{each},{status}\n" for t, (each, status) in enumerate(zip(boxes, track.status, strict=True), 1)]
+    boxes = [",".join(f"{v:.3f}" for v in box) for box in track.boxes]
+    rows = [f"{t},{box},{status}\n" for t, (box, status) in enumerate(zip(boxes, track.statuses, strict=True), 1)]
     files.write_text(out.with_suffix(".csv"), "".join(["frame,x,y,w,h,status\n", *rows]))

@@ -26,7 +26,7 @@ def probes():
 
 
 @pytest.fixture(scope="module")
-def told(probes):
+def answered(probes):
     return kl.ask_base("tiny", SETTINGS.model, probes, batch=4)
 
 
@@ -44,9 +44,9 @@ def moved(tmp_path_factory):
     return folder
 
 
-def test_the_places_are_those_of_the_answers_tokens_and_of_its_end(tiny, told):
+def test_the_places_are_those_of_the_answers_tokens_and_of_its_end(tiny, answered):
     tokenizer = tiny.processor.tokenizer
-    for probe in told:
+    for probe in answered:
         assert probe.answer
         expected = [*tokenizer(probe.answer)["input_ids"], tokenizer.eos_token_id]
         allowed = probe.expected.clone()
@@ -55,37 +55,39 @@ def test_the_places_are_those_of_the_answers_tokens_and_of_its_end(tiny, told):
         assert probe.expected.exp().sum(-1) == pytest.approx(torch.ones(len(expected)), abs=1e-4)
 
 
-def test_the_base_does_not_diverge_from_itself(tiny, told):
-    found = kl.measure(tiny, told)
-    assert found["questions"]["prompts"] == 6
-    assert found["questions"]["tokens"] == sum(len(probe.expected) for probe in told)
-    assert found["questions"]["nats"] == pytest.approx(0, abs=1e-6)
+def test_the_base_does_not_diverge_from_itself(tiny, answered):
+    divergence = kl.measure(tiny, answered)["questions"]
+    assert divergence.prompts == 6
+    assert divergence.tokens == sum(len(probe.expected) for probe in answered)
+    assert divergence.nats == pytest.approx(0, abs=1e-6)
 
 
-def test_a_moved_model_diverges_by_what_torch_finds_on_its_own_way_through_both_models(tiny, moved, told):
+def test_a_moved_model_diverges_by_what_torch_finds_on_its_own_way_through_both_models(tiny, moved, answered):
     other = models.load(str(moved), SETTINGS.model)
     total = torch.empty(0)
-    for probe in told:
-        asked = models.inputs(tiny, [probe.question], [probe.images])
+    for probe in answered:
+        inputs = models.inputs(tiny, [probe.question], [probe.images])
         answer = torch.tensor([[*tiny.processor.tokenizer(probe.answer)["input_ids"]]])
-        start = asked["input_ids"].shape[1]
+        start = inputs["input_ids"].shape[1]
         logits = []
         for model in (tiny.model, other.model):  # token by token, as a sampler would
             steps = []
             for k in range(answer.shape[1] + 1):
-                ids = torch.cat([asked["input_ids"], answer[:, :k]], 1)
+                ids = torch.cat([inputs["input_ids"], answer[:, :k]], 1)
                 rest = {
-                    key: torch.nn.functional.pad(asked[key], (0, k)) for key in asked if asked[key].shape == (1, start)
+                    key: torch.nn.functional.pad(inputs[key], (0, k))
+                    for key in inputs
+                    if inputs[key].shape == (1, start)
                 }
                 rest |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
                 with torch.inference_mode():
-                    steps.append(model(**{**asked, **rest}).logits[0, -1])
+                    steps.append(model(**{**inputs, **rest}).logits[0, -1])
             logits.append(torch.stack(steps).log_softmax(-1))
-        found = torch.nn.functional.kl_div(logits[1], logits[0], log_target=True, reduction="none").sum(-1)
-        total = torch.cat([total, found])
-    measured = kl.measure(other, told)["questions"]
-    assert measured["nats"] == pytest.approx(float(total.mean()), rel=1e-3)
-    assert measured["nats"] > 0.001
+        terms = torch.nn.functional.kl_div(logits[1], logits[0], log_target=True, reduction="none").sum(-1)
+        total = torch.cat([total, terms])
+    measured = kl.measure(other, answered)["questions"]
+    assert measured.nats == pytest.approx(float(total.mean()), rel=1e-3)
+    assert measured.nats > 0.001
 
 
 def test_the_stage_measures_a_tuned_model_on_held_out_pairs_and_on_questions_but_not_the_base(moved, tmp_path):
@@ -100,6 +102,6 @@ def test_the_stage_measures_a_tuned_model_on_held_out_pairs_and_on_questions_but
         vqa.run(settings, model, tmp_path / name, tmp_path / "pairs")
     base, tuned = (files.read_json(tmp_path / name / "manifest.json") for name in ("base", "tuned"))
     assert base["kl"] == {}
-    assert {kind: found["prompts"] for kind, found in tuned["kl"].items()} == {"questions": 4, "tracking": 4}
-    assert all(found["nats"] > 0 for found in tuned["kl"].values())
+    assert {kind: entry["prompts"] for kind, entry in tuned["kl"].items()} == {"questions": 4, "tracking": 4}
+    assert all(entry["nats"] > 0 for entry in tuned["kl"].values())
     assert tuned["kl"]["tracking"]["tokens"] > 3 * tuned["kl"]["questions"]["tokens"]

@@ -42,9 +42,9 @@ def flipped(share, items=600, seed=0):
 
 
 def test_identical_answers_are_retained(base):
-    found = verdict.judge(base, base, RULE)
-    assert (found["verdict"], found["difference"]) == ("RETAINED", 0)
-    assert found["sets"]["easy"] | {"leaks": 0, "tango_lower": 0, "interval": 0} == {
+    judged = verdict.judge(base, base, RULE)
+    assert (judged.verdict, judged.difference) == ("RETAINED", 0)
+    assert judged.sets["easy"].as_json() | {"leaks": 0, "tango_lower": 0, "interval": 0} == {
         "n": 600, "base": 80, "tuned": 80, "gained": 0, "lost": 0, "difference": 0, "lenient_difference": 0,
         "mcnemar_p": 1, "bootstrap_p": 1, "tango_lower": 0, "interval": 0, "flagged": False, "leaks": 0, "flips": [],
     }  # fmt: skip
@@ -53,44 +53,42 @@ def test_identical_answers_are_retained(base):
 def test_no_change_among_n_items_leaves_the_doubt_that_the_score_bound_leaves(base):
     z = stats.norm.ppf(1 - RULE.alpha / 2)
     reach = 100 * z**2 / (600 + z**2)
-    assert verdict.judge(base, base, RULE)["interval"] == pytest.approx([-reach, reach])
+    assert verdict.judge(base, base, RULE).interval == pytest.approx([-reach, reach])
     few = RULE.model_copy(update={"margin": 0.6})
-    assert verdict.judge(base, base, few)["verdict"] == "INCONCLUSIVE"
-    assert verdict.judge(base, base, few)["needed_items"] > 600
+    assert verdict.judge(base, base, few).verdict == "INCONCLUSIVE"
+    assert verdict.judge(base, base, few).needed_items > 600
 
 
 def test_a_broken_model_is_regressed_and_its_set_flagged(base, tmp_path):
     tuned = write(tmp_path / "tuned", {*range(0, 600, 5), *flipped(0.3)})
-    found = verdict.judge(base, tuned, RULE)
-    assert found["verdict"] == "REGRESSED"
-    assert found["difference"] == pytest.approx(-30)
-    easy = found["sets"]["easy"]
-    assert easy["flagged"]
-    assert (easy["gained"], easy["lost"]) == (0, 180)
-    assert easy["mcnemar_p"] < 1e-9
-    assert easy["tango_lower"] < -30
-    assert len(easy["flips"]) == 20
-    assert easy["flips"][0]["base"] == "yes"
-    assert easy["flips"][0]["tuned"] == "no"
+    judged = verdict.judge(base, tuned, RULE)
+    assert judged.verdict == "REGRESSED"
+    assert judged.difference == pytest.approx(-30)
+    easy = judged.sets["easy"]
+    assert easy.flagged
+    assert (easy.gained, easy.lost) == (0, 180)
+    assert easy.mcnemar_p < 1e-9
+    assert easy.tango_lower < -30
+    assert len(easy.flips) == 20
+    assert easy.flips[0].base == "yes"
+    assert easy.flips[0].tuned == "no"
 
 
 def test_a_sure_loss_beyond_the_margin_is_regressed_without_any_flag(base, tmp_path):
-    found = verdict.judge(base, write(tmp_path / "tuned", {*range(0, 600, 5), *flipped(0.025)}), RULE)
-    assert found["verdict"] == "REGRESSED"
-    assert not found["sets"]["easy"]["flagged"]
+    judged = verdict.judge(base, write(tmp_path / "tuned", {*range(0, 600, 5), *flipped(0.025)}), RULE)
+    assert judged.verdict == "REGRESSED"
+    assert not judged.sets["easy"].flagged
 
 
 def test_a_loss_that_is_not_significant_is_not_retained(base, tmp_path):
     gained, lost = [0, 5, 10, 15, 20, 25, 30, 35, 40, 45], flipped(0.025)
-    found = verdict.judge(base, write(tmp_path / "tuned", {*range(0, 600, 5), *lost} - {*gained}), RULE)
-    assert found["sets"]["easy"]["mcnemar_p"] > 0.05
-    assert found["verdict"] == "INCONCLUSIVE"
+    judged = verdict.judge(base, write(tmp_path / "tuned", {*range(0, 600, 5), *lost} - {*gained}), RULE)
+    assert judged.sets["easy"].mcnemar_p > 0.05
+    assert judged.verdict == "INCONCLUSIVE"
     variance, gap = (25 / 600 - (5 / 600) ** 2), 0.02 - 5 / 600
-    assert found["needed_items"] == pytest.approx(
-        7.849 * variance / gap**2, rel=0.25
-    )  # the score bound reaches further
-    assert found["needed_items"] > 600
-    assert str(found["needed_items"]) in found["reasons"][0]
+    assert judged.needed_items == pytest.approx(7.849 * variance / gap**2, rel=0.25)  # the score bound reaches further
+    assert judged.needed_items > 600
+    assert str(judged.needed_items) in judged.reasons[0]
 
 
 def test_questions_on_shared_images_count_for_less(tmp_path):
@@ -100,7 +98,7 @@ def test_questions_on_shared_images_count_for_less(tmp_path):
     for per_image in (1, 6):
         base = write(tmp_path / f"base{per_image}", gained, per_image=per_image)
         tuned = write(tmp_path / f"tuned{per_image}", lost, per_image=per_image)
-        low, high = verdict.judge(base, tuned, RULE)["interval"]
+        low, high = verdict.judge(base, tuned, RULE).interval
         width[per_image] = high - low
     assert width[6] / width[1] == pytest.approx(6**0.5, rel=0.25)
 
@@ -109,96 +107,96 @@ def test_pooled_difference_is_the_unweighted_mean_of_the_sets(tmp_path):
     for folder, wrong in (("base", ()), ("tuned", range(60))):
         write(tmp_path / folder, wrong, items=400, name="small")
         write(tmp_path / folder, (), items=1200, name="large")
-    found = verdict.judge(tmp_path / "base", tmp_path / "tuned", RULE)
-    assert found["difference"] == pytest.approx(-15 / 2)
-    assert [found["sets"][name]["flagged"] for name in ("small", "large")] == [True, False]
-    assert found["interval"][0] < found["difference"] < found["interval"][1]
+    judged = verdict.judge(tmp_path / "base", tmp_path / "tuned", RULE)
+    assert judged.difference == pytest.approx(-15 / 2)
+    assert [judged.sets[name].flagged for name in ("small", "large")] == [True, False]
+    assert judged.interval[0] < judged.difference < judged.interval[1]
 
 
 def test_one_set_that_is_lost_regresses_a_model_whose_mean_stays_within_the_margin(tmp_path):
     for folder, wrong in (("base", ()), ("tuned", range(14))):
         write(tmp_path / folder, wrong, items=400, name="small")
         write(tmp_path / folder, (), items=1200, name="large")
-    found = verdict.judge(tmp_path / "base", tmp_path / "tuned", RULE)
-    assert found["difference"] == pytest.approx(-1.75)
-    assert (found["verdict"], found["reasons"]) == ("REGRESSED", ["small lost 3.50 points"])
+    judged = verdict.judge(tmp_path / "base", tmp_path / "tuned", RULE)
+    assert judged.difference == pytest.approx(-1.75)
+    assert (judged.verdict, judged.reasons) == ("REGRESSED", ["small lost 3.50 points"])
 
 
 def test_a_large_loss_flags_no_set_while_it_may_be_chance(tmp_path):
     base, tuned = write(tmp_path / "base", range(10), items=300), write(tmp_path / "tuned", range(10, 30), items=300)
-    easy = verdict.judge(base, tuned, RULE)["sets"]["easy"]
-    assert easy["difference"] == pytest.approx(-10 / 3)
-    assert easy["mcnemar_p"] > 0.05
-    assert not easy["flagged"]
+    easy = verdict.judge(base, tuned, RULE).sets["easy"]
+    assert easy.difference == pytest.approx(-10 / 3)
+    assert easy.mcnemar_p > 0.05
+    assert not easy.flagged
 
 
 @pytest.mark.parametrize("side", ["base", "tuned"])
 def test_boxes_as_answers_are_invalid_with_the_leak_named(base, tmp_path, side):
     tuned = write(tmp_path / "tuned", range(0, 600, 5))
     write(tmp_path / side, range(0, 600, 5), answers=dict.fromkeys(range(7), "[12, 30, 50, 80]"))
-    found = verdict.judge(base, tuned, RULE)
-    assert found["verdict"] == "INVALID"
-    assert f"1.2% of the answers of {side} are boxes" in found["reasons"][0]
+    judged = verdict.judge(base, tuned, RULE)
+    assert judged.verdict == "INVALID"
+    assert f"1.2% of the answers of {side} are boxes" in judged.reasons[0]
     write(tmp_path / side, range(0, 600, 5), answers=dict.fromkeys(range(6), "[12, 30, 50, 80]"))
-    assert verdict.judge(base, tuned, RULE)["verdict"] == "RETAINED"
+    assert verdict.judge(base, tuned, RULE).verdict == "RETAINED"
 
 
 def test_a_model_that_is_broken_and_answers_boxes_is_invalid_not_regressed(base, tmp_path):
     tuned = write(tmp_path / "tuned", range(600), answers=dict.fromkeys(range(600), "[1, 2, 3, 4]"))
-    found = verdict.judge(base, tuned, RULE)
-    assert found["verdict"] == "INVALID"
-    assert found["difference"] == pytest.approx(-80)
+    judged = verdict.judge(base, tuned, RULE)
+    assert judged.verdict == "INVALID"
+    assert judged.difference == pytest.approx(-80)
 
 
 def test_unparsed_answers_are_invalid(base, tmp_path):
     tuned = write(tmp_path / "tuned", range(0, 600, 5), answers=dict.fromkeys(range(13), " "))
-    found = verdict.judge(base, tuned, RULE)
-    assert found["verdict"] == "INVALID"
-    assert "unparsed answers changed by +2.2 points" in found["reasons"][0]
+    judged = verdict.judge(base, tuned, RULE)
+    assert judged.verdict == "INVALID"
+    assert "unparsed answers changed by +2.2 points" in judged.reasons[0]
 
 
 def test_other_items_are_invalid(base, tmp_path):
-    found = verdict.judge(base, write(tmp_path / "tuned", range(0, 600, 5), items=601), RULE)
-    assert found["verdict"] == "INVALID"
-    assert found["reasons"] == ["easy: item ids differ: 600 answered by both, 0 only by base, 1 only by tuned"]
+    judged = verdict.judge(base, write(tmp_path / "tuned", range(0, 600, 5), items=601), RULE)
+    assert judged.verdict == "INVALID"
+    assert judged.reasons == ["easy: item ids differ: 600 answered by both, 0 only by base, 1 only by tuned"]
 
 
 def test_other_images_under_the_same_ids_are_invalid(base, tmp_path):
     tuned = write(tmp_path / "tuned", range(0, 600, 5))
     path = tuned / "easy.jsonl"
     path.write_text(path.read_text().replace("f" * 64, "e" * 64, 1))
-    found = verdict.judge(base, tuned, RULE)
-    assert found["verdict"] == "INVALID"
-    assert "1 items differ in doc_hash, target, first 0" in found["reasons"][0]
+    judged = verdict.judge(base, tuned, RULE)
+    assert judged.verdict == "INVALID"
+    assert "1 items differ in doc_hash, target, first 0" in judged.reasons[0]
 
 
 def test_a_set_that_one_model_was_not_asked_is_invalid_and_has_no_figures(base, tmp_path):
-    found = verdict.judge(base, write(tmp_path / "tuned", name="other"), RULE)
-    assert (found["verdict"], found["difference"], found["interval"]) == ("INVALID", None, None)
-    assert len(found["reasons"]) == 2
-    assert "INVALID: easy: item ids differ" in verdict.summary(found)
+    judged = verdict.judge(base, write(tmp_path / "tuned", name="other"), RULE)
+    assert (judged.verdict, judged.difference, judged.interval) == ("INVALID", None, None)
+    assert len(judged.reasons) == 2
+    assert "INVALID: easy: item ids differ" in judged.summary
 
 
 def test_too_few_items_are_invalid(tmp_path):
     base = write(tmp_path / "base", items=299)
-    found = verdict.judge(base, base, RULE)
-    assert found["verdict"] == "INVALID"
-    assert "299 items, fewer than 300" in found["reasons"][0]
+    judged = verdict.judge(base, base, RULE)
+    assert judged.verdict == "INVALID"
+    assert "299 items, fewer than 300" in judged.reasons[0]
 
 
 def test_a_base_that_differs_from_itself_is_invalid(tmp_path):
     for difference, word in ((-0.6, "INVALID"), (0.5, "RETAINED")):
         noise = {"items": 300, "difference": difference, "changed": 9}
-        found = verdict.judge(*[write(tmp_path / "base", self=noise)] * 2, RULE)
-        assert found["verdict"] == word
-        assert found["self"] == noise
+        judged = verdict.judge(*[write(tmp_path / "base", self=noise)] * 2, RULE)
+        assert judged.verdict == word
+        assert judged.repeat.as_json() == noise
 
 
 def test_models_asked_under_different_settings_are_invalid(tmp_path):
     folders = [write(tmp_path / name, settings={"vqa": {"batch": batch}}) for name, batch in (("a", 8), ("b", 16))]
-    found = verdict.judge(*folders, RULE)
-    assert found["verdict"] == "INVALID"
-    assert found["reasons"] == ["base and tuned were asked with different settings: vqa"]
+    judged = verdict.judge(*folders, RULE)
+    assert judged.verdict == "INVALID"
+    assert judged.reasons == ["base and tuned were asked with different settings: vqa"]
 
 
 def run(rule, base, tuned, out):
@@ -219,25 +217,25 @@ def test_the_rules_hash_changes_with_the_rule_but_not_with_what_follows_from_it(
 @pytest.mark.parametrize(("on_regression", "stops"), [("fail", True), ("warn", False)])
 def test_a_regression_is_written_and_logged_before_it_stops_the_run(base, tmp_path, caplog, on_regression, stops):
     tuned, out = write(tmp_path / "tuned", range(600)), tmp_path / "out" / "verdict.json"
-    found = run(RULE.model_copy(update={"on_regression": on_regression}), base, [tuned], out)
+    judged = run(RULE.model_copy(update={"on_regression": on_regression}), base, [tuned], out)
     if stops:
         with pytest.raises(ValueError, match=r"tuned: REGRESSED: -80\.00 points .* easy lost 80\.00 points"):
             verdict.gate(out, on_regression)
     else:
         verdict.gate(out, on_regression)
-    assert found["models"]["tuned"]["verdict"] == "REGRESSED"
+    assert judged["models"]["tuned"]["verdict"] == "REGRESSED"
     assert "REGRESSED: -80.00 points" in caplog.text
     assert sorted(path.name for path in out.parent.iterdir()) == ["verdict.json", "verdict.json.provenance.json"]
 
 
 def test_every_arm_has_its_verdict_and_only_the_last_stops_the_run(base, tmp_path):
-    lost, kept = write(tmp_path / "sft", range(600)), write(tmp_path / "grpo", range(0, 600, 5))
-    found = run(RULE, base, [lost, kept], tmp_path / "verdict.json")
-    assert [(name, each["verdict"]) for name, each in found["models"].items()] == [
+    lost, retained = write(tmp_path / "sft", range(600)), write(tmp_path / "grpo", range(0, 600, 5))
+    judged = run(RULE, base, [lost, retained], tmp_path / "verdict.json")
+    assert [(name, arm["verdict"]) for name, arm in judged["models"].items()] == [
         ("sft", "REGRESSED"), ("grpo", "RETAINED"),
     ]  # fmt: skip
     verdict.gate(tmp_path / "verdict.json", "fail")
-    run(RULE, base, [kept, lost], tmp_path / "verdict.json")
+    run(RULE, base, [retained, lost], tmp_path / "verdict.json")
     with pytest.raises(ValueError, match="sft: REGRESSED"):
         verdict.gate(tmp_path / "verdict.json", "fail")
 
@@ -262,7 +260,8 @@ def test_a_kept_ability_is_logged_in_one_line(base, tmp_path, caplog):
 def test_a_write_that_breaks_leaves_the_old_verdict(base, tmp_path, monkeypatch):
     out = tmp_path / "verdict.json"
     out.write_text("old")
-    monkeypatch.setattr(verdict, "judge", lambda *_: {"verdict": "RETAINED", "difference": float("nan")})
+    judged = verdict.judge(base, base, RULE).model_copy(update={"difference": float("nan")})
+    monkeypatch.setattr(verdict, "judge", lambda *_: judged)
     with pytest.raises(ValueError, match="not JSON compliant"):
         run(RULE, base, [base], out)
     assert out.read_text() == "old"
@@ -282,16 +281,16 @@ def test_partial_scores_are_judged_by_the_bootstrap_and_not_by_mcnemar(tmp_path)
     random = np.random.default_rng(0)
     before = random.choice([0, 0.3, 0.6, 0.9, 1], size=800)
     loss = np.where(random.random(800) < 0.2, 0.3, 0) * (before >= 0.3)
-    found = verdict.judge(soft(tmp_path / "base", before), soft(tmp_path / "tuned", before - loss), RULE)
-    each = found["sets"]["soft"]
-    assert found["verdict"] == "REGRESSED"
-    assert each["flagged"]
-    assert (each["mcnemar_p"], each["gained"], each["lost"]) == (None, 0, int((loss > 0).sum()))
-    assert each["difference"] == pytest.approx(-100 * loss.mean())
+    judged = verdict.judge(soft(tmp_path / "base", before), soft(tmp_path / "tuned", before - loss), RULE)
+    partial = judged.sets["soft"]
+    assert judged.verdict == "REGRESSED"
+    assert partial.flagged
+    assert (partial.mcnemar_p, partial.gained, partial.lost) == (None, 0, int((loss > 0).sum()))
+    assert partial.difference == pytest.approx(-100 * loss.mean())
     theirs = stats.bootstrap(
         (-100 * loss,), np.mean, n_resamples=5000, confidence_level=0.9, method="percentile", rng=1
     )
-    low, high = each["interval"]  # the score bounds are wider: they do not know how small the steps are
+    low, high = partial.interval  # the score bounds are wider: they do not know how small the steps are
     assert low < theirs.confidence_interval.low
     assert theirs.confidence_interval.high < high < 0
 
@@ -299,25 +298,25 @@ def test_partial_scores_are_judged_by_the_bootstrap_and_not_by_mcnemar(tmp_path)
 def test_boxes_are_no_leak_where_a_box_is_asked_for(base, tmp_path):
     path = base / "easy.jsonl"
     path.write_text(path.read_text().replace('"yes"', '"[1, 2, 3, 4]"'))
-    assert verdict.judge(base, base, RULE)["sets"]["easy"]["leaks"]["base"]["box"] == 0
+    assert verdict.judge(base, base, RULE).sets["easy"].leaks["base"].box == 0
 
 
 def test_a_base_far_from_its_published_score_is_invalid(tmp_path):
     for published, word in ((71.9, "INVALID"), (72.0, "RETAINED"), (None, "RETAINED")):
-        asked = {"vqa": {"sets": {"easy": {"published": published}}}}
-        folder = write(tmp_path / "base", range(0, 600, 5), settings=asked)
-        found = verdict.judge(folder, folder, RULE)
-        assert found["verdict"] == word
-    found = verdict.judge(
+        settings = {"vqa": {"sets": {"easy": {"published": published}}}}
+        folder = write(tmp_path / "base", range(0, 600, 5), settings=settings)
+        judged = verdict.judge(folder, folder, RULE)
+        assert judged.verdict == word
+    judged = verdict.judge(
         *[write(tmp_path / "base", settings={"vqa": {"sets": {"easy": {"published": 95.0}}}})] * 2, RULE
     )
-    assert found["verdict"] == "RETAINED"
+    assert judged.verdict == "RETAINED"
 
 
 def test_what_the_stage_measured_beside_the_answers_is_kept(base, tmp_path):
     kl = {"tracking": {"prompts": 64, "tokens": 900, "nats": 0.25}}
-    found = verdict.judge(base, write(tmp_path / "tuned", range(0, 600, 5), kl=kl), RULE)
-    assert (found["kl"], found["self"]["items"]) == (kl, 300)
+    judged = verdict.judge(base, write(tmp_path / "tuned", range(0, 600, 5), kl=kl), RULE)
+    assert (judged.as_json()["kl"], judged.repeat.items) == (kl, 300)
 
 
 def sample(place, score, **metric):
@@ -345,12 +344,12 @@ def test_samples_that_lmms_eval_logged_are_judged(name, tmp_path):
         rows = [FORMS[name](place, int(place % wrong != 0)) for place in range(400)]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"20260101_120000_samples_{name}.jsonl").write_text(text)
-    found = verdict.judge(tmp_path / "base", tmp_path / "tuned", RULE)
+    judged = verdict.judge(tmp_path / "base", tmp_path / "tuned", RULE)
     worth = 90 if name == "textvqa_val" else 100
-    assert found["sets"][name]["base"] == pytest.approx(0.8 * worth)
-    assert found["sets"][name]["difference"] == pytest.approx(-0.05 * worth)
-    assert (found["sets"][name]["gained"], found["sets"][name]["lost"]) == (60, 80)
-    assert found["sets"][name]["flips"][0]["question"] == "What colour?"
+    assert judged.sets[name].base == pytest.approx(0.8 * worth)
+    assert judged.sets[name].difference == pytest.approx(-0.05 * worth)
+    assert (judged.sets[name].gained, judged.sets[name].lost) == (60, 80)
+    assert judged.sets[name].flips[0].question == "What colour?"
 
 
 def test_two_files_of_one_task_are_refused(tmp_path):
@@ -402,11 +401,11 @@ def bench():
 
 def test_simulated_models_have_the_loss_that_they_are_said_to_have(bench):
     for soft in (False, True):
-        found = bench.scores(np.random.default_rng(0), 300_000, -0.02, 0.16, 3, soft)
-        assert (found[:, 1] - found[:, 0]).mean() == pytest.approx(-0.02, abs=0.003)
-        assert (found[:, 1] != found[:, 0]).mean() == pytest.approx(0.16, abs=0.005)
-        assert found.min() >= 0
-        assert found.max() <= 1
+        scores = bench.scores(np.random.default_rng(0), 300_000, -0.02, 0.16, 3, soft)
+        assert (scores[:, 1] - scores[:, 0]).mean() == pytest.approx(-0.02, abs=0.003)
+        assert (scores[:, 1] != scores[:, 0]).mean() == pytest.approx(0.16, abs=0.005)
+        assert scores.min() >= 0
+        assert scores.max() <= 1
 
 
 @pytest.mark.parametrize("name", ["one set of 500", "one set of 1500, three questions on an image"])

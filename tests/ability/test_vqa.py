@@ -10,7 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from r1track.ability import metrics, verdict, vqa
+from r1track.ability import metrics, records, verdict, vqa
 from r1track.ability import questions as question_sets
 from r1track.core import config, files, models, prompts, schema
 
@@ -237,7 +237,7 @@ def test_a_broken_image_is_refused_with_its_question_before_anything_is_asked(st
 
 def test_ids_that_stand_twice_are_refused_by_name(stored):
     source = stored({"question": ["a?", "b?", "c?"], "answer": ["red", "blue", "red"], "key": ["x", "y", "x"]})
-    with pytest.raises(ValueError, match=r"mine\.id = 'key': 1 ids stand there twice, first 'x'"):
+    with pytest.raises(ValueError, match=r"mine\.id = 'key': 1 ids occur twice, first 'x'"):
         load(schema.VqaSet(source=source, items=3, id="key"))
 
 
@@ -309,7 +309,7 @@ def asked(monkeypatch):
 
 
 def read_rows(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
 
 
 def test_the_stage_writes_scored_rows_and_a_manifest(settings, asked, tmp_path):
@@ -317,10 +317,10 @@ def test_the_stage_writes_scored_rows_and_a_manifest(settings, asked, tmp_path):
     rows, manifest = read_rows(tmp_path / "out" / "easy.jsonl"), files.read_json(tmp_path / "out" / "manifest.json")
     assert len(rows) == 350
     assert all(row["strict"] == row["lenient"] == (row["target"] == "yes") for row in rows)
-    found = manifest["sets"]["easy"]
-    assert found["items"] == {row["doc_id"]: row["image"] for row in rows}
-    assert found["strict"] == pytest.approx(100 * sum(row["target"] == "yes" for row in rows) / 350)
-    assert found["sha256"] == files.hash_file(tmp_path / "out" / "easy.jsonl")
+    entry = manifest["sets"]["easy"]
+    assert entry["items"] == {row["doc_id"]: row["image"] for row in rows}
+    assert entry["strict"] == pytest.approx(100 * sum(row["target"] == "yes" for row in rows) / 350)
+    assert entry["sha256"] == files.hash_file(tmp_path / "out" / "easy.jsonl")
     assert manifest["settings"] == config.stage_values(settings, "vqa")
     assert manifest["kl"] == {}
     assert files.read_json(tmp_path / "out" / "provenance.json")["stage"] == "vqa"
@@ -333,7 +333,7 @@ def test_rows_have_the_fields_of_lmms_evals_samples(settings, asked, tmp_path):
     assert {key: type(row[key]) for key in ("doc_id", "input", "target", "filtered_resps", "doc_hash")} == {
         "doc_id": str, "input": str, "target": str, "filtered_resps": str, "doc_hash": str,
     }  # fmt: skip
-    assert {key for key in row if key not in verdict.NO_SCORE} == {
+    assert {key for key in row if key not in records.NO_SCORE} == {
         "strict", "lenient", "unparsed", "image", "metric", "targets",
     }  # fmt: skip
 
@@ -450,13 +450,29 @@ def test_a_model_that_answers_boxes_to_every_question_is_invalid_with_the_leak_n
     boxes = [f"[{k}, {k}, {k + 20}, 60]" for k in range(100)]
     monkeypatch.setattr(models, "generate", lambda loaded, questions, *_, **__: boxes[: len(questions)])
     vqa.run(settings, "tiny", tmp_path / "tuned")
-    found = verdict.judge(tmp_path / "base", tmp_path / "tuned", schema.Verdict(max_self_gap=100))
-    assert found["verdict"] == "INVALID"
-    assert found["reasons"] == ["easy: 100.0% of the answers of tuned are boxes, above 1.0%"]
+    judged = verdict.judge(tmp_path / "base", tmp_path / "tuned", schema.Verdict(max_self_gap=100))
+    assert judged.verdict == "INVALID"
+    assert judged.reasons == ["easy: 100.0% of the answers of tuned are boxes, above 1.0%"]
 
 
 def test_the_runner_finds_the_same_answers_in_batches_and_one_at_a_time():
     items, loaded = load(schema.VqaSet(items=24)), models.load("tiny", TINY)
     together, alone = (vqa.ask(loaded, "asked", items, 8, batch) for batch in (16, 1))
     assert together == alone
-    assert len({row["filtered_resps"] for row in alone}) > 3
+    assert len({row.filtered_resps for row in alone}) > 3
+
+
+def test_questions_with_unusual_line_separators_survive_from_the_answers_to_the_verdict(asked, tmp_path):
+    questions = [f"left{mark}right?" for mark in ("\u2028", "\u2029", "\x85", "\x0b", "\x1c", "\r")]
+    rows = [{"file_name": "images/a.png", "question": text, "answer": "yes"} for text in questions]
+    spec = schema.VqaSet(source=own_folder(tmp_path / "own", rows), items=len(rows))
+    settings = config.Settings(model=TINY, vqa=schema.Vqa(batch=100, sets={"own": spec}))
+    for model in ("base", "tuned"):
+        vqa.run(settings, "tiny", tmp_path / model)
+    answers = records.read_answers(tmp_path / "base" / "own.jsonl")
+    assert [answer.input.split("\n")[0] for answer in answers] == questions
+    path = tmp_path / "tuned" / "own.jsonl"
+    path.write_text(path.read_text().replace('"yes", "doc_hash"', '"no", "doc_hash"').replace("1.0", "0.0"))
+    judged = verdict.judge(tmp_path / "base", tmp_path / "tuned", schema.Verdict(min_items=1, max_self_gap=100))
+    assert (judged.verdict, judged.sets["own"].lost) == ("REGRESSED", len(questions))
+    assert [flip.question.split("\n")[0] for flip in judged.sets["own"].flips] == questions

@@ -23,12 +23,12 @@ SHIFTS = {0: 2.0, 1: 5.0, 2: 9.0}  # pixels by which the runs of three seeds are
 
 
 def shifted(by):
-    """Boxes off the truth by about so many pixels, by others in every sequence; the first one is the true one."""
+    """Boxes that are off the truth by about so many pixels, in every sequence by others; the first box is true."""
 
     def boxes(sequence):
-        found = sequence.boxes.copy()
-        found[1:, 0] += by * (1 + int(sequence.name[-1]) / 5)
-        return found
+        moved = sequence.boxes.copy()
+        moved[1:, 0] += by * (1 + int(sequence.name[-1]) / 5)
+        return moved
 
     return boxes
 
@@ -52,7 +52,7 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(runs):
+def comparison(runs):
     names = ("seed0", "seed1", "rate0", "seed2", "rate1")
     return compare.compare([runs / name for name in names])
 
@@ -64,66 +64,66 @@ def scores(runs, name, model="grpo"):
 def averaged(runs, names, model="grpo"):
     """Mean over runs of each sequence's sum of overlaps, and the frames of each."""
     rows = [list(scores(runs, name, model)["sequences"].values()) for name in names]
-    sums = np.array([[row["overlap_sum"] for row in each] for each in rows])
+    sums = np.array([[row["overlap_sum"] for row in run] for run in rows])
     return sums.mean(0), np.array([row["frames"] for row in rows[0]])
 
 
-def test_runs_that_differ_in_the_seed_alone_are_one_group(found):
-    assert [(each["group"], each["seed"]) for each in found["runs"]] == [
+def test_runs_that_differ_in_the_seed_alone_are_one_group(comparison):
+    assert [(run.group, run.seed) for run in comparison.runs] == [
         ("A", 0), ("A", 1), ("B", 0), ("A", 2), ("B", 1),
     ]  # fmt: skip
-    assert found["fields"] == {"train.learning_rate": {"A": SETTINGS.train.learning_rate, "B": 3e-5}}
+    assert comparison.fields == {"train.learning_rate": {"A": SETTINGS.train.learning_rate, "B": 3e-5}}
 
 
 @pytest.mark.parametrize(("figure", "key"), [("AO", "ao"), ("SR.50", "sr50"), ("SR.75", "sr75")])
-def test_the_spread_is_that_of_numpy(runs, found, figure, key):
+def test_the_spread_is_that_of_numpy(runs, comparison, figure, key):
     values = [scores(runs, f"seed{seed}")[key] for seed in SHIFTS]
-    spread = found["groups"]["A"][f"toy-val: {figure}"]
+    spread = comparison.groups["A"][f"toy-val: {figure}"]
     assert len(set(values)) > 1
-    assert spread == pytest.approx(
+    assert spread._asdict() == pytest.approx(
         {"runs": 3, "mean": np.mean(values), "sd": np.std(values, ddof=1), "min": min(values), "max": max(values)}
     )
 
 
-def test_difference_ability_minutes_and_memory_stand_beside(runs, found):
-    group = found["groups"]["B"]
+def test_difference_ability_minutes_and_memory_stand_beside(runs, comparison):
+    group = comparison.groups["B"]
     gains = [scores(runs, name)["ao"] - scores(runs, name, "base")["ao"] for name in ("rate0", "rate1")]
-    assert group["toy-val: AO − base"]["mean"] == pytest.approx(np.mean(gains))
-    assert group["training, min"] == {"runs": 2, "mean": 1.5, "sd": 0.0, "min": 1.5, "max": 1.5}
+    assert group["toy-val: AO − base"].mean == pytest.approx(np.mean(gains))
+    assert group["training, min"] == compare.Spread(runs=2, mean=1.5, sd=0.0, min=1.5, max=1.5)
     verdicts = [
         files.read_json(runs / n / "vqa/verdict.json")["models"]["grpo"]["difference"] for n in ("rate0", "rate1")
     ]
-    assert group["general ability − base, points"]["mean"] == pytest.approx(np.mean(verdicts))
-    assert group["memory, GiB"]["min"] > 0
-    assert group["GPU memory, GiB"] == {"runs": 0, "mean": None, "sd": None, "min": None, "max": None}
+    assert group["general ability − base, points"].mean == pytest.approx(np.mean(verdicts))
+    assert group["memory, GiB"].min > 0
+    assert group["GPU memory, GiB"] == compare.Spread(runs=0, mean=None, sd=None, min=None, max=None)
 
 
-def test_groups_are_paired_by_sequence_over_the_mean_of_their_seeds(runs, found):
-    test = next(each for each in found["tests"] if each["difference"] == "B − A")
+def test_groups_are_paired_by_sequence_over_the_mean_of_their_seeds(runs, comparison):
+    test = next(test for test in comparison.tests if test.difference == "B − A")
     better, frames = averaged(runs, ("rate0", "rate1"))
     worse, _ = averaged(runs, ("seed0", "seed1", "seed2"))
     gaps = better - worse
-    assert test["value"] == pytest.approx(gaps.sum() / frames.sum())
-    assert test["sequences"] == len(gaps) == 7
+    assert test.value == pytest.approx(gaps.sum() / frames.sum())
+    assert test.sequences == len(gaps) == 7
     picks = np.random.default_rng(score.SEED).integers(0, 7, (SETTINGS.score.draws, 7))
     draws = gaps[picks].sum(1) / frames[picks].sum(1)
-    assert (test["low"], test["high"]) == pytest.approx(tuple(np.percentile(draws, [2.5, 97.5])))
+    assert (test.low, test.high) == pytest.approx(tuple(np.percentile(draws, [2.5, 97.5])))
     signs = np.array(np.meshgrid(*[[-1, 1]] * 7)).reshape(7, -1).T
     sums = signs @ gaps  # every one of the 2^7 ways to turn the signs
     extreme = min((sums >= gaps.sum() - 1e-9).sum(), (sums <= gaps.sum() + 1e-9).sum())
-    assert test["p"] == pytest.approx(min(1, 2 * extreme / 2**7))
+    assert test.p == pytest.approx(min(1, 2 * extreme / 2**7))
 
 
-def test_all_gains_of_one_sign_have_the_p_of_the_signed_rank_test(runs, found):
-    test = next(each for each in found["tests"] if each["difference"] == "A − base of A")
+def test_all_gains_of_one_sign_have_the_p_of_the_signed_rank_test(runs, comparison):
+    test = next(test for test in comparison.tests if test.difference == "A − base of A")
     tuned, _ = averaged(runs, ("seed0", "seed1", "seed2"))
     base, _ = averaged(runs, ("seed0", "seed1", "seed2"), "base")
     assert (tuned > base).all()
-    assert test["p"] == pytest.approx(stats.wilcoxon(tuned, base, method="exact").pvalue)
+    assert test.p == pytest.approx(stats.wilcoxon(tuned, base, method="exact").pvalue)
 
 
-def test_p_is_adjusted_for_the_number_of_tests(found):
-    raw, adjusted = ([each[key] for each in found["tests"]] for key in ("p", "p_holm"))
+def test_p_is_adjusted_for_the_number_of_tests(comparison):
+    raw, adjusted = ([getattr(test, key) for test in comparison.tests] for key in ("p", "p_holm"))
     assert len(raw) == 3
     assert min(adjusted) == pytest.approx(3 * min(raw))
     assert all(a >= p for a, p in zip(adjusted, raw, strict=True))
@@ -132,11 +132,11 @@ def test_p_is_adjusted_for_the_number_of_tests(found):
 def test_groups_on_other_true_boxes_are_not_paired_and_the_table_says_so(runs, tmp_path):
     other = make_run(tmp_path / "other", toy_split(tmp_path / "val", sequences=7, length=6, seed=8), seeded(0))
     compare.run([runs / "seed0", other], tmp_path / "out")
-    found = files.read_json(tmp_path / "out" / "compare.json")
-    (test,) = (each for each in found["tests"] if each["difference"] == "B − A")
+    comparison = files.read_json(tmp_path / "out" / "compare.json")
+    (test,) = (test for test in comparison["tests"] if test["difference"] == "B − A")
     assert test["refused"].startswith("not paired, other true boxes: ")
     assert "value" not in test
-    assert set(found["fields"]) == {"true boxes of toy-val"}
+    assert set(comparison["fields"]) == {"true boxes of toy-val"}
     for name in ("index.html", "compare.md"):
         assert test["refused"] in (tmp_path / "out" / name).read_text()
 
@@ -145,8 +145,8 @@ def test_a_set_that_only_one_group_has_is_not_paired(runs, tmp_path):
     other = shutil.copytree(runs / "seed0", tmp_path / "other")
     for place in [*other.glob("tracks/*/toy-val"), *other.glob("scores/*/toy-val.*")]:
         place.rename(place.with_name(place.name.replace("toy-val", "more-val")))
-    tests = compare.compare([runs / "seed1", other])["tests"]
-    refused = {each["set"]: each["refused"] for each in tests if each["difference"] == "B − A"}
+    tests = compare.compare([runs / "seed1", other]).tests
+    refused = {test.set: test.refused for test in tests if test.difference == "B − A"}
     assert refused == {"toy-val": "not paired, not in both", "more-val": "not paired, not in both"}
 
 
@@ -155,10 +155,10 @@ def test_one_run_has_no_spread_and_equal_runs_no_difference(runs, tmp_path):
     path = twin / "config/train.json"
     settings = files.read_json(path)
     files.write_json(path, {**settings, "train": {**settings["train"], "learning_rate": 1.0}})
-    found = compare.compare([runs / "seed0", twin])
-    assert found["groups"]["A"]["toy-val: AO"]["sd"] is None
-    test = next(each for each in found["tests"] if each["difference"] == "B − A")
-    assert (test["value"], test["low"], test["high"], test["p"]) == (0, 0, 0, 1)
+    comparison = compare.compare([runs / "seed0", twin])
+    assert comparison.groups["A"]["toy-val: AO"].sd is None
+    test = next(test for test in comparison.tests if test.difference == "B − A")
+    assert (test.value, test.low, test.high, test.p) == (0, 0, 0, 1)
 
 
 class Cells(HTMLParser):
@@ -199,10 +199,10 @@ def test_page_text_and_data_have_the_same_figures_from_a_shell(runs, tmp_path):
     assert page.rows == rows
     assert page.captions == 3
     assert page.loads == []
-    found = json.loads((tmp_path / "out/compare.json").read_text())
-    spread = found["groups"]["A"]["toy-val: AO"]
-    assert ["A: toy-val: AO", "3", *(f"{spread[key]:.3f}" for key in compare.ENDS)] in rows
-    (test,) = found["tests"]
+    comparison = json.loads((tmp_path / "out/compare.json").read_text())
+    spread = comparison["groups"]["A"]["toy-val: AO"]
+    assert ["A: toy-val: AO", "3", *(f"{spread[key]:.3f}" for key in ("mean", "sd", "min", "max"))] in rows
+    (test,) = comparison["tests"]
     assert [f"{test[key]:+.3f}" for key in ("value", "low", "high")] == rows[-1][3:6]
     assert files.read_json(tmp_path / "out/provenance.json")["stage"] == "compare"
 

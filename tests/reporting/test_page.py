@@ -49,7 +49,7 @@ def open_page(browser, page_file):
         page = browser.new_page(viewport=size, color_scheme=scheme, java_script_enabled=script)
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda asked: complaints.append(asked.url) if asked.url != page_file.as_uri() else None)
+        page.on("request", lambda sent: complaints.append(sent.url) if sent.url != page_file.as_uri() else None)
         page.goto(page_file.as_uri())
         pages.append(page)
         return page
@@ -57,7 +57,7 @@ def open_page(browser, page_file):
     yield opened
     for page in pages:
         page.close()
-    assert [each for each in complaints if not each.startswith("data:image/jpeg")] == []
+    assert [text for text in complaints if not text.startswith("data:image/jpeg")] == []
 
 
 def column(page, number):
@@ -73,18 +73,18 @@ def test_the_page_fits_its_width(open_page, width, scheme):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     SHOTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=SHOTS / f"report-{width}-{scheme}.png", full_page=True)
-    page.evaluate("document.querySelectorAll('details').forEach((each) => (each.open = true))")
+    page.evaluate("document.querySelectorAll('details').forEach((box) => (box.open = true))")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_axe_finds_nothing_serious_with_everything_open(open_page, width, scheme):
     page = open_page(width, scheme)
-    page.evaluate("document.querySelectorAll('details').forEach((each) => (each.open = true))")
-    found = axe.Axe().run(page).response
-    assert len(found["passes"]) > 20
-    serious = [each for each in found["violations"] if each["impact"] in ("serious", "critical")]
-    assert [(each["id"], [node["html"] for node in each["nodes"]]) for each in serious] == []
+    page.evaluate("document.querySelectorAll('details').forEach((box) => (box.open = true))")
+    audit = axe.Axe().run(page).response
+    assert len(audit["passes"]) > 20
+    serious = [fault for fault in audit["violations"] if fault["impact"] in ("serious", "critical")]
+    assert [(fault["id"], [node["html"] for node in fault["nodes"]]) for fault in serious] == []
 
 
 def test_schemes_differ_and_text_keeps_its_contrast(open_page):
@@ -162,20 +162,20 @@ def test_the_filter_keeps_the_rows_with_all_its_words_and_counts_them(open_page)
 def test_curves_tell_their_values_under_the_pointer_and_by_arrow_keys(open_page):
     page = open_page()
     curve = page.locator("#training .plot").first  # the reward at step k is k / 60
-    told, slider = curve.locator(".told"), curve.get_by_role("slider")
-    assert re.match(r"step 30\s*this step 0.5\s*mean of 10 0.425", told.inner_text())
+    values, slider = curve.locator(".values"), curve.get_by_role("slider")
+    assert re.match(r"step 30\s*this step 0.5\s*mean of 10 0.425", values.inner_text())
     slider.focus()
     page.keyboard.press("Home")
-    assert re.match(r"step 1\s*this step 0.01667\s*mean of 10 –", told.inner_text())
+    assert re.match(r"step 1\s*this step 0.01667\s*mean of 10 –", values.inner_text())
     page.keyboard.press("ArrowRight")
-    assert told.inner_text().startswith("step 2")
+    assert values.inner_text().startswith("step 2")
     assert slider.get_attribute("aria-valuetext").startswith("2: this step 0.03333")
     curve.scroll_into_view_if_needed()
     area = curve.locator("svg").first.bounding_box()
     seen = []
     for share in (0.3, 0.6, 0.9):
         page.mouse.move(area["x"] + share * area["width"], area["y"] + area["height"] / 2)
-        seen.append(int(re.match(r"step (\d+)", told.inner_text())[1]))
+        seen.append(int(re.match(r"step (\d+)", values.inner_text())[1]))
         rule = curve.locator(".rule").bounding_box()
         assert abs(rule["x"] + rule["width"] / 2 - area["x"] - share * area["width"]) < area["width"] / 30
     assert seen == sorted(set(seen))
@@ -183,10 +183,10 @@ def test_curves_tell_their_values_under_the_pointer_and_by_arrow_keys(open_page)
 
 def test_the_success_plot_tells_what_the_scores_say(open_page):
     page = open_page()
-    told = page.locator("#scores .plot .told").inner_text()
-    assert told.startswith("IoU threshold 0.5")
+    values = page.locator("#scores .plot .values").inner_text()
+    assert values.startswith("IoU threshold 0.5")
     row = page.locator("#scores tr.tuned").first.locator("td")
-    assert abs(float(re.search(r"grpo ([\d.]+)", told)[1]) - float(row.nth(2).inner_text())) < 1e-3
+    assert abs(float(re.search(r"grpo ([\d.]+)", values)[1]) - float(row.nth(2).inner_text())) < 1e-3
 
 
 def test_a_strip_steps_by_buttons_slider_and_arrow_keys_and_plays(open_page):
@@ -240,7 +240,7 @@ def test_the_first_stop_of_the_tab_key_is_a_visible_way_to_the_summary(open_page
 def test_print_shows_every_frame_and_no_control(open_page):
     page = open_page()
     page.emulate_media(media="print")
-    assert page.locator(".controls:visible, .filter:visible, .told:visible, input:visible").count() == 0
+    assert page.locator(".controls:visible, .filter:visible, .values:visible, input:visible").count() == 0
     frames = page.locator(".strip figure")
     assert page.locator(".strip figure:visible").count() == frames.count()
     assert page.locator("#making pre").first.is_visible()

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 
 import document
 import pytest
+from rich.markdown import Markdown
 from small_run import ANSWERS, NASTY, SETTINGS, fail, small_run, stand_in, write_answers
 
 from r1track.ability import verdict
@@ -29,11 +30,11 @@ class Page(HTMLParser):
         self.close()
 
     def handle_starttag(self, tag, attributes):
-        found = dict(attributes)
+        values = dict(attributes)
         self.loads += [value for key, value in attributes if key in ("src", "href", "srcset", "data", "xlink:href")]
-        self.alts += [found.get("alt")] if tag == "img" else [found.get("aria-label")] if tag == "svg" else []
+        self.alts += [values.get("alt")] if tag == "img" else [values.get("aria-label")] if tag == "svg" else []
         if tag == "section":
-            self.section = found["id"]
+            self.section = values["id"]
         if tag not in VOID:
             self.open.append(tag)
 
@@ -72,7 +73,7 @@ def test_every_section_has_content_and_every_picture_its_text(run):
         assert len(page.text[section].split()) > 20, section
     pictures = [load for load in page.loads if load.startswith("data:image/jpeg")]
     assert len(pictures) == 5 * SETTINGS.report.strip_frames + 3 * 2  # the strips, and three questions of two crops
-    curves = ("mean reward", "mean IoU of the answers", "share of flat groups", "norm of the gradient")
+    curves = ("mean reward", "mean IoU of the answers", "share of groups with equal rewards", "gradient norm")
     assert len(page.alts) == len(pictures) + 1 + len(curves) + 1  # success plot, curves, cost
     assert all(page.alts)
     assert {alt.split(" over the steps")[0] for alt in page.alts if " over the steps" in alt} == set(curves)
@@ -81,7 +82,7 @@ def test_every_section_has_content_and_every_picture_its_text(run):
 def test_figures_without_a_curve_are_named_with_the_reason(run):
     _, _, make = run
     words = Page((make() / "index.html").read_text()).text["training"]
-    for title, reason in (("reward's part: format", "always 0"), ("share of readable answers", "always 1")):
+    for title, reason in (("part of the reward: format", "always 0"), ("share of readable answers", "always 1")):
         assert f"{title}: {reason}" in words
     assert f"{plots.CURVES['kl']}: not logged" in words
 
@@ -106,10 +107,9 @@ def test_page_summary_and_text_hold_the_same_figures(run):
     text = (out / "summary.md").read_text()
     scores = page.text["scores"]
     for model, row in summary["sets"]["toy-val"]["models"].items():
-        kept = json.loads((results / "scores" / model / "toy-val.json").read_text())
-        assert [row[key] for key in ("ao", "sr50", "sr75", "ao_interval")] == [
-            kept[key] for key in ("ao", "sr50", "sr75", "ao_interval")
-        ]
+        score_file = json.loads((results / "scores" / model / "toy-val.json").read_text())
+        keys = ("ao", "sr50", "sr75", "ao_interval")
+        assert [row[key] for key in keys] == [score_file[key] for key in keys]
         for figure in (row["ao"], row["sr50"], row["sr75"], *row["ao_interval"]):
             assert f"{figure:.3f}" in text
             assert f"{figure:.3f}" in scores
@@ -130,7 +130,9 @@ def test_the_difference_is_that_of_the_scores_with_the_runs_draws(run):
     results, _, make = run
     base, tuned = (files.read_json(results / "scores" / model / "toy-val.json") for model in ("base", "grpo"))
     change = files.read_json(make() / "summary.json")["sets"]["toy-val"]["differences"]["grpo"]
-    assert (change["value"], change["low"], change["high"]) == score.paired_difference(tuned, base, 200)
+    assert (change["value"], change["low"], change["high"]) == score.paired_difference(
+        *map(score.Scores.model_validate, (tuned, base)), 200
+    )
 
 
 def test_the_sentence_praises_a_gain_and_names_the_peers_that_are_beaten(run):
@@ -188,11 +190,11 @@ def test_every_arm_has_its_verdict_on_the_page_and_the_sentence_is_about_the_las
     verdict.run(SETTINGS, results / "vqa/base", arms, results / "vqa/verdict.json")
     out = make()
     summary, page = json.loads((out / "summary.json").read_text()), Page((out / "index.html").read_text())
-    assert [found["verdict"] for found in summary["verdicts"].values()] == ["REGRESSED", "INCONCLUSIVE"]
+    assert [row["verdict"] for row in summary["verdicts"].values()] == ["REGRESSED", "INCONCLUSIVE"]
     assert summary["verdict"] == summary["verdicts"]["grpo"]
-    for arm, found in summary["verdicts"].items():
-        assert found["line"] in page.text["general"]
-        assert f"{arm}: {found['line']}" in (out / "summary.md").read_text()
+    for arm, row in summary["verdicts"].items():
+        assert row["line"] in page.text["general"]
+        assert f"{arm}: {row['line']}" in (out / "summary.md").read_text()
         assert f"KL(base || {arm}) on 64 prompts of tracking: 0.2500 nats" in page.text["general"]
     assert "whether its general ability is retained is not decided" in summary["judgement"]
 
@@ -223,10 +225,10 @@ def test_what_a_model_answers_cannot_become_markup(run):
 def test_a_sequence_without_scored_frames_is_listed_without_a_score(run):
     results, _, make = run
     for path in results.glob("scores/*/toy-val.json"):
-        found = files.read_json(path)
-        row = next(iter(found["sequences"].values()))
+        scores = files.read_json(path)
+        row = next(iter(scores["sequences"].values()))
         row.update(ao=None, sr50=None, sr75=None, frames=0, overlap_sum=0.0)
-        files.write_json(path, found)
+        files.write_json(path, scores)
     assert "–" in Page((make() / "index.html").read_text()).text["sequences"]
 
 
@@ -263,7 +265,7 @@ def test_every_kind_of_failure_has_a_strip_around_its_first_frame_with_the_answe
         assert len(numbers) == SETTINGS.report.strip_frames
 
 
-def test_kept_answers_stand_with_their_reward_and_only_readable_ones_have_a_box(run):
+def test_sampled_answers_stand_with_their_reward_and_only_readable_ones_have_a_box(run):
     _, _, make = run
     text = (make() / "index.html").read_text()
     cards = re.findall(r"<h4>grpo, step (\d+) .*?</article>", text, re.DOTALL)
@@ -277,10 +279,10 @@ def test_kept_answers_stand_with_their_reward_and_only_readable_ones_have_a_box(
     assert "not readable" in card
 
 
-def test_an_arm_without_kept_answers_says_so(run):
+def test_an_arm_without_stored_answers_says_so(run):
     results, _, make = run
     shutil.rmtree(results / "adapters/grpo/examples")
-    assert "grpo: no answers were kept" in Page((make() / "index.html").read_text()).text["training"]
+    assert "grpo: no answers were stored" in Page((make() / "index.html").read_text()).text["training"]
 
 
 def test_changes_against_the_preset_are_exactly_what_the_run_set(run):
@@ -311,10 +313,10 @@ def test_the_papers_figures_are_never_in_one_group_with_ours(run):
         ("GOT-10k test", "published by the paper"), ("GOT-10k test", "this run"), ("toy-val", "this run")
     ]  # fmt: skip
     theirs, none, ours = (group["rows"] for group in groups)
-    assert {row["ao"] for row in theirs} == {row[1] for row in paper.PUBLISHED}
+    assert {row["ao"] for row in theirs} == {row.ao for row in paper.PUBLISHED}
     assert none == []
-    kept = {model: files.read_json(results / f"scores/{model}/toy-val.json")["ao"] for model in ("base", "grpo")}
-    assert {row["model"]: row["ao"] for row in ours} == kept
+    scores = {model: files.read_json(results / f"scores/{model}/toy-val.json")["ao"] for model in ("base", "grpo")}
+    assert {row["model"]: row["ao"] for row in ours} == scores
     words = Page((results / "report/index.html").read_text()).text["scores"]
     assert "no comparable figure" in words
     assert "not to be compared with the figures above" in words
@@ -323,7 +325,7 @@ def test_the_papers_figures_are_never_in_one_group_with_ours(run):
 def test_the_presets_depart_from_the_paper_where_their_comments_say_so():
     def departs(preset):
         settings = config.resolve({"preset": preset}).model_dump(mode="json")
-        return {row["field"]: row["paper"] for row in paper.departures(settings)}
+        return {row.field: row.paper for row in paper.departures(settings)}
 
     standing = {
         "train.backend", "train.quantize", "train.lora.rank", "train.lora.vision", "train.learning_rate",
@@ -342,9 +344,9 @@ def test_the_presets_depart_from_the_paper_where_their_comments_say_so():
 
 
 def test_the_bench_of_the_page_is_rehearsed():
-    found = importlib.import_module("report").main(["--sequences", "4", "--frames", "12", "--steps", "30"])
-    assert 0.5 < found["megabytes"] < 5
-    assert found["seconds"] > 0
+    cost = importlib.import_module("report").main(["--sequences", "4", "--frames", "12", "--steps", "30"])
+    assert 0.5 < cost["megabytes"] < 5
+    assert cost["seconds"] > 0
 
 
 def test_the_table_of_deviations_is_up_to_date():
@@ -391,3 +393,53 @@ def test_strips_show_best_median_and_worst_and_no_sequence_twice(count, ranks):
     assert values == sorted(values, reverse=True)
     if count >= 2:
         assert (values[0], values[-1]) == (0.9, 0.0)
+
+
+NASTY_NAME = 'my "set" & <b onload=alert(1)>*so* [on](http:x)|`'
+
+
+def test_a_set_with_a_strange_name_cannot_become_markup_on_the_page(run):
+    results, root, make = run
+    plain = make() / "index.html"
+    ids = len(re.findall(r'\bid="', plain.read_text()))
+    for model, peer in (("base", "static"), ("grpo", "oracle"), *((p, p) for p in ("static", "template", "oracle"))):
+        stand_in(results, root, model, peer, NASTY_NAME)
+    text = (make() / "index.html").read_text()
+    page = Page(text)
+    assert not page.open
+    assert "<b onload" not in text
+    assert NASTY_NAME in page.text["scores"]
+    assert [alt for alt in page.alts if NASTY_NAME in alt]
+    names = re.findall(r'\bid="([^"]*)"', text)
+    assert len(names) == len(set(names)) > ids  # those of the second success plot
+    assert not [name for name in names if re.search(r"[^\w.-]", name)]
+    assert set(re.findall(r'(?:url\(|href=")#([^)"]*)', text)) <= set(names)
+
+
+def test_two_sets_never_share_an_id():
+    scores = score.Scores.model_construct(curve=[1.0, 0.5, 0.0], ao=0.5, sr50=0.5, sr75=0.25)
+    first, second = (set(re.findall(r'\bid="([^"]*)"', plots.success(n, {"base": scores}))) for n in ("a b", "a_20_b"))
+    assert len(first) == len(second) > 5
+    assert not first & second
+
+
+def test_names_cannot_become_markup_in_the_text(run):
+    """Names of sets, runs and questions; the text is read by the parser of `rich`, which shows it on the terminal."""
+    results, root, make = run
+    for model, peer in (("base", "static"), ("grpo", "oracle"), *((p, p) for p in ("static", "template", "oracle"))):
+        stand_in(results, root, model, peer, NASTY_NAME)
+    answers = results / "vqa/grpo/easy-vqa.jsonl"
+    rows = [json.loads(line) for line in answers.read_text().splitlines()]
+    for folder in ("base", "grpo"):
+        changed = [{**row, "doc_id": f"{NASTY_NAME} {k}", "doc_hash": f"{k}{folder}"} for k, row in enumerate(rows)]
+        (results / f"vqa/{folder}/easy-vqa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
+    verdict.run(SETTINGS, results / "vqa/base", [results / "vqa/grpo"], results / "vqa/verdict.json")
+    assert f"first {NASTY_NAME} 0" in files.read_json(results / "vqa/verdict.json")["models"]["grpo"]["summary"]
+    blocks = Markdown((make() / "summary.md").read_text()).parsed
+    parts = [part for block in blocks for part in block.children or []]
+    assert {part.type for part in parts} <= {"text", "text_special", "softbreak", "strong_open", "strong_close"}
+    assert not [block.type for block in blocks if block.type.startswith(("html", "code"))]
+    text = ["".join(part.content for part in block.children) for block in blocks if block.children]
+    assert f"{NASTY_NAME}: 5 sequences, 55 frames" in text
+    assert [line for line in text if f"first {NASTY_NAME} 0" in line]
+    assert files.read_json(results / "report/summary.json")["judgement"] in text

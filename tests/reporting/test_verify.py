@@ -1,4 +1,4 @@
-"""Claims about `r1track verify`, on a small run: what tells the truth is believed, what was altered is named."""
+"""Claims about `r1track verify`, on a small run: an honest report passes, and a file that was altered is named."""
 
 import os
 import re
@@ -34,8 +34,12 @@ def results(whole, tmp_path):
 
 def faults(results):
     """Every finding that contradicts the report, as (state, file, words)."""
-    every = [finding for each in verify.examine(results).values() for finding in each]
-    return [tuple(finding) for finding in every if finding.state not in ("agrees", "gone")]
+    return [tuple(finding) for finding in findings(results) if finding.state not in ("agrees", "missing")]
+
+
+def findings(results):
+    """All findings in one list."""
+    return [finding for rows in verify.examine(results).values() for finding in rows]
 
 
 def alter(path, old, new):
@@ -62,7 +66,7 @@ ALTERED = {
 }
 
 
-def test_an_untouched_run_tells_the_truth_wherever_it_lies(whole, results):
+def test_an_untouched_run_passes_wherever_it_lies(whole, results):
     assert faults(whole) == faults(results) == []
     assert faults(results.rename(results.with_name("other"))) == []
 
@@ -74,7 +78,7 @@ def test_every_altered_value_is_found_and_its_file_named_and_no_other(results):
 
 
 def forge(results, name):
-    """Write the hashes of a result anew, as one would who knows of them."""
+    """Write the hashes of a result anew, as a forger would who knows of them."""
     path = results / name
     beside = path.with_name(f"{path.name}.provenance.json")
     place = (
@@ -82,12 +86,12 @@ def forge(results, name):
         if beside.is_file()
         else next(p / "provenance.json" for p in path.parents if (p / "provenance.json").is_file())
     )
-    found = {n: files.hash_file(place.parent / n) for n in files.read_json(place)["outputs"]}
-    files.write_json(place, {**files.read_json(place), "outputs": found})
+    hashes = {n: files.hash_file(place.parent / n) for n in files.read_json(place)["outputs"]}
+    files.write_json(place, {**files.read_json(place), "outputs": hashes})
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "expected"),
     [
         ("tracks/grpo/toy-val/Toy_Val_000001/Toy_Val_000001_001.txt", ("scores/grpo/toy-val.json", "ao: recorded 0.")),
         ("vqa/grpo/easy-vqa.jsonl", ("vqa/grpo/easy-vqa.jsonl", "line: 3: strict: recorded 1.0, now 0.0")),
@@ -100,12 +104,12 @@ def forge(results, name):
         ("models/grpo/merge.json", ("report/summary.json", "merge: agreement: recorded 0.984375, now 1.0")),
     ],
 )  # fmt: skip
-def test_an_alteration_whose_hashes_were_forged_is_found_by_computing_again(results, name, told):
+def test_an_alteration_whose_hashes_were_forged_is_found_by_computing_again(results, name, expected):
     alter(results / name, *ALTERED[name])
     forge(results, name)
-    found = faults(results)
-    assert "altered" not in [fault[0] for fault in found]
-    assert [words for state, file, words in found if state != "stale" and file == told[0] and told[1] in words], found
+    named, (place, part) = faults(results), expected
+    assert "altered" not in [fault[0] for fault in named]
+    assert [words for state, file, words in named if state != "stale" and file == place and part in words], named
 
 
 def test_a_file_that_was_added_is_named(results):
@@ -113,7 +117,7 @@ def test_a_file_that_was_added_is_named(results):
     assert ("altered", "vqa/grpo/more.jsonl") in [fault[:2] for fault in faults(results)]
 
 
-def test_touching_files_and_making_the_report_again_is_no_lie(results):
+def test_touching_files_and_making_the_report_again_is_no_fault(results):
     for path in results.rglob("*"):
         os.utime(path)
     make_report(results)
@@ -132,10 +136,10 @@ def rescore(results, draws):
 
 def test_a_report_made_before_its_scores_is_called_stale_and_true_once_it_is_made_anew(results):
     rescore(results, 300)
-    found = faults(results)
-    assert {fault[1] for fault in found} == {"report", "report/summary.json", "report/summary.md", "report/index.html"}
-    assert ("stale", "report") in [fault[:2] for fault in found]
-    assert "altered" not in {fault[0] for fault in found}
+    named = faults(results)
+    assert {fault[1] for fault in named} == {"report", "report/summary.json", "report/summary.md", "report/index.html"}
+    assert ("stale", "report") in [fault[:2] for fault in named]
+    assert "altered" not in {fault[0] for fault in named}
     make_report(results)
     assert faults(results) == []
 
@@ -143,52 +147,52 @@ def test_a_report_made_before_its_scores_is_called_stale_and_true_once_it_is_mad
 def test_scores_made_before_their_tracks_are_called_stale(results, whole):
     root = whole.parent.parent / "toy" / "val"
     out = results / "tracks" / "grpo" / "toy-val"
-    kept = shutil.copytree(results / "scores", results.parent / "kept")
+    scores = shutil.copytree(results / "scores", results.parent / "kept")
     shutil.rmtree(out)
     make_tracks(results, root, "grpo", "static", SETTINGS)
     shutil.rmtree(results / "scores")
-    shutil.copytree(kept, results / "scores")
+    shutil.copytree(scores, results / "scores")
     place = out / "provenance.json"
     files.write_json(place, {**files.read_json(place), "finished": "2999-01-01T00:00:00Z"})
-    found = faults(results)
-    assert [fault[0] for fault in found if fault[1] == "scores/grpo/toy-val.json"] == ["stale", "stale"]
-    assert "altered" not in {fault[0] for fault in found}
+    named = faults(results)
+    assert [fault[0] for fault in named if fault[1] == "scores/grpo/toy-val.json"] == ["stale", "stale"]
+    assert "altered" not in {fault[0] for fault in named}
 
 
 def test_a_stage_that_was_not_run_again_after_its_settings_changed_is_named(results):
     path = results / "config/train.json"
     files.write_json(path, {**files.read_json(path), "seed": 5})
-    found = faults(results)
-    assert ("stale", "adapters/grpo", "seed: recorded 0, now 5") in found
-    assert ("stale", "report") in [fault[:2] for fault in found]
+    named = faults(results)
+    assert ("stale", "adapters/grpo", "seed: recorded 0, now 5") in named
+    assert ("stale", "report") in [fault[:2] for fault in named]
 
 
-def test_a_report_that_cannot_be_made_again_is_not_believed(results):
+def test_a_report_that_cannot_be_made_again_fails(results):
     shutil.rmtree(results / "adapters/grpo/")
     (fault,) = faults(results)
     assert fault[:2] == ("differs", "report")
     assert "adapters/grpo/provenance.json: no such file" in fault[2]
 
 
-def test_what_is_not_there_any_more_is_counted_and_no_lie(results):
+def test_what_is_missing_is_counted_and_no_fault(results):
     (results / "adapters/grpo/adapter_model.safetensors").unlink()
     shutil.rmtree(results / "tracks/grpo/toy-val/Toy_Val_000002")
-    found = [finding for each in verify.examine(results).values() for finding in each if finding.state == "gone"]
-    names = {finding.file for finding in found}
+    missing = [finding for finding in findings(results) if finding.state == "missing"]
+    names = {finding.file for finding in missing}
     assert "adapters/grpo/adapter_model.safetensors" in names
     assert "scores/grpo/toy-val.json" in names  # cannot be scored again
-    assert [finding.words for finding in found if "Toy_Val_000002/Toy_Val_000002_001.txt" in finding.words]
+    assert [finding.words for finding in missing if "Toy_Val_000002/Toy_Val_000002_001.txt" in finding.words]
 
 
 def test_a_result_is_held_against_the_embedded_base_that_it_was_made_from(results):
     place = results / "vqa/base/provenance.json"
-    made = files.Provenance("vqa", {"model": "tiny"}).inputs["model"].model_dump()
-    assert made == {"path": "tiny", "sha256": files.hash_path(models.TINY)}
-    for source, state in ((made, "agrees"), ({"path": "tiny", "sha256": "0" * 64}, "stale")):
+    base = files.Provenance("vqa", {"model": "tiny"}).inputs["model"].model_dump()
+    assert base == {"path": "tiny", "sha256": files.hash_path(models.TINY)}
+    for source, state in ((base, "agrees"), ({"path": "tiny", "sha256": "0" * 64}, "stale")):
         files.write_json(place, {**files.read_json(place), "inputs": {"model": source}})
-        found = [each for each in verify.examine(results)["sources"] if each.file == "vqa/base"]
-        assert found[0].state == state
-    assert "made from tiny" in found[0].words
+        sources = [finding for finding in verify.examine(results)["sources"] if finding.file == "vqa/base"]
+        assert sources[0].state == state
+    assert "made from tiny" in sources[0].words
 
 
 def test_a_base_on_the_hub_is_recorded_by_its_commit_and_held_against_the_cached_copy(results, tmp_path, monkeypatch):
@@ -204,56 +208,56 @@ def test_a_base_on_the_hub_is_recorded_by_its_commit_and_held_against_the_cached
     newer = shutil.copytree(copy, home / "snapshots" / ("f" * 40))
     files.write_text(home / "refs/main", newer.name)  # one that comes out while the stage runs
     record.write(tmp_path / "made/provenance.json")
-    made = files.read_json(tmp_path / "made/provenance.json")
-    assert made["base"] == commit
-    assert made["inputs"] == {"model": {"path": name, "sha256": files.hash_path(copy)}}
+    written = files.read_json(tmp_path / "made/provenance.json")
+    assert written["base"] == commit
+    assert written["inputs"] == {"model": {"path": name, "sha256": files.hash_path(copy)}}
     place = results / "vqa/base/provenance.json"
-    files.write_json(place, {**files.read_json(place), "base": commit, "inputs": made["inputs"]})
+    files.write_json(place, {**files.read_json(place), "base": commit, "inputs": written["inputs"]})
 
     def state():
-        return next(each.state for each in verify.examine(results)["sources"] if each.file == "vqa/base")
+        sources = verify.examine(results)["sources"]
+        return next(finding.state for finding in sources if finding.file == "vqa/base")
 
     assert state() == "agrees"
     files.write_text(copy / "config.json", "{}")
     assert state() == "stale"
     shutil.rmtree(copy)
-    assert state() == "gone"
+    assert state() == "missing"
 
 
-def test_a_run_whose_data_is_gone_is_believed_as_far_as_it_goes(tmp_path):
+def test_a_run_whose_data_is_missing_passes_as_far_as_it_can_be_checked(tmp_path):
     results = make_run(tmp_path / "run", toy_split(tmp_path / "val", sequences=2))
     make_report(results)
     shutil.rmtree(tmp_path / "val")
-    found = verify.examine(results)
-    gone = {finding.file for each in found.values() for finding in each if finding.state == "gone"}
-    assert {"scores/grpo/toy-val.json", "tracks/grpo/toy-val", "report/index.html"} <= gone
+    missing = {finding.file for finding in findings(results) if finding.state == "missing"}
+    assert {"scores/grpo/toy-val.json", "tracks/grpo/toy-val", "report/index.html"} <= missing
     assert faults(results) == []
     alter(results / "report/summary.json", *ALTERED["report/summary.json"])
     assert ("altered", "report/summary.json") in [fault[:2] for fault in faults(results)]
 
 
-def test_a_score_without_provenance_is_not_believed(results):
+def test_a_score_without_provenance_fails(results):
     (results / "scores/grpo/toy-val.json.provenance.json").unlink()
     assert ("differs", "scores/grpo/toy-val.json") in [fault[:2] for fault in faults(results)]
 
 
 def test_a_broken_file_is_named_and_stops_nothing(results):
     (results / "vqa/grpo/easy-vqa.jsonl").write_text("{")
-    found = faults(results)
-    assert ("altered", "vqa/grpo/easy-vqa.jsonl") in [fault[:2] for fault in found]
-    assert [words for state, file, words in found if (state, file) == ("differs", "vqa/verdict.json")]
+    named = faults(results)
+    assert ("altered", "vqa/grpo/easy-vqa.jsonl") in [fault[:2] for fault in named]
+    assert [words for state, file, words in named if (state, file) == ("differs", "vqa/verdict.json")]
 
 
 @pytest.mark.usefixtures("logging_as_it_was")
 def test_the_command_says_it_in_one_line_and_by_its_exit_code(results):
-    true = CliRunner().invoke(cli.app, ["verify", str(results)])
-    assert (true.exit_code, true.exception and type(true.exception)) == (0, None)
-    assert true.output.splitlines()[-1].startswith("Verified: 0 of ")
+    passed = CliRunner().invoke(cli.app, ["verify", str(results)])
+    assert (passed.exit_code, passed.exception and type(passed.exception)) == (0, None)
+    assert passed.output.splitlines()[-1].startswith("Verified: 0 of ")
     alter(results / "report/index.html", *ALTERED["report/index.html"])
-    false = CliRunner().invoke(cli.app, ["verify", str(results)])
-    assert false.exit_code == 1
-    assert "altered  report/index.html  SHA-256: recorded " in false.output
-    assert false.output.splitlines()[-1].startswith("Verification failed: 2 of ")
+    failed = CliRunner().invoke(cli.app, ["verify", str(results)])
+    assert failed.exit_code == 1
+    assert "altered  report/index.html  SHA-256: recorded " in failed.output
+    assert failed.output.splitlines()[-1].startswith("Verification failed: 2 of ")
 
 
 def test_a_folder_without_a_report_is_refused(tmp_path):

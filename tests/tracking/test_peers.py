@@ -21,7 +21,7 @@ def test_csrt_follows_its_targets_each_with_a_state_of_its_own(tmp_path: Path) -
     for batch in (1, 3):
         track.run(settings(batch=batch), "peer:csrt", toy, tmp_path / str(batch))
     track.run(settings(), "peer:static", toy, tmp_path / "static")
-    assert score.score(tmp_path / "3", toy, 100)["ao"] > score.score(tmp_path / "static", toy, 100)["ao"] + 0.2
+    assert score.score(tmp_path / "3", toy, 100).ao > score.score(tmp_path / "static", toy, 100).ao + 0.2
     for sequence in read_split(toy):
         file = Path(sequence.name) / f"{sequence.name}_001.txt"
         assert (tmp_path / "1" / file).read_bytes() == (tmp_path / "3" / file).read_bytes()
@@ -44,5 +44,5 @@ def test_on_real_clips_csrt_scores_what_is_known_of_it(tmp_path: Path) -> None:
     with (REAL / "baselines.csv").open() as stream:
         known = {r["sequence"]: float(r["AO"]) for r in csv.DictReader(stream) if r["tracker"] == "CSRT"}
     track.run(settings(size=336), "peer:csrt", tmp_path, tmp_path / "out")
-    found = score.score(tmp_path / "out", tmp_path, 100)["sequences"]
-    assert {clip: found[clip]["ao"] for clip in clips} == pytest.approx({clip: known[clip] for clip in clips}, abs=1e-3)
+    scores = score.score(tmp_path / "out", tmp_path, 100).sequences
+    assert {clip: scores[clip].ao for clip in clips} == pytest.approx({clip: known[clip] for clip in clips}, abs=1e-3)

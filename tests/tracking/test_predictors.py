@@ -1,4 +1,4 @@
-"""Claims about who is asked, and how: starting from a text, and other people's models."""
+"""Claims about which predictor answers, and what it is asked: starting from a text, and third-party models."""
 
 import csv
 import json
@@ -27,19 +27,19 @@ def toy(tmp_path):
 
 @pytest.fixture
 def answer_with(monkeypatch):
-    """Let a function of (question's text, images) stand in for the model; the list has what it was asked."""
+    """Let a function of (question's text, images) stand in for the model; the list has its requests."""
 
     def install(function):
-        asked = []
+        requests = []
 
         def answer(loaded, questions, images, *, max_tokens, batch):
             texts = ["".join(part.get("text", "") for part in question[0]["content"]) for question in questions]
-            asked.extend((*row, max_tokens, loaded) for row in zip(questions, texts, images, strict=True))
+            requests.extend((*row, max_tokens, loaded) for row in zip(questions, texts, images, strict=True))
             return [function(text, row) for text, row in zip(texts, images, strict=True)]
 
         monkeypatch.setattr(models, "load", lambda base, settings: f"{base}@{settings.revision}")
         monkeypatch.setattr(models, "generate", answer)
-        return asked
+        return requests
 
     return install
 
@@ -53,8 +53,10 @@ def grounds(text):
 
 
 def located(text, size, **model):
-    made = schema.Settings(model=schema.Model(**model))
-    ((_, box),) = predictors.ground(lambda questions, images, tokens: [text], [Image.new("RGB", size)], ["dog"], made)
+    adapted = schema.Settings(model=schema.Model(**model))
+    ((_, box),) = predictors.ground(
+        lambda questions, images, tokens: [text], [Image.new("RGB", size)], ["dog"], adapted
+    )
     return None if box is None else box.tolist()
 
 
@@ -95,10 +97,10 @@ def test_an_answer_without_a_box_finds_none(text):
 
 def overlaps(images, names, boxes):
     """IoU of what the demo's base finds by its name and its true box x, y, w, h; 0 where it finds nothing."""
-    made = predictors.settings_for(config.resolve({"preset": "demo"}), "tiny")
-    _, answer = predictors.load_predictor(made, "tiny")
-    found = predictors.ground(answer, images, names, made)
-    pairs = zip(found, boxes, strict=True)
+    adapted = predictors.settings_for(config.resolve({"preset": "demo"}), "tiny")
+    _, answer = predictors.load_predictor(adapted, "tiny")
+    groundings = predictors.ground(answer, images, names, adapted)
+    pairs = zip(groundings, boxes, strict=True)
     return [0.0 if box is None else float(iou(xywh_to_xyxy(box), xywh_to_xyxy(true))) for (_, box), true in pairs]
 
 
@@ -114,8 +116,8 @@ def test_a_description_finds_the_target_in_four_of_five_sequences_of_the_demo(tm
     toy_world.write_split(tmp_path / "val", "val", sequences=toy.val_sequences, length=toy.length, seed=toy.seed)
     clips = read_split(tmp_path / "val")
     images = [Image.open(clip.frames[0]) for clip in clips]
-    found = overlaps(images, [clip.text for clip in clips], [clip.boxes[0] for clip in clips])
-    assert np.mean(np.array(found) > 0.5) >= 0.8
+    values = overlaps(images, [clip.text for clip in clips], [clip.boxes[0] for clip in clips])
+    assert np.mean(np.array(values) > 0.5) >= 0.8
 
 
 def truthful(root):
@@ -152,14 +154,14 @@ def wide():
 
 def test_a_described_target_is_tracked_from_where_it_was_found(toy, tmp_path, answer_with):
     describe(toy, ["red dog", "blue cat", "green cow", "old hen"])
-    asked = answer_with(truthful(toy))
+    requests = answer_with(truthful(toy))
     track.run(wide(), "some/model", toy, tmp_path / "out", "text")
-    first = [grounds(text) for _, text, *_ in asked]
+    first = [grounds(text) for _, text, *_ in requests]
     assert first == [True] * 4 + [False] * 4 * 11  # all first frames before the first search region
     for sequence in read_split(toy):
-        found = np.loadtxt(tmp_path / "out" / sequence.name / f"{sequence.name}_001.txt", delimiter=",")
+        tracked = np.loadtxt(tmp_path / "out" / sequence.name / f"{sequence.name}_001.txt", delimiter=",")
         shown = np.floor(xywh_to_xyxy(sequence.boxes[0]) * SHOWN + 0.5)
-        assert xywh_to_xyxy(found[0]) == pytest.approx(shown / SHOWN, abs=0.002)
+        assert xywh_to_xyxy(tracked[0]) == pytest.approx(shown / SHOWN, abs=0.002)
     assert json.loads((tmp_path / "out" / "provenance.json").read_text())["start"] == "text"
 
 
@@ -170,19 +172,19 @@ def test_a_target_that_is_not_found_fails_its_own_sequence_only(toy, tmp_path, a
     with caplog.at_level(logging.INFO):
         track.run(wide(), "some/model", toy, tmp_path / "out", "text")
     names = [sequence.name for sequence in read_split(toy)]
-    for name, fails, said in zip(names, (False, True, True, False), ("", "", 'nothing, "sorry"', ""), strict=True):
+    for name, fails, answer in zip(names, (False, True, True, False), ("", "", 'nothing, "sorry"', ""), strict=True):
         status = [row["status"] for row in rows(tmp_path / "out", name)]
         assert (status[1:] == ["failed"] * 11) == fails
-        assert rows(tmp_path / "out", name)[0]["answer"] == said
+        assert rows(tmp_path / "out", name)[0]["answer"] == answer
     assert f"{names[1]}: not tracked, scored as zero: it has no description" in caplog.text
     assert f"{names[2]}: not tracked, scored as zero: no box of 'green cow' in 'nothing" in caplog.text
     assert "2 of 4 described targets were found" in caplog.text
-    found = score.score(tmp_path / "out", toy, 100)
-    assert found["sequences_failed"] == 2
-    assert found["status"]["failed"] == 22
-    assert [found["sequences"][name]["ao"] == 0 for name in names] == [False, True, True, False]
-    assert found["sequences"][names[1]]["fps"] is None
-    assert found["fps"] > 0
+    scores = score.score(tmp_path / "out", toy, 100)
+    assert scores.sequences_failed == 2
+    assert scores.status["failed"] == 22
+    assert [scores.sequences[name].ao == 0 for name in names] == [False, True, True, False]
+    assert scores.sequences[names[1]].fps is None
+    assert scores.fps > 0
 
 
 def test_a_failed_sequence_is_not_asked_again_when_a_killed_run_goes_on(toy, tmp_path, answer_with):
@@ -197,12 +199,12 @@ def test_a_failed_sequence_is_not_asked_again_when_a_killed_run_goes_on(toy, tmp
     answer_with(die)
     with pytest.raises(RuntimeError, match="killed"):
         track.run(wide(), "some/model", toy, tmp_path / "out", "text")
-    asked = answer_with(honest)
+    requests = answer_with(honest)
     track.run(wide(), "some/model", toy, tmp_path / "out", "text")
-    assert [text for _, text, *_ in asked if grounds(text)] == [
+    assert [text for _, text, *_ in requests if grounds(text)] == [
         prompts.GROUND_HEAD + name + prompts.GROUND_TAIL for name in ("green cow", "old hen")
     ]
-    assert score.score(tmp_path / "out", toy, 100)["sequences_failed"] == 2
+    assert score.score(tmp_path / "out", toy, 100).sequences_failed == 2
 
 
 def test_what_the_configuration_starts_from_may_be_overruled_and_peers_start_from_boxes(toy):
@@ -221,36 +223,39 @@ def extra(**changes):
 
 
 def test_the_extra_model_is_asked_in_its_own_words_and_order(toy, tmp_path, answer_with):
-    asked = answer_with(lambda text, images: '```json\n[{"bbox_2d": [32, 32, 52, 52], "label": "it"}]\n```')
-    made = extra(prompt=FORM, max_tokens=99, revision="abc")
+    requests = answer_with(lambda text, images: '```json\n[{"bbox_2d": [32, 32, 52, 52], "label": "it"}]\n```')
+    adapted = extra(prompt=FORM, max_tokens=99, revision="abc")
     track.run(
-        made.model_copy(update={"track": made.track.model_copy(update={"reuse": True})}), "extra", toy, tmp_path / "out"
+        adapted.model_copy(update={"track": adapted.track.model_copy(update={"reuse": True})}),
+        "extra",
+        toy,
+        tmp_path / "out",
     )
-    question, text, _, tokens, loaded = asked[0]
+    question, text, _, tokens, loaded = requests[0]
     assert loaded == "someone/model@abc"
     assert [part["type"] for part in question[0]["content"]] == ["text", "image", "text", "image", "text"]
     crops = [Crop.around(sequence.boxes[0], 4, SIZE) for sequence in read_split(toy)]
     boxes = [crop.to_crop(xywh_to_xyxy(s.boxes[0])) for crop, s in zip(crops, read_split(toy), strict=True)]
     assert text in [f"Look:  Where is what  shows at {prompts.numbers(box)}?" for box in boxes]
     assert tokens == 99
-    assert len({images[1].tobytes() for _, _, images, *_ in asked}) == 4  # templates, one per sequence
-    assert len({images[0].tobytes() for _, _, images, *_ in asked}) > 4
-    assert set(score.score(tmp_path / "out", toy, 100)["status"]) <= {"ok", "clipped"}
+    assert len({images[1].tobytes() for _, _, images, *_ in requests}) == 4  # templates, one per sequence
+    assert len({images[0].tobytes() for _, _, images, *_ in requests}) > 4
+    assert set(score.score(tmp_path / "out", toy, 100).status) <= {"ok", "clipped"}
 
 
 @pytest.mark.parametrize("think", [False, True])
 def test_the_extra_models_answers_are_read_with_or_without_thoughts(think, toy, tmp_path, answer_with):
     plain, thought = "[32, 32, 52, 52]", "<think>there</think>\n<answer>[32, 32, 52, 52]</answer>"
-    for k, said in enumerate((plain, thought)):
-        answer_with(lambda text, images, said=said: said)
+    for k, answer in enumerate((plain, thought)):
+        answer_with(lambda text, images, answer=answer: answer)
         track.run(extra(think=think), "extra", toy, tmp_path / str(k))
-        assert ("held" in score.score(tmp_path / str(k), toy, 100)["status"]) == (think != (said == thought))
+        assert ("held" in score.score(tmp_path / str(k), toy, 100).status) == (think != (answer == thought))
 
 
 def test_the_extra_model_with_our_question_is_tracked_as_any_other(toy, tmp_path):
-    made = config.resolve({"track": {"extra": {"model": "tiny", "max_tokens": 16}}})
+    adapted = config.resolve({"track": {"extra": {"model": "tiny", "max_tokens": 16}}})
     for name in ("extra", "tiny"):
-        track.run(made, name, toy, tmp_path / name)
+        track.run(adapted, name, toy, tmp_path / name)
     for sequence in read_split(toy):
         one, two = ((tmp_path / m / sequence.name / f"{sequence.name}_001.txt").read_bytes() for m in ("extra", "tiny"))
         assert one == two
@@ -262,9 +267,9 @@ def test_a_form_in_the_words_of_ours_gives_the_answers_of_ours(toy, tmp_path):
         "{template}" + prompts.TEMPLATE_HEAD + "{box}" + prompts.SEARCH_HEAD.format("second")
         + "{search}" + prompts.QUESTION + prompts.ANSWER_PLAIN
     )  # fmt: skip
-    made = config.resolve({"track": {"extra": {"model": "tiny", "prompt": form, "max_tokens": 16}}})
+    adapted = config.resolve({"track": {"extra": {"model": "tiny", "prompt": form, "max_tokens": 16}}})
     for name in ("extra", "tiny"):
-        track.run(made, name, toy, tmp_path / name)
+        track.run(adapted, name, toy, tmp_path / name)
     for sequence in read_split(toy):
         one, two = ((tmp_path / m / sequence.name / f"{sequence.name}_001.txt").read_bytes() for m in ("extra", "tiny"))
         assert one == two

@@ -14,6 +14,11 @@ from r1track.tracking import score
 SIZE = (100, 80)
 
 
+def scored(tracks, root, draws):
+    """The figures of a score file."""
+    return score.score(tracks, root, draws).as_json()
+
+
 def write_track(tracks, name, boxes, seconds=None, status=None):
     folder = tracks / name
     folder.mkdir(parents=True)
@@ -63,41 +68,41 @@ def world(tmp_path):
 
 def test_the_pooled_metric_equals_a_slow_implementation_of_its_description(world):
     root, tracks, data = world
-    found = score.score(tracks, root, 100)
+    figures = scored(tracks, root, 100)
     pooled, speeds = [], []
     for name, (truth, guess, cover, seconds, _, _) in data.items():
         values = [slow_iou(g, t) for g, t, c in list(zip(guess, truth, cover, strict=True))[1:] if c > 0]
-        row = found["sequences"][name]
+        row = figures["sequences"][name]
         assert row["frames"] == len(values)
         assert row["ao"] == pytest.approx(statistics.mean(values), abs=1e-12)
         assert row["overlap_sum"] == pytest.approx(sum(values), abs=1e-12)
         assert row["sr50"] == sum(v > 0.5 for v in values) / len(values)
         pooled += values
         speeds += [1 / s for s in seconds[1:]]
-    assert found["ao"] == pytest.approx(statistics.mean(pooled), abs=1e-12)
-    assert found["sr50"] == pytest.approx(sum(v > 0.5 for v in pooled) / len(pooled), abs=1e-12)
-    assert found["sr75"] == pytest.approx(sum(v > 0.75 for v in pooled) / len(pooled), abs=1e-12)
-    assert found["frames"] == len(pooled)
-    assert found["fps"] == pytest.approx(statistics.mean(speeds))
+    assert figures["ao"] == pytest.approx(statistics.mean(pooled), abs=1e-12)
+    assert figures["sr50"] == pytest.approx(sum(v > 0.5 for v in pooled) / len(pooled), abs=1e-12)
+    assert figures["sr75"] == pytest.approx(sum(v > 0.75 for v in pooled) / len(pooled), abs=1e-12)
+    assert figures["frames"] == len(pooled)
+    assert figures["fps"] == pytest.approx(statistics.mean(speeds))
     expected = [sum(v > t for v in pooled) / len(pooled) for t in np.linspace(0, 1, 101)]
-    assert found["curve"] == pytest.approx(expected, abs=1e-12)
-    assert found["curve"][75] == found["sr75"]
+    assert figures["curve"] == pytest.approx(expected, abs=1e-12)
+    assert figures["curve"][75] == figures["sr75"]
 
 
 def test_means_over_sequences_and_classes_stand_under_their_own_names(world):
     root, tracks, data = world
-    found = score.score(tracks, root, 100)
-    ao = {name: row["ao"] for name, row in found["sequences"].items()}
-    assert found["ao_sequence_mean"] == pytest.approx(statistics.mean(ao.values()))
+    figures = scored(tracks, root, 100)
+    ao = {name: row["ao"] for name, row in figures["sequences"].items()}
+    assert figures["ao_sequence_mean"] == pytest.approx(statistics.mean(ao.values()))
     classes = {
         kind: statistics.mean(ao[name] for name in data if data[name][-1] == kind) for kind in ("bird", "cat", "dog")
     }
-    assert {name: group["ao"] for name, group in found["classes"].items()} == pytest.approx(classes)
-    assert {name: group["sequences"] for name, group in found["classes"].items()} == {"bird": 1, "cat": 2, "dog": 2}
-    low, high = found["classes"]["dog"]["ao_interval"]
+    assert {name: group["ao"] for name, group in figures["classes"].items()} == pytest.approx(classes)
+    assert {name: group["sequences"] for name, group in figures["classes"].items()} == {"bird": 1, "cat": 2, "dog": 2}
+    low, high = figures["classes"]["dog"]["ao_interval"]
     assert [low, high] == pytest.approx(sorted([ao["seq0"], ao["seq1"]]))  # a quarter of the draws takes one twice
-    assert found["ao_class_mean"] == pytest.approx(statistics.mean(classes.values()))
-    assert len({round(found[key], 9) for key in ("ao", "ao_sequence_mean", "ao_class_mean")}) == 3
+    assert figures["ao_class_mean"] == pytest.approx(statistics.mean(classes.values()))
+    assert len({round(figures[key], 9) for key in ("ao", "ao_sequence_mean", "ao_class_mean")}) == 3
 
 
 def test_sequences_are_grouped_by_their_length(tmp_path):
@@ -105,8 +110,8 @@ def test_sequences_are_grouped_by_their_length(tmp_path):
         truth = [[0, 0, 10, 10]] * length
         bare_sequence(tmp_path / "set", name, truth)
         write_track(tmp_path / "t" / "s", name, [[0, 0, 10, {"a": 10, "b": 5, "c": 2}[name]]] * length)
-    found = score.score(tmp_path / "t" / "s", tmp_path / "set", 100)["lengths"]
-    assert {name: group["ao"] for name, group in found.items()} == pytest.approx(
+    figures = scored(tmp_path / "t" / "s", tmp_path / "set", 100)["lengths"]
+    assert {name: group["ao"] for name, group in figures.items()} == pytest.approx(
         {"to 100 frames": 1, "101 to 300": 0.5, "301 to 1000": 0.2}
     )
 
@@ -115,27 +120,27 @@ def test_the_whole_runs_speed_counts_the_starts_and_the_trackers_own_does_not(tm
     for name, seconds in (("a", [3, 0.5, 0.25]), ("b", [1, 0.25, 0])):
         bare_sequence(tmp_path / "set", name, [[0, 0, 10, 10]] * 3)
         write_track(tmp_path / "t" / "s", name, [[0, 0, 10, 10]] * 3, seconds)
-    found = score.score(tmp_path / "t" / "s", tmp_path / "set", 100)
-    assert found["fps"] == pytest.approx((2 + 4 + 4) / 3)
-    assert found["fps_run"] == pytest.approx(5 / 5)  # a frame that took no time was not tracked
+    figures = scored(tmp_path / "t" / "s", tmp_path / "set", 100)
+    assert figures["fps"] == pytest.approx((2 + 4 + 4) / 3)
+    assert figures["fps_run"] == pytest.approx(5 / 5)  # a frame that took no time was not tracked
 
 
 def test_statuses_are_summed_without_the_first_frames(world):
     root, tracks, data = world
-    found = score.score(tracks, root, 100)
+    figures = scored(tracks, root, 100)
     every = [status for *_, statuses, _ in data.values() for status in statuses[1:]]
-    assert found["status"] == {status: every.count(status) for status in set(every)}
+    assert figures["status"] == {status: every.count(status) for status in set(every)}
 
 
 def test_thresholds_are_strict(tmp_path):
     truth = [[0, 0, 10, 10]] * 4
     bare_sequence(tmp_path / "set", "a", truth)
     write_track(tmp_path / "t" / "a-set", "a", [[0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 7.5], [0, 0, 10, 10]])
-    found = score.score(tmp_path / "t" / "a-set", tmp_path / "set", 100)
-    assert found["sr50"] == pytest.approx(2 / 3)
-    assert found["sr75"] == pytest.approx(1 / 3)
-    assert found["curve"][100] == 0
-    assert found["ao"] == pytest.approx(0.75)
+    figures = scored(tmp_path / "t" / "a-set", tmp_path / "set", 100)
+    assert figures["sr50"] == pytest.approx(2 / 3)
+    assert figures["sr75"] == pytest.approx(1 / 3)
+    assert figures["curve"][100] == 0
+    assert figures["ao"] == pytest.approx(0.75)
 
 
 def test_official_limiting_shifts_where_cropping_would_cut_and_leaves_its_input_alone():
@@ -148,16 +153,16 @@ def test_official_limiting_shifts_where_cropping_would_cut_and_leaves_its_input_
 def test_frames_of_unknown_visibility_count(tmp_path):
     bare_sequence(tmp_path / "set", "a", [[0, 0, 10, 10]] * 4, cover=[0, 0, 0, 0])
     write_track(tmp_path / "t" / "s", "a", [[0, 0, 10, 10]] * 4)
-    assert score.score(tmp_path / "t" / "s", tmp_path / "set", 100)["frames"] == 3
+    assert scored(tmp_path / "t" / "s", tmp_path / "set", 100)["frames"] == 3
 
 
 def test_the_interval_holds_the_ao_and_widens_as_sequences_get_fewer(world, tmp_path):
     root, tracks, _ = world
-    found = score.score(tracks, root, 2000)
-    low, high = found["ao_interval"]
-    assert low < found["ao"] < high
+    figures = scored(tracks, root, 2000)
+    low, high = figures["ao_interval"]
+    assert low < figures["ao"] < high
     (root / "list.txt").write_text("seq0\n")
-    alone = score.score(tracks, root, 2000)
+    alone = scored(tracks, root, 2000)
     assert alone["ao_interval"] == pytest.approx([alone["ao"]] * 2)
 
 
@@ -169,7 +174,7 @@ def test_a_model_differs_from_itself_by_nothing_and_from_a_worse_one_by_their_ao
     a, b = score.score(tracks, root, 100), score.score(worse, root, 100)
     assert score.paired_difference(a, a, 500, 0) == (0, 0, 0)
     gain = score.paired_difference(a, b, 2000, 0)
-    assert gain.value == a["ao"] - b["ao"]
+    assert gain.value == a.ao - b.ao
     assert 0 < gain.low < gain.value < gain.high
     loss = score.paired_difference(b, a, 2000, 0)
     assert loss == pytest.approx((-gain.value, -gain.high, -gain.low))
@@ -179,11 +184,13 @@ def test_pairing_keeps_what_all_sequences_share(world):
     """A constant gain has an interval of no width, however much the sequences differ among themselves."""
     root, tracks, _ = world
     a = score.score(tracks, root, 100)
-    b = json.loads(json.dumps(a))
-    for row in b["sequences"].values():
+    worse = a.as_json()
+    for row in worse["sequences"].values():
         row["overlap_sum"] -= 0.125 * row["frames"]
-    b["ao"] -= 0.125
-    assert score.paired_difference(a, b, 500, 0) == pytest.approx((0.125, 0.125, 0.125))
+    worse["ao"] -= 0.125
+    assert score.paired_difference(a, score.Scores.model_validate(worse), 500, 0) == pytest.approx(
+        (0.125, 0.125, 0.125)
+    )
 
 
 def test_scores_of_different_sequences_cannot_be_paired(world):
@@ -198,10 +205,11 @@ def test_the_file_is_named_after_model_and_set_and_has_provenance_beside_it(worl
     root, tracks, _ = world
     out = tmp_path / "scores" / "someone" / "toy-val.json"
     score.run(tracks, root, out, 100)
-    found = json.loads(out.read_text())
-    assert found == score.score(tracks, root, 100)
-    assert (found["model"], found["set"], found["metric"]) == ("someone", "toy-val", "got10k-pooled")
-    assert (found["sequences_count"], len(found["curve"])) == (5, 101)
+    figures = json.loads(out.read_text())
+    assert figures == scored(tracks, root, 100)
+    assert score.Scores.model_validate(figures) == score.score(tracks, root, 100)
+    assert (figures["model"], figures["set"], figures["metric"]) == ("someone", "toy-val", "got10k-pooled")
+    assert (figures["sequences_count"], len(figures["curve"])) == (5, 101)
     assert json.loads((out.parent / "toy-val.json.provenance.json").read_text())["stage"] == "score"
 
 
@@ -211,10 +219,10 @@ def test_a_sequence_without_scored_frames_has_null_scores_and_enters_no_mean(tmp
     bare_sequence(tmp_path / "set", "b", truth, cover=[8, 0, 0], kind="cat")
     for name in "ab":
         write_track(tmp_path / "t" / "s", name, truth)
-    found = score.score(tmp_path / "t" / "s", tmp_path / "set", 100)
-    assert found["sequences"]["b"]["ao"] is None
-    assert found["ao"] == found["ao_sequence_mean"] == found["ao_class_mean"] == 1
-    assert found["classes"] == {"dog": {"ao": 1, "ao_interval": [1, 1], "sequences": 1}}
+    figures = scored(tmp_path / "t" / "s", tmp_path / "set", 100)
+    assert figures["sequences"]["b"]["ao"] is None
+    assert figures["ao"] == figures["ao_sequence_mean"] == figures["ao_class_mean"] == 1
+    assert figures["classes"] == {"dog": {"ao": 1, "ao_interval": [1, 1], "sequences": 1}}
 
 
 FAULTS = {
@@ -223,7 +231,11 @@ FAULTS = {
     "infinite box": ("seq1_001.txt", "1,2,3,4\n1,2,inf,4\n", r"seq1_001\.txt, line 2: .*finite.*'1,2,inf,4'; run"),
     "spaces": ("seq1_001.txt", "1 2 3 4\n", r"seq1_001\.txt, line 1: expected 4 finite numbers"),
     "short times": ("seq1_time.txt", "0.1\n" * 5, r"seq1_time\.txt: 5 rows for 30 frames; run"),
-    "short status": ("seq1_status.csv", "frame,status,answer\n1,init,\n", r"seq1_status\.csv: .* found 1 rows; run"),
+    "short status": (
+        "seq1_status.csv",
+        "frame,status,answer\n1,init,\n",
+        r"seq1_status\.csv: 1 rows for 30 frames; run",
+    ),
 }
 
 
@@ -296,19 +308,19 @@ def test_other_layouts_are_scored_as_a_slow_implementation_of_one_pass_evaluatio
         other_layout(tmp_path / "set", name, layout, truth, absent)
         write_track(tmp_path / "t" / "s", name, guess)
         expected[name] = slow_one_pass(truth, guess, absent, layout == "lasot")
-    found = score.score(tmp_path / "t" / "s", tmp_path / "set", 300)
-    assert found["metric"] == "ope"
+    figures = scored(tmp_path / "t" / "s", tmp_path / "set", 300)
+    assert figures["metric"] == "ope"
     keys = ("success_auc", "precision_20px", "norm_precision_20pct")
-    for name, figures in expected.items():
-        assert [found["sequences"][name][key] for key in keys] == pytest.approx(figures, abs=1e-12)
+    for name, values in expected.items():
+        assert [figures["sequences"][name][key] for key in keys] == pytest.approx(values, abs=1e-12)
     for k, key in enumerate(keys):
-        values = [figures[k] for figures in expected.values()]
-        assert found[key] == pytest.approx(statistics.mean(values), abs=1e-12)
-        low, high = found[f"{key}_interval"]
-        assert min(values) - 1e-9 <= low < found[key] < high <= max(values) + 1e-9
-        assert 0.05 < found[key] < 0.95
+        values = [row[k] for row in expected.values()]
+        assert figures[key] == pytest.approx(statistics.mean(values), abs=1e-12)
+        low, high = figures[f"{key}_interval"]
+        assert min(values) - 1e-9 <= low < figures[key] < high <= max(values) + 1e-9
+        assert 0.05 < figures[key] < 0.95
     if layout == "lasot":
-        assert set(found["classes"]) == {"cat", "dog"}  # by the sequences' names
+        assert set(figures["classes"]) == {"cat", "dog"}  # by the sequences' names
 
 
 def test_a_perfect_track_misses_only_the_last_threshold_and_frames_without_a_target_where_they_count(tmp_path):
@@ -317,9 +329,9 @@ def test_a_perfect_track_misses_only_the_last_threshold_and_frames_without_a_tar
     for layout, name, share in (("otb", "a", 1), ("lasot", "b", 0.8)):
         other_layout(tmp_path / layout, name, layout, truth, absent)
         write_track(tmp_path / "t" / layout, name, truth)
-        found = score.score(tmp_path / "t" / layout, tmp_path / layout, 100)
-        assert found["success_auc"] == pytest.approx(share * 20 / 21)
-        assert found["precision_20px"] == found["norm_precision_20pct"] == pytest.approx(share)
+        figures = scored(tmp_path / "t" / layout, tmp_path / layout, 100)
+        assert figures["success_auc"] == pytest.approx(share * 20 / 21)
+        assert figures["precision_20px"] == figures["norm_precision_20pct"] == pytest.approx(share)
 
 
 def test_both_precisions_hold_at_their_very_thresholds(tmp_path):
@@ -327,22 +339,22 @@ def test_both_precisions_hold_at_their_very_thresholds(tmp_path):
     guess = [[x, y, 50, 100] for x, y in ((112, 116), (112, 116.1), (110, 100), (110.1, 100), (100, 120))]
     other_layout(tmp_path / "set", "a", "otb", truth)
     write_track(tmp_path / "t" / "s", "a", guess)
-    found = score.score(tmp_path / "t" / "s", tmp_path / "set", 100)
-    assert found["precision_20px"] == pytest.approx(4 / 5)
-    assert found["norm_precision_20pct"] == pytest.approx(2 / 5)
+    figures = scored(tmp_path / "t" / "s", tmp_path / "set", 100)
+    assert figures["precision_20px"] == pytest.approx(4 / 5)
+    assert figures["norm_precision_20pct"] == pytest.approx(2 / 5)
 
 
 def test_a_sequence_that_never_started_is_near_nothing(tmp_path):
     other_layout(tmp_path / "set", "a", "otb", [[1.0, 1, 8, 8]] * 3)
     write_track(tmp_path / "t" / "s", "a", [[0, 0, 0, 0]] * 3, status=["init", "failed", "failed"])
-    found = score.score(tmp_path / "t" / "s", tmp_path / "set", 100)
-    assert [found[key] for key in score.FIGURES] == [0, 0, 0]
-    assert found["ao"] == 0
-    assert found["sequences_failed"] == 1
+    figures = scored(tmp_path / "t" / "s", tmp_path / "set", 100)
+    assert [figures[key] for key in score.FIGURES] == [0, 0, 0]
+    assert figures["ao"] == 0
+    assert figures["sequences_failed"] == 1
 
 
 def test_a_set_in_got10ks_layout_has_no_figures_of_one_pass_evaluation(world):
     root, tracks, _ = world
-    found = score.score(tracks, root, 100)
-    assert found["metric"] == "got10k-pooled"
-    assert not set(score.FIGURES) & set(found)
+    figures = scored(tracks, root, 100)
+    assert figures["metric"] == "got10k-pooled"
+    assert not set(score.FIGURES) & set(figures)

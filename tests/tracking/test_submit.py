@@ -14,7 +14,7 @@ LENGTHS = {name: 2 + number % 3 for number, name in enumerate(submit.NAMES)}
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def test_split(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Tracks of a test split, and the split."""
     place = tmp_path_factory.mktemp("submit")
     tracks, root = place / "tracks", place / "test"
@@ -30,26 +30,26 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def whole(made: tuple[Path, Path]) -> Path:
-    tracks, root = made
+def whole(test_split: tuple[Path, Path]) -> Path:
+    tracks, root = test_split
     submit.run(tracks, root.parent / "base.zip", root)
     return root.parent / "base.zip"
 
 
 def test_the_zip_holds_boxes_and_times_of_the_180_sequences_at_its_root_and_nothing_else(
-    made: tuple[Path, Path], whole: Path
+    test_split: tuple[Path, Path], whole: Path
 ) -> None:
     with zipfile.ZipFile(whole) as archive:
         assert sorted(archive.namelist()) == sorted(
             f"GOT-10k_Test_{n:06d}/GOT-10k_Test_{n:06d}_{part}.txt" for n in range(1, 181) for part in ("001", "time")
         )
         for name in (submit.NAMES[0], submit.NAMES[-1]):
-            assert archive.read(f"{name}/{name}_001.txt") == (made[0] / name / f"{name}_001.txt").read_bytes()
+            assert archive.read(f"{name}/{name}_001.txt") == (test_split[0] / name / f"{name}_001.txt").read_bytes()
     assert whole.with_name("base.zip.provenance.json").is_file()
 
 
-def test_without_the_split_the_form_alone_is_checked(made: tuple[Path, Path], tmp_path: Path) -> None:
-    submit.run(made[0], tmp_path / "base.zip")
+def test_without_the_split_the_form_alone_is_checked(test_split: tuple[Path, Path], tmp_path: Path) -> None:
+    submit.run(test_split[0], tmp_path / "base.zip")
     submit.verify(tmp_path / "base.zip")
 
 
@@ -80,7 +80,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_the_server_would_refuse_is_refused_with_its_place(
-    fault: str, made: tuple[Path, Path], whole: Path, tmp_path: Path
+    fault: str, test_split: tuple[Path, Path], whole: Path, tmp_path: Path
 ) -> None:
     changes, message = FAULTS[fault]
     odd = tmp_path / "odd.zip"
@@ -90,19 +90,19 @@ def test_what_the_server_would_refuse_is_refused_with_its_place(
             if text is not None:
                 target.writestr(name, text)
     with pytest.raises(ValueError, match=message):
-        submit.verify(odd, made[1])
+        submit.verify(odd, test_split[1])
 
 
-def test_refused_tracks_leave_no_zip(made: tuple[Path, Path], tmp_path: Path) -> None:
+def test_refused_tracks_leave_no_zip(test_split: tuple[Path, Path], tmp_path: Path) -> None:
     tracks = tmp_path / "tracks"
-    shutil.copytree(made[0], tracks)
+    shutil.copytree(test_split[0], tracks)
     (tracks / NAME / f"{NAME}_001.txt").write_text("0.000,0.000,0.000,0.000\n" * LENGTHS[NAME])
     with pytest.raises(ValueError, match="from boxes"):
-        submit.run(tracks, tmp_path / "out" / "base.zip", made[1])
+        submit.run(tracks, tmp_path / "out" / "base.zip", test_split[1])
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_tracks_of_another_split_are_refused(made: tuple[Path, Path], tmp_path: Path) -> None:
+def test_tracks_of_another_split_are_refused(test_split: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "Toy").mkdir()
     (tmp_path / "Toy" / "Toy_001.txt").write_text("1.000,2.000,3.000,4.000\n")
     with pytest.raises(ValueError, match=r"GOT-10k_Test_000001_001\.txt is missing; track the test split"):

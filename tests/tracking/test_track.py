@@ -133,22 +133,35 @@ def test_the_region_widens_after_some_frames_without_an_answer_and_narrows_with_
     sides = [np.sqrt(box[2] * box[3]) for box in done.boxes[:-1]]
     factors = [round(crop.side / side) for crop, side in zip(crops, sides, strict=True)]
     assert factors == [4, 4, 4, 4, 4, 8, 8, 4, 4, 4, 8]
-    assert done.status == ["init", "held", "ok", "held", "absent", "held", "held", "ok", "held", "held", "held", "held"]
+    assert done.statuses == [
+        "init",
+        "held",
+        "ok",
+        "held",
+        "absent",
+        "held",
+        "held",
+        "ok",
+        "held",
+        "held",
+        "held",
+        "held",
+    ]
 
 
 @pytest.mark.parametrize("templates", [1, 2])
 def test_batches_and_prefixes_change_no_box_of_the_tiny_model(templates, long_toy, tmp_path):
-    found = {}
+    tracks = {}
     for batch, reuse in ((1, False), (1, True), (4, True), (8, True)):
-        made = config.resolve(
+        configured = config.resolve(
             {"task": {"templates": templates}, "track": {"batch": batch, "reuse": reuse, "refresh": 5}}
         )
-        track.run(made, "tiny", long_toy, tmp_path / f"{batch}{reuse}")
-        found[batch, reuse] = {
+        track.run(configured, "tiny", long_toy, tmp_path / f"{batch}{reuse}")
+        tracks[batch, reuse] = {
             s.name: boxes(tmp_path / f"{batch}{reuse}", s.name).tolist() for s in read_split(long_toy)
         }
-    assert all(each == found[1, False] for each in found.values())
-    assert len({str(each) for each in found[1, False].values()}) == 6
+    assert all(track_boxes == tracks[1, False] for track_boxes in tracks.values())
+    assert len({str(track_boxes) for track_boxes in tracks[1, False].values()}) == 6
 
 
 def test_the_later_template_is_cut_from_a_found_frame_now_and_then(toy):
@@ -158,14 +171,14 @@ def test_the_later_template_is_cut_from_a_found_frame_now_and_then(toy):
         seen.extend(views)
         return ["[40, 36, 60, 56]" if len(seen) != 3 else "x"] * len(views)
 
-    made = settings(batch=1, refresh=2)
-    made = made.model_copy(update={"task": made.task.model_copy(update={"templates": 2})})
-    (done,) = track.follow(read_split(toy)[:1], ask, made)
+    configured = settings(batch=1, refresh=2)
+    configured = configured.model_copy(update={"task": configured.task.model_copy(update={"templates": 2})})
+    (done,) = track.follow(read_split(toy)[:1], ask, configured)
     laters = [view.later for view in seen]
     assert laters[0] is seen[0].template
     changed = [a is not b for a, b in pairwise(laters)]
-    assert changed == [t % 2 == 0 and done.status[t - 1] == "ok" for t in range(2, 12)]
-    assert done.status[3] == "held"  # so that one turn was left out
+    assert changed == [t % 2 == 0 and done.statuses[t - 1] == "ok" for t in range(2, 12)]
+    assert done.statuses[3] == "held"  # so that one turn was left out
     assert sum(changed) >= 3
     crop = Crop.around(done.boxes[1], 4.0, SIZE)
     assert laters[1].box == pytest.approx(crop.to_crop(xywh_to_xyxy(done.boxes[1])))
@@ -176,13 +189,13 @@ def test_an_oracle_that_fails_in_bursts_keeps_its_target(tmp_path):
     root = toy_split(tmp_path / "val", sequences=16, length=60, seed=3)
     rng, oracle, left = np.random.default_rng(0), peers.find("oracle"), {}
     nonsense = itertools.cycle(["", "[1, 2]", "the box", "[9, 9, 1, 1]", "[1e999, 0, 1, 1]", "[100, 120, 80, 2, 5]"])
-    asked = failed = 0
+    answered = failed = 0
 
     def ask(views):
-        nonlocal asked, failed
+        nonlocal answered, failed
         answers = oracle(views)
         for k, view in enumerate(views):
-            asked += 1
+            answered += 1
             if not left.get(view.template) and rng.random() < 1 / 45:
                 left[view.template] = 5
             if left.get(view.template):
@@ -193,28 +206,28 @@ def test_an_oracle_that_fails_in_bursts_keeps_its_target(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(peers, "find", lambda name: ask)
         track.run(settings(batch=16, size=336), "peer:oracle", root, tmp_path / "out")
-    assert 0.08 < failed / asked < 0.12
+    assert 0.08 < failed / answered < 0.12
     scores = score.score(tmp_path / "out", root, 100)
-    assert len(scores["sequences"]) == 16
-    assert scores["ao"] >= 0.92
+    assert len(scores.sequences) == 16
+    assert scores.ao >= 0.92
 
 
 def test_the_oracle_has_an_ao_above_nine_tenths(toy, tmp_path):
     track.run(settings(), "peer:oracle", toy, tmp_path / "out")
     scores = score.score(tmp_path / "out", toy, 100)
-    assert scores["ao"] > 0.9
-    assert scores["status"].get("held", 0) == 0
+    assert scores.ao > 0.9
+    assert scores.status.get("held", 0) == 0
 
 
 def test_the_oracle_holds_the_box_where_the_target_is_absent_and_nowhere_else(long_toy, tmp_path):
     track.run(settings(), "peer:oracle", long_toy, tmp_path / "out")
     absent = 0
     for sequence in read_split(long_toy):
-        held = np.array([row["status"] == "held" for row in rows(tmp_path / "out", sequence.name)])
-        found = boxes(tmp_path / "out", sequence.name)
+        is_held = np.array([row["status"] == "held" for row in rows(tmp_path / "out", sequence.name)])
+        tracked = boxes(tmp_path / "out", sequence.name)
         for t in np.flatnonzero(sequence.absent):
-            assert held[t]
-            assert (found[t] == found[t - 1]).all()
+            assert is_held[t]
+            assert (tracked[t] == tracked[t - 1]).all()
         absent += sequence.absent.sum()
     assert absent > 0
 
@@ -230,7 +243,7 @@ def test_the_static_peer_equals_the_first_box_on_every_frame(toy, tmp_path):
 def test_the_template_matcher_follows_its_target_and_keeps_its_size(toy, tmp_path):
     track.run(settings(), "peer:template", toy, tmp_path / "out")
     track.run(settings(), "peer:static", toy, tmp_path / "static")
-    assert score.score(tmp_path / "out", toy, 100)["ao"] > score.score(tmp_path / "static", toy, 100)["ao"] + 0.1
+    assert score.score(tmp_path / "out", toy, 100).ao > score.score(tmp_path / "static", toy, 100).ao + 0.1
     for sequence in read_split(toy):
         status = [row["status"] for row in rows(tmp_path / "out", sequence.name)]
         unclipped = boxes(tmp_path / "out", sequence.name)[np.array(status) == "ok"]
@@ -242,23 +255,23 @@ def test_garbage_holds_the_box_and_is_counted_and_kept(toy, tmp_path, answer_wit
     answer_with(lambda question, images: garbage)
     track.run(settings(), "some/model", toy, tmp_path / "out")
     scores = score.score(tmp_path / "out", toy, 100)
-    assert scores["status"] == {"held": 4 * 11}
+    assert scores.status == {"held": 4 * 11}
     for sequence in read_split(toy):
-        found = rows(tmp_path / "out", sequence.name)
-        assert [row["frame"] for row in found] == [str(t) for t in range(1, 13)]
-        assert (found[0]["status"], found[0]["answer"]) == ("init", "")
-        assert all((row["status"], row["answer"]) == ("held", garbage) for row in found[1:])
+        lines = rows(tmp_path / "out", sequence.name)
+        assert [row["frame"] for row in lines] == [str(t) for t in range(1, 13)]
+        assert (lines[0]["status"], lines[0]["answer"]) == ("init", "")
+        assert all((row["status"], row["answer"]) == ("held", garbage) for row in lines[1:])
 
 
 def test_the_model_is_asked_with_template_and_search_crop_and_the_templates_box(toy, tmp_path, answer_with):
-    asked = []
-    answer_with(lambda question, images: asked.append((question, images)) or "[32, 32, 52, 52]")
+    requests = []
+    answer_with(lambda question, images: requests.append((question, images)) or "[32, 32, 52, 52]")
     track.run(settings(batch=1), "some/model", toy, tmp_path / "out")
     crop = Crop.around(read_split(toy)[-1].boxes[0], 4, SIZE)
     expected = prompts.build(crop.to_crop(xywh_to_xyxy(read_split(toy)[-1].boxes[0])))
-    assert all(len(images) == 2 and {image.size for image in images} == {(SIZE, SIZE)} for _, images in asked)
-    assert expected in [question for question, _ in asked]
-    assert len(asked) == 4 * 11
+    assert all(len(images) == 2 and {image.size for image in images} == {(SIZE, SIZE)} for _, images in requests)
+    assert expected in [question for question, _ in requests]
+    assert len(requests) == 4 * 11
 
 
 def test_many_at_once_give_the_boxes_of_one_at_a_time(toy, tmp_path, answer_with):
@@ -314,23 +327,23 @@ def test_every_frame_has_a_time_and_the_first_is_the_initialisation(toy, tmp_pat
 def test_thinking_answers_are_read_inside_their_tags_only(toy, tmp_path, answer_with):
     answer_with(lambda question, images: "<think>there</think><answer>[32, 32, 52, 52]</answer>")
     track.run(settings(think=True), "some/model", toy, tmp_path / "with")
-    assert "held" not in score.score(tmp_path / "with", toy, 100)["status"]
+    assert "held" not in score.score(tmp_path / "with", toy, 100).status
     answer_with(lambda question, images: "[32, 32, 52, 52]")
     track.run(settings(think=True), "some/model", toy, tmp_path / "without")
-    assert set(score.score(tmp_path / "without", toy, 100)["status"]) == {"held"}
+    assert set(score.score(tmp_path / "without", toy, 100).status) == {"held"}
 
 
 def test_peers_answer_without_thinking_whatever_the_model_does(toy, tmp_path):
     track.run(settings(think=True), "peer:oracle", toy, tmp_path / "out")
-    assert score.score(tmp_path / "out", toy, 100)["ao"] > 0.9
+    assert score.score(tmp_path / "out", toy, 100).ao > 0.9
 
 
 def test_a_stopped_run_leaves_nothing_at_the_final_name_and_goes_on_with_what_is_missing(toy, tmp_path, answer_with):
-    asked = []
+    questions_asked = []
 
     def fail_late(question, images):
-        asked.append(question)
-        if len(asked) == 30:  # in the third of four sequences of 12 frames
+        questions_asked.append(question)
+        if len(questions_asked) == 30:  # in the third of four sequences of 12 frames
             raise RuntimeError("out of memory")
         return wander(question, images)
 
@@ -340,7 +353,7 @@ def test_a_stopped_run_leaves_nothing_at_the_final_name_and_goes_on_with_what_is
         track.run(settings(batch=1), "some/model", toy, out)
     assert [path.name for path in out.parent.iterdir()] == [".set.partial"]
     track.run(settings(batch=1), "some/model", toy, out)
-    assert len(asked) == 30 + 2 * 11
+    assert len(questions_asked) == 30 + 2 * 11
     assert [path.name for path in out.parent.iterdir()] == ["set"]
     answer_with(wander)
     track.run(settings(batch=1), "some/model", toy, tmp_path / "whole")
@@ -393,7 +406,7 @@ def test_an_unknown_peer_is_refused_with_those_that_are_known(toy, tmp_path):
 
 def test_only_the_oracle_is_shown_the_truth(toy):
     def ask(views):
-        assert all(view.truth is None for view in views)
+        assert all(view.true_box is None for view in views)
         return [""] * len(views)
 
     assert len(list(track.follow(read_split(toy), ask, settings(batch=4)))) == 4
@@ -408,10 +421,10 @@ def test_on_real_clips_the_peers_score_what_is_known_of_them(tmp_path):
         track.run(settings(size=336, batch=6), f"peer:{name}", REAL, tmp_path / name)
         scores[name] = score.score(tmp_path / name, REAL, 1000)
     static = {sequence: ao for tracker, sequence, ao in known if tracker == "static_first_box"}
-    assert {n: s["ao"] for n, s in scores["static"]["sequences"].items()} == pytest.approx(static, abs=1e-3)
-    assert scores["oracle"]["ao"] >= 0.97
+    assert {name: row.ao for name, row in scores["static"].sequences.items()} == pytest.approx(static, abs=1e-3)
+    assert scores["oracle"].ao >= 0.97
     # The known matcher differs in details that are not recorded, and one lost target decides a clip: pooled, roughly.
-    frames = {n: s["frames"] for n, s in scores["template"]["sequences"].items()}
+    frames = {name: row.frames for name, row in scores["template"].sequences.items()}
     ncc = sum(ao * frames[sequence] for tracker, sequence, ao in known if tracker == "ncc_crop4x336")
-    assert scores["template"]["ao"] == pytest.approx(ncc / sum(frames.values()), abs=0.06)
-    assert scores["template"]["ao"] > scores["static"]["ao"]
+    assert scores["template"].ao == pytest.approx(ncc / sum(frames.values()), abs=0.06)
+    assert scores["template"].ao > scores["static"].ao

@@ -69,8 +69,8 @@ def test_a_clip_comes_back_with_its_frames_its_size_its_rate_and_the_trackers_bo
     nearer = []
     for image, before, box in zip(drawn, read(source)[0], boxes, strict=True):
         x, y, w, h = (int(v) for v in box)
-        now, was = (np.asarray(each, int) for each in (image, before))
-        far = [abs(each[y : y + 2, x + 2 : x + w - 2] - [60, 255, 60]).mean() for each in (now, was)]
+        now, was = (np.asarray(picture, int) for picture in (image, before))
+        far = [abs(pixels[y : y + 2, x + 2 : x + w - 2] - [60, 255, 60]).mean() for pixels in (now, was)]
         nearer.append(far[0] / far[1])
         assert abs(now - was)[y + 6 : y + h - 6, x + 6 : x + w - 6].mean() < 12
     assert max(nearer) < 0.8  # the border became green, and the inside is as it was
@@ -80,9 +80,9 @@ def test_a_clip_comes_back_with_its_frames_its_size_its_rate_and_the_trackers_bo
 
 def test_the_boxes_are_those_of_the_tracker_on_the_same_frames(clip: Sequence, tmp_path: Path) -> None:
     """A folder of the clip's own images, with the tiny model: no codec stands between the two."""
-    made = config.resolve({})
-    video.run(made, clip.frames[0].parent, "tiny", tmp_path / "out.mp4", clip.boxes[0].tolist(), None)
-    track.run(made, "tiny", clip.frames[0].parent.parent, tmp_path / "tracks")
+    configured = config.resolve({})
+    video.run(configured, clip.frames[0].parent, "tiny", tmp_path / "out.mp4", clip.boxes[0].tolist(), None)
+    track.run(configured, "tiny", clip.frames[0].parent.parent, tmp_path / "tracks")
     expected = np.loadtxt(tmp_path / "tracks" / clip.name / f"{clip.name}_001.txt", delimiter=",")
     assert (table(tmp_path / "out.csv")[0] == expected).all()
     assert len(read(tmp_path / "out.mp4")[0]) == 15
@@ -136,15 +136,15 @@ def test_a_described_target_is_followed_from_where_the_model_finds_it(
 
     monkeypatch.setattr(models, "load", lambda base, settings: None)
     monkeypatch.setattr(models, "generate", answer)
-    made = SETTINGS.model_copy(update={"track": schema.Track(reuse=False)})
+    configured = SETTINGS.model_copy(update={"track": schema.Track(reuse=False)})
     source = encode(list(clip.frames), tmp_path / "clip.mp4")
-    video.run(made, source, "some/model", tmp_path / "out.mp4", "red star", None)
+    video.run(configured, source, "some/model", tmp_path / "out.mp4", "red star", None)
     boxes, status = table(tmp_path / "out.csv")
     assert boxes[0] == pytest.approx(clip.boxes[0], abs=2)
     assert set(status) == {"init", "ok"}
-    monkeypatch.setattr(predictors, "load_predictor", lambda settings, model: (None, lambda *asked: ["I see none"]))
+    monkeypatch.setattr(predictors, "load_predictor", lambda settings, model: (None, lambda *request: ["I see none"]))
     with pytest.raises(ValueError, match=r"--text 'red star': no box in the answer 'I see none'; .* give --box"):
-        video.run(made, source, "some/model", tmp_path / "none.mp4", "red star", None)
+        video.run(configured, source, "some/model", tmp_path / "none.mp4", "red star", None)
 
 
 def test_a_long_video_is_never_held_in_memory_whole(

@@ -1,0 +1,183 @@
+"""Records: what summary.json holds, field by field, in the order of the file; and how a stage's JSON is read into one.
+
+AO, SR.50 and SR.75 are shares from 0 to 1, as in scores/; figures of general ability are points, as in the verdict.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+Json = dict[str, Any]  # a JSON object as its stage wrote it
+Interval = tuple[float, float]  # its ends
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Change:
+    """Pooled AO of one model minus that of another on one set, the ends of its 95 % interval, and where this lies."""
+
+    value: float
+    low: float
+    high: float
+    told: Literal["above", "below", "undecided"]  # above 0, below 0, 0 is inside
+
+
+@dataclass(frozen=True)
+class ModelScore:
+    """A model's score on a set. ao_interval: of 95 %. peers: the model minus each peer. words: which peers it beats."""
+
+    kind: Literal["base", "tuned", "peer"]
+    ao: float
+    ao_interval: Interval
+    sr50: float
+    sr75: float
+    ao_sequence_mean: float
+    ao_class_mean: float
+    fps: float | None
+    status: dict[str, int]
+    peers: dict[str, Change]
+    words: str
+
+
+@dataclass(frozen=True)
+class SetSummary:
+    """A set: how many sequences and scored frames, notes on what its figures say, and the models by name."""
+
+    sequences: int
+    frames: int
+    notes: list[str]
+    models: dict[str, ModelScore]
+    differences: dict[str, Change]  # every tuned model minus the base
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """Questions of a set, and the share of them that base and tuned model answer correctly, in percent."""
+
+    n: int
+    base: float
+    tuned: float
+
+
+@dataclass(frozen=True)
+class ArmVerdict:
+    """The verdict on an arm; line: the same in one line. docs/verdict.md defines the figures."""
+
+    model: str
+    line: str
+    verdict: str
+    difference: float | None
+    interval: Interval | None
+    margin: float
+    reasons: list[str]
+    needed_items: int | None
+    kl: dict[str, Json]
+    sets: dict[str, QuestionSet]
+
+
+@dataclass(frozen=True)
+class MergeCheck:
+    """Held-out pairs, and on which share of them the merged model gives the answer of base and adapter."""
+
+    pairs: int
+    agreement: float
+    agreement_as_trained: float | None  # with the adapter on the 4-bit base
+
+
+@dataclass(frozen=True)
+class ArmTraining:
+    """How an arm was trained, and how well its merge agrees."""
+
+    quantize: str
+    adapter: str
+    steps: int
+    minutes: float
+    merge: MergeCheck
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """A model's score on one split."""
+
+    model: str
+    ao: float
+    sr50: float
+    sr75: float | None
+
+
+@dataclass(frozen=True)
+class PaperGroup:
+    """Scores that were measured on one split by one side."""
+
+    split: str
+    whose: str
+    rows: list[PaperRow]
+    note: str
+
+
+@dataclass(frozen=True)
+class Departure:
+    """A setting that differs from the paper's; source: the file that states the paper's."""
+
+    field: str
+    paper: Any
+    here: Any
+    source: str
+
+
+@dataclass(frozen=True)
+class SettingChange:
+    """A setting that differs from the preset's."""
+
+    field: str
+    preset: Any
+    here: Any
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Time of some results, summed, and the largest memory of one of them."""
+
+    results: int
+    wall_seconds: float
+    cpu_seconds: float
+    peak_cpu_bytes: int
+    peak_gpu_bytes: int | None
+
+
+@dataclass(frozen=True)
+class RunCost(Cost):
+    """The cost of a run, and of each of its stages."""
+
+    stages: dict[str, Cost]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run: the judgement in one sentence, and every figure that it rests on."""
+
+    run: str
+    judgement: str
+    metric: str
+    draws: int  # of the bootstrap
+    sets: dict[str, SetSummary]
+    verdict: ArmVerdict  # on the last arm, which the run is for
+    verdicts: dict[str, ArmVerdict]
+    training: dict[str, ArmTraining]
+    paper: list[PaperGroup]
+    departures: list[Departure]
+    changes: list[SettingChange]
+    settings: Json
+    cost: RunCost
+
+
+def parse(kind: type[T], value: Any, path: Path, stage: str) -> T:
+    """A JSON value of the file `path` as a record. Raises ValueError naming file, field, fault and stage to rerun."""
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        field = ".".join(map(str, fault["loc"]))
+        raise ValueError(f"{path}: {field}: {fault['msg']}; run the stage `{stage}` again") from error

@@ -1,0 +1,57 @@
+"""Claims about track files: what is written is read back, and a damaged file is named."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from r1track.tracking.track_files import Track, read_track, write_track
+
+TRACK = Track(
+    "clip",
+    np.array([[1.0, 2, 30, 40], [1.25, 2.5, 30, 40.125]]),
+    np.array([0.5, 0.25]),
+    ["init", "held"],
+    ["", 'a "box",\r\nin two lines'],
+)
+
+
+def test_a_track_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    write_track(tmp_path, TRACK)
+    track = read_track(tmp_path, "clip", 2)
+    assert (track.boxes == TRACK.boxes).all()
+    assert (track.seconds == TRACK.seconds).all()
+    assert (track.name, track.statuses, track.answers) == (TRACK.name, TRACK.statuses, TRACK.answers)
+
+
+def test_the_files_are_those_of_the_got10k_toolkit_and_a_status_file(tmp_path: Path) -> None:
+    write_track(tmp_path, TRACK)
+    texts = {path.name: path.read_bytes().decode() for path in (tmp_path / "clip").iterdir()}
+    assert texts == {
+        "clip_001.txt": "1.000,2.000,30.000,40.000\n1.250,2.500,30.000,40.125\n",
+        "clip_time.txt": "0.50000000\n0.25000000\n",
+        "clip_status.csv": 'frame,status,answer\n1,init,\n2,held,"a ""box"",\r\nin two lines"\n',
+    }
+
+
+def test_boxes_alone_are_a_track_without_times_and_statuses(tmp_path: Path) -> None:
+    write_track(tmp_path, TRACK)
+    for part in ("time.txt", "status.csv"):
+        (tmp_path / "clip" / f"clip_{part}").unlink()
+    track = read_track(tmp_path, "clip")
+    assert (len(track.boxes), len(track.seconds), track.statuses, track.answers) == (2, 0, [], [])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("frame,status,answer\n1,init,\n", r"clip_status\.csv: 1 rows for 2 frames; run `r1track track` again"),
+        ("frame,answer\n1,a\n2,b\n", r"clip_status\.csv: expected the columns frame, status and answer; run"),
+        ("frame,status,answer\n1,init\n2,held\n", r"clip_status\.csv: expected the columns"),
+    ],
+)
+def test_a_damaged_status_file_is_named(text: str, message: str, tmp_path: Path) -> None:
+    write_track(tmp_path, TRACK)
+    (tmp_path / "clip" / "clip_status.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_track(tmp_path, "clip")
