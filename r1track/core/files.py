@@ -252,6 +252,7 @@ class ProvenanceRecord(BaseModel):
     model: str | None = None  # train, track
     arm: str | None = None  # train
     backend: str | None = None
+    trainer: str | None = None  # the class that trained, in training/trl_patches.py
     quantize: str | None = None
     train_seconds: float | None = None
     shared_prefix: bool | None = None

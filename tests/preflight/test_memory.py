@@ -457,6 +457,13 @@ def test_with_a_shared_prefix_prompts_are_planned_once_per_group_and_answers_eac
     assert ours.peak[0] < stock.peak[0]
 
 
+@pytest.mark.parametrize("backend", ["auto", "transformers", "unsloth"])
+@pytest.mark.parametrize("preset", sorted(path.stem for path in config.PRESETS.glob("*.yaml")))
+def test_every_preset_fits_a_card_of_24_gb_as_it_stands(preset: str, backend: str) -> None:
+    for plan in memory.plan(config.resolve({"preset": preset, "train": {"backend": backend}})):
+        assert plan.peak[0] < 24e9, plan.stage
+
+
 def test_the_table_in_the_documents_is_the_codes() -> None:
     page = (config.ROOT / "docs" / "memory.md").read_text()
     assert document.memory_table() in page, "run `make docs`"
