@@ -89,20 +89,13 @@ def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return files.read_yaml(path)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-
-
 def _preset(name: str, source: str) -> dict[str, Any]:
     """The values of a preset, over those of the preset that it names, if any."""
     path = PRESETS / f"{name}.yaml"
     if not path.is_file():
         known = sorted(p.stem for p in PRESETS.glob("*.yaml"))
         raise ConfigError(f"{source}: preset = {name!r}: no such file under r1track/presets/; take one of {known}")
-    values = _read(path)
+    values = files.read_yaml(path)
     return _merge(_preset(values["preset"], str(path)) if "preset" in values else {}, values)
 
 
@@ -129,15 +122,13 @@ def resolve(values: dict[str, Any], source: str = "config.yaml") -> Settings:
 def load(path: Path) -> Settings:
     """Settings from a YAML file that a person edits, or StageSettings from a stage's resolved JSON file.
 
-    Raises ConfigError when the file is missing or cannot be used.
+    Raises ConfigError when the file is missing or cannot be used, ValueError when it is not YAML or JSON.
     """
     if not path.is_file():
-        raise ConfigError(
-            f"{path}: no such configuration file; give config.yaml or a results/<run>/config/<stage>.json"
-        )
+        raise ConfigError(f"{path}: no such configuration file; give config.yaml or results/<run>/config/<stage>.json")
     if path.suffix == ".json":
         return StageSettings.of(_validated(files.read_json(path), str(path)), path)
-    return resolve(_read(path), str(path))
+    return resolve(files.read_yaml(path), str(path))
 
 
 def stage_values(settings: Settings, stage: str) -> dict[str, Any]:
