@@ -65,15 +65,16 @@ class StageSettings(Settings):
             )
 
 
-def _sections(section: type[BaseModel]) -> Iterator[str]:
-    """Names of all sections inside a section."""
+def fields(section: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every field, as dotted path and pydantic FieldInfo, depth first; without the sections themselves."""
     for name, info in section.model_fields.items():
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            yield name
-            yield from _sections(info.annotation)
+            yield from fields(info.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", info
 
 
-SECTIONS = set(_sections(Settings))
+SECTIONS = {name for path, _ in fields() for name in path.split(".")[:-1]}
 
 
 def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -143,12 +144,3 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         paths |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return paths
-
-
-def fields(section: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every field, as dotted path and pydantic FieldInfo, depth first; without the sections themselves."""
-    for name, info in section.model_fields.items():
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            yield from fields(info.annotation, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", info
