@@ -17,7 +17,7 @@ configfile: "config.yaml"
 os.environ.update(PATH=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
 try:
     PLAN = plan.make_plan(config)
-except configuration.ConfigError as error:
+except ValueError as error:  # ConfigError is one
     sys.exit(f"error: {error}")
 
 

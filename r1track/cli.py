@@ -6,7 +6,6 @@ A command imports its stage when it runs, so that `--help` is fast. Wrong input 
 
 import logging
 import re
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -37,13 +36,6 @@ class Guarded(TyperGroup):
         except Exception as error:
             log.debug("failed: %s: %s", type(error).__name__, error, exc_info=True)
             raise
-
-
-class Arm(StrEnum):
-    """A way to train, which gives a model of that name."""
-
-    sft = "sft"
-    grpo = "grpo"
 
 
 app = typer.Typer(
@@ -112,7 +104,7 @@ def sample(
 @app.command()
 def train(
     config_file: Config,
-    arm: Annotated[Arm, typer.Option(help="sft: supervised fine-tuning; grpo: GRPO.")],
+    arm: Annotated[Literal["sft", "grpo"], typer.Option(help="sft: supervised fine-tuning; grpo: GRPO.")],
     model: BaseModel,
     pairs: Pairs,
     scratch: Annotated[Path, typer.Option(help="Folder of checkpoints. The same command continues from them.")],
@@ -125,7 +117,7 @@ def train(
     backend.enter(settings.train.backend, scratch)  # before anything imports TRL
     from r1track.training.train import run
 
-    run(settings, arm.value, model, pairs, scratch, out)
+    run(settings, arm, model, pairs, scratch, out)
 
 
 @app.command()
@@ -200,9 +192,7 @@ def score(
     tracks: Annotated[Path, typer.Option(help="Folder of tracks, as written by `track`.")],
     root: Root,
     out: OutFile,
-    draws: Annotated[
-        int, typer.Option(min=100, help="Bootstrap resamples for the intervals.")
-    ] = schema.Score.model_fields["draws"].default,
+    draws: Annotated[int, typer.Option(min=100, help="Bootstrap resamples for the intervals.")] = schema.Score().draws,
 ) -> None:
     """Score tracks against the true boxes: AO, SR.50, SR.75, with intervals."""
     from r1track.tracking.score import run

@@ -123,9 +123,7 @@ def _check_names(settings: Settings) -> None:
     if unknown:
         raise ConfigError(f"track.starts: {min(unknown)!r} is no set; take one of {list(settings.data.sets)}")
     if settings.track.endpoint.url:
-        raise ConfigError(
-            "track.endpoint.url: the workflow loads its models on this machine; set it to null (docs/tracking.md)"
-        )
+        raise ConfigError("track.endpoint.url: the workflow loads its models here; set it to null (docs/tracking.md)")
     for field, name in [("run", settings.run), *(("data.sets", name) for name in settings.data.sets)]:
         if not NAME.fullmatch(name):
             raise ConfigError(f"{field}: {name!r} cannot name a folder; use letters, digits, `-`, `_` and `.` only")

@@ -1,7 +1,8 @@
-"""Boxes: the one IoU, the one GIoU and the two forms.
+"""Boxes: IoU, GIoU, and the conversion between the two forms of a box.
 
-Every box is a float array of shape (..., 4). `xywh` is left, top, width, height as GOT-10k writes it; `xyxy` is the two
-corners. Coordinates are continuous: pixel i covers [i, i + 1), so a box's width is x2 - x1, with no shift by one.
+Every box is a float array of shape (..., 4). `xywh` is left, top, width, height, as in GOT-10k; `xyxy` is left, top,
+right, bottom. Coordinates are continuous: pixel i covers [i, i + 1), so the width is x2 - x1, without a shift by one.
+All functions raise ValueError for arrays of another shape.
 """
 
 import numpy as np
@@ -18,19 +19,19 @@ def _boxes(boxes: ArrayLike) -> Array:
 
 
 def xywh_to_xyxy(boxes: ArrayLike) -> Array:
-    """Left, top, width, height to corners; shape (..., 4) kept."""
+    """From x, y, w, h to x1, y1, x2, y2; shape (..., 4) kept."""
     array = _boxes(boxes)
     return np.concatenate([array[..., :2], array[..., :2] + array[..., 2:]], axis=-1)
 
 
 def xyxy_to_xywh(boxes: ArrayLike) -> Array:
-    """Corners to left, top, width, height; shape (..., 4) kept."""
+    """From x1, y1, x2, y2 to x, y, w, h; shape (..., 4) kept."""
     array = _boxes(boxes)
     return np.concatenate([array[..., :2], array[..., 2:] - array[..., :2]], axis=-1)
 
 
 def area(boxes_xyxy: ArrayLike) -> Array:
-    """Area of corner boxes, shape (...); a box of no extent, or of unordered corners, has area 0."""
+    """Area of boxes x1, y1, x2, y2, shape (...); 0 for an empty box and where x2 < x1 or y2 < y1."""
     array = _boxes(boxes_xyxy)
     return np.prod(np.clip(array[..., 2:] - array[..., :2], 0, None), axis=-1)
 
@@ -43,13 +44,16 @@ def _overlap(first: ArrayLike, second: ArrayLike) -> tuple[Array, Array, Array, 
 
 
 def iou(first_xyxy: ArrayLike, second_xyxy: ArrayLike) -> Array:
-    """Intersection over union of corner boxes, broadcast over leading axes; 0 where both are empty."""
+    """Intersection over union of boxes x1, y1, x2, y2, broadcast over leading axes; 0 where both are empty."""
     _, _, shared, union = _overlap(first_xyxy, second_xyxy)
     return np.divide(shared, union, out=np.zeros_like(union), where=union > 0)
 
 
 def giou(first_xyxy: ArrayLike, second_xyxy: ArrayLike) -> Array:
-    """Generalised IoU (Rezatofighi et al., 2019) in [-1, 1]: IoU minus the empty share of the enclosing box."""
+    """Generalised IoU (Rezatofighi et al., 2019) of boxes x1, y1, x2, y2, in [-1, 1], broadcast over leading axes.
+
+    It is the IoU minus the fraction of the enclosing box that neither box covers.
+    """
     a, b, shared, union = _overlap(first_xyxy, second_xyxy)
     hull = area(np.concatenate([np.minimum(a[..., :2], b[..., :2]), np.maximum(a[..., 2:], b[..., 2:])], axis=-1))
     overlap = np.divide(shared, union, out=np.zeros_like(union), where=union > 0)
@@ -57,6 +61,6 @@ def giou(first_xyxy: ArrayLike, second_xyxy: ArrayLike) -> Array:
 
 
 def clip(boxes_xyxy: ArrayLike, width: float, height: float) -> Array:
-    """Corner boxes cropped (never shifted) to [0, width] x [0, height]."""
+    """Boxes x1, y1, x2, y2 clipped to [0, width] x [0, height]; shape (..., 4) kept."""
     limits = np.array([width, height, width, height], dtype=np.float64)
     return np.clip(_boxes(boxes_xyxy), 0, limits)

@@ -65,15 +65,16 @@ class StageSettings(Settings):
             )
 
 
-def _sections(section: type[BaseModel]) -> Iterator[str]:
-    """Names of all sections inside a section."""
+def fields(section: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every field, as dotted path and pydantic FieldInfo, depth first; without the sections themselves."""
     for name, info in section.model_fields.items():
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            yield name
-            yield from _sections(info.annotation)
+            yield from fields(info.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", info
 
 
-SECTIONS = set(_sections(Settings))
+SECTIONS = {name for path, _ in fields() for name in path.split(".")[:-1]}
 
 
 def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -89,20 +90,13 @@ def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return files.read_yaml(path)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-
-
 def _preset(name: str, source: str) -> dict[str, Any]:
     """The values of a preset, over those of the preset that it names, if any."""
     path = PRESETS / f"{name}.yaml"
     if not path.is_file():
         known = sorted(p.stem for p in PRESETS.glob("*.yaml"))
         raise ConfigError(f"{source}: preset = {name!r}: no such file under r1track/presets/; take one of {known}")
-    values = _read(path)
+    values = files.read_yaml(path)
     return _merge(_preset(values["preset"], str(path)) if "preset" in values else {}, values)
 
 
@@ -129,15 +123,13 @@ def resolve(values: dict[str, Any], source: str = "config.yaml") -> Settings:
 def load(path: Path) -> Settings:
     """Settings from a YAML file that a person edits, or StageSettings from a stage's resolved JSON file.
 
-    Raises ConfigError when the file is missing or cannot be used.
+    Raises ConfigError when the file is missing or cannot be used, ValueError when it is not YAML or JSON.
     """
     if not path.is_file():
-        raise ConfigError(
-            f"{path}: no such configuration file; give config.yaml or a results/<run>/config/<stage>.json"
-        )
+        raise ConfigError(f"{path}: no such configuration file; give config.yaml or results/<run>/config/<stage>.json")
     if path.suffix == ".json":
         return StageSettings.of(_validated(files.read_json(path), str(path)), path)
-    return resolve(_read(path), str(path))
+    return resolve(files.read_yaml(path), str(path))
 
 
 def stage_values(settings: Settings, stage: str) -> dict[str, Any]:
@@ -152,12 +144,3 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         paths |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return paths
-
-
-def fields(section: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every field, as dotted path and pydantic FieldInfo, depth first; without the sections themselves."""
-    for name, info in section.model_fields.items():
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            yield from fields(info.annotation, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", info

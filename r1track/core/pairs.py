@@ -28,20 +28,14 @@ FEATURES = Features(
 )
 
 
-class EncodedImage(TypedDict):
-    """An image as `datasets` stores it: the bytes of its file; path is null."""
-
-    bytes: bytes
-    path: None
-
-
 class PairRow(TypedDict):
     """A row of a shard. Boxes in crops are x1, y1, x2, y2 in pixels of the crop; boxes in frames x, y, w, h.
 
     The columns that need not be there are null in the pairs of sample.hub.
     """
 
-    images: list[EncodedImage]  # template, search region, then a later template if there is one
+    # Each has `bytes`, an image file, and no `path`: template, search region, then a later template if there is one.
+    images: list[dict[str, bytes | None]]
     answer: list[float]  # the target in the search crop, clipped to it: x1, y1, x2, y2
     size: int  # side of the crops in their own pixels
     problem: str | None  # the question of another data set; null: `prompts.build` asks

@@ -168,7 +168,7 @@ def uncommented(text: str) -> list[str]:
 
 def written_fields(text: str) -> dict[str, tuple[Any, str]]:
     """The fields of config.yaml by dotted path, with value and documentation, read from its lines alone."""
-    found: dict[str, tuple[Any, str]] = {}
+    fields: dict[str, tuple[Any, str]] = {}
     parents: dict[int, str] = {}
     for line in uncommented(text):
         entry = ENTRY.match(line)
@@ -176,8 +176,8 @@ def written_fields(text: str) -> dict[str, tuple[Any, str]]:
         column = len(entry["indent"])
         parents = {c: name for c, name in parents.items() if c < column} | {column: entry["name"]}
         if entry["value"]:
-            found[".".join(parents.values())] = (yaml.safe_load(entry["value"]), entry["doc"])
-    return found
+            fields[".".join(parents.values())] = (yaml.safe_load(entry["value"]), entry["doc"])
+    return fields
 
 
 def test_comments_of_config_yaml_and_documentation_of_the_model_agree_in_both_directions() -> None:

@@ -37,9 +37,9 @@ def test_the_embedded_base_is_small_and_opens_in_plain_transformers() -> None:
 
 
 def test_the_embedded_tokenizer_is_the_one_that_the_code_makes() -> None:
-    made, kept = tiny_model.make_tokenizer(), AutoTokenizer.from_pretrained(models.TINY)
-    assert made.get_vocab() == kept.get_vocab()
-    assert made.chat_template == kept.chat_template
+    new, stored = tiny_model.make_tokenizer(), AutoTokenizer.from_pretrained(models.TINY)
+    assert new.get_vocab() == stored.get_vocab()
+    assert new.chat_template == stored.chat_template
 
 
 def test_every_whole_number_of_a_crop_is_one_token_and_texts_survive_the_round_trip(tiny: models.Loaded) -> None:
@@ -96,9 +96,9 @@ def test_a_chat_template_is_found_in_either_of_its_places_or_missed(tmp_path: Pa
 def test_teaching_lowers_the_loss(tmp_path: Path) -> None:
     torch.manual_seed(0)
     teach.make(tmp_path / "base", seed=1, look=12, steps=12, settle=2, batch=16)
-    made = models.load(str(tmp_path / "base"), SETTINGS.model)
+    loaded = models.load(str(tmp_path / "base"), SETTINGS.model)
     log = files.read_json(tmp_path / "base" / "made.json")
-    assert made.processor.tokenizer.get_vocab() == tiny_model.make_tokenizer().get_vocab()
+    assert loaded.processor.tokenizer.get_vocab() == tiny_model.make_tokenizer().get_vocab()
     assert log["steps"] == 12
     assert log["log"][-1]["pair_loss"] < log["log"][0]["pair_loss"]
     assert log["looked"][-1]["loss"] < log["looked"][0]["loss"]

@@ -46,9 +46,9 @@ BOX = [
 
 @pytest.mark.parametrize("answer", BOX)
 def test_a_box_is_read_bare_fenced_or_as_bbox_2d(answer: str) -> None:
-    found = prompts.parse_box(answer, size=84)
-    assert found is not None
-    assert found.tolist() == [10, 20, 30, 40]
+    parsed = prompts.parse_box(answer, size=84)
+    assert parsed is not None
+    assert parsed.tolist() == [10, 20, 30, 40]
 
 
 @pytest.mark.parametrize("answer", NO_BOX)
@@ -57,9 +57,9 @@ def test_anything_else_is_no_box(answer: str) -> None:
 
 
 def test_corners_may_lie_a_twentieth_outside_and_are_not_clipped() -> None:
-    found = prompts.parse_box("[-4, 0, 88, 84]", size=84)
-    assert found is not None
-    assert found.tolist() == [-4, 0, 88, 84]
+    parsed = prompts.parse_box("[-4, 0, 88, 84]", size=84)
+    assert parsed is not None
+    assert parsed.tolist() == [-4, 0, 88, 84]
     assert prompts.parse_box("[-5, 0, 84, 84]", size=84) is None
     assert prompts.parse_box("[100, 0, 112, 84]", size=(112, 84)) is not None
     assert prompts.parse_box("[0, 0, 84, 100]", size=(112, 84)) is None
@@ -77,9 +77,9 @@ def test_what_the_prompt_writes_the_parser_reads() -> None:
     for _ in range(200):
         low = rng.uniform(0, 40, 2)
         box = np.concatenate([low, low + rng.uniform(2, 40, 2)])
-        found = prompts.parse_box(prompts.numbers(box), size=84)
-        assert found is not None
-        assert np.abs(found - box).max() <= 0.5
+        parsed = prompts.parse_box(prompts.numbers(box), size=84)
+        assert parsed is not None
+        assert np.abs(parsed - box).max() <= 0.5
         assert prompts.parse_box(prompts.ground_answer(box, "red star"), size=84) is not None
 
 

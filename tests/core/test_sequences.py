@@ -20,9 +20,9 @@ def toy(tmp_path_factory):
 
 
 def test_a_toy_split_reads_back_as_it_was_written(toy):
-    found = read_split(toy)
-    assert [s.name for s in found] == (toy / "list.txt").read_text().split()
-    for s in found:
+    sequences = read_split(toy)
+    assert [s.name for s in sequences] == (toy / "list.txt").read_text().split()
+    for s in sequences:
         folder = toy / s.name
         assert s.frames == tuple(sorted(folder.glob("*.jpg")))
         np.testing.assert_array_equal(s.boxes, np.loadtxt(folder / "groundtruth.txt", delimiter=","))
@@ -32,7 +32,7 @@ def test_a_toy_split_reads_back_as_it_was_written(toy):
         assert s.text == f"{s.meta['major_class']} {s.meta['object_class']}"
         assert s.resolution() == (WIDTH, HEIGHT)
         assert s.complete
-    assert any(s.absent.any() for s in found)
+    assert any(s.absent.any() for s in sequences)
 
 
 def test_lines_of_the_list_may_be_paths_and_the_last_part_is_the_name(tmp_path):
@@ -168,7 +168,7 @@ MADE = {
 ROWS = {"lasot": 5, "uav123": 5, "nfs": 10}
 
 
-def made(root: Path, layout: str) -> Path:
+def write_clip(root: Path, layout: str) -> Path:
     """A sequence in a layout, whose frames are empty files; it is the only line of list.txt."""
     line, first, files = MADE[layout]
     folder = root / line
@@ -186,7 +186,7 @@ def made(root: Path, layout: str) -> Path:
 
 @pytest.mark.parametrize("layout", MADE)
 def test_every_layout_is_told_from_its_files_and_read_to_the_same_boxes(tmp_path, layout):
-    folder = made(tmp_path, layout)
+    folder = write_clip(tmp_path, layout)
     assert detect(folder) == layout
     (s,) = read_split(tmp_path)
     assert s.name == "clip"
@@ -210,7 +210,7 @@ def test_the_layouts_of_the_configuration_are_those_of_the_reader():
 
 
 def test_a_tracker_s_test_split_has_the_first_box_only(tmp_path):
-    folder = made(tmp_path, "trackingnet")
+    folder = write_clip(tmp_path, "trackingnet")
     (folder / "../../anno/clip.txt").write_text("10,10,20,20\n")
     (s,) = read_split(tmp_path)
     assert not s.complete
@@ -218,7 +218,7 @@ def test_a_tracker_s_test_split_has_the_first_box_only(tmp_path):
 
 
 def test_a_row_more_or_less_is_cut_off_in_nfs_alone(tmp_path):
-    folder = made(tmp_path, "nfs")
+    folder = write_clip(tmp_path, "nfs")
     (folder / "00011.jpg").touch()
     (s,) = read_split(tmp_path)
     assert len(s.frames) == len(s.boxes) == 10
@@ -227,7 +227,7 @@ def test_a_row_more_or_less_is_cut_off_in_nfs_alone(tmp_path):
     (folder / "00013.jpg").touch()
     with pytest.raises(ValueError, match="80 rows for 13 frames"):
         read_sequence(folder, "nfs")
-    folder = made(tmp_path / "other", "otb")
+    folder = write_clip(tmp_path / "other", "otb")
     (folder / "img" / "0004.jpg").touch()
     with pytest.raises(ValueError, match="3 rows for 4 frames"):
         read_sequence(folder, "otb")
@@ -239,15 +239,15 @@ def test_a_folder_of_no_layout_and_a_wrong_guess_say_what_was_looked_for(tmp_pat
     with pytest.raises(ValueError, match="no frames with boxes; looked for") as caught:
         read_split(tmp_path)
     assert all(f"{frames} with {truth} ({name})" in str(caught.value) for name, (frames, truth, _) in LAYOUTS.items())
-    folder = made(tmp_path / "other", "vot")
+    folder = write_clip(tmp_path / "other", "vot")
     with pytest.raises(ValueError, match=r"clip: no frames \(img/\*\.jpg\)"):
         read_sequence(folder, "otb")
-    folder = made(tmp_path / "third", "lasot")
+    folder = write_clip(tmp_path / "third", "lasot")
     with pytest.raises(
         FileNotFoundError, match=r"groundtruth_rect\.txt: no such file, which layout otb needs; .*sample"
     ):
         read_sequence(folder, "otb")
-    folder = made(tmp_path / "fourth", "vot-flat")
+    folder = write_clip(tmp_path / "fourth", "vot-flat")
     with pytest.raises(ValueError, match=r"groundtruth\.txt, line 1: expected 4 finite numbers"):
         read_sequence(folder, "got10k")
 
@@ -271,7 +271,7 @@ ROW_FAULTS = {
 @pytest.mark.parametrize("fault", ROW_FAULTS)
 def test_damaged_annotation_of_other_layouts_is_refused_with_file_and_line(tmp_path, fault):
     layout, name, content, message = ROW_FAULTS[fault]
-    folder = made(tmp_path, layout)
+    folder = write_clip(tmp_path, layout)
     (folder / name).write_text(content)
     with pytest.raises(ValueError, match=message):
         read_sequence(folder, layout)
@@ -285,8 +285,8 @@ def test_the_list_alone_is_read_without_a_look_into_the_folders(tmp_path):
 
 @needs_real
 def test_the_real_clips_read():
-    found = {s.name: s for s in read_split(REAL)}
-    assert len(found) == 6
-    assert sum(len(s.frames) for s in found.values()) == 552
-    assert found["vot_book"].resolution() == (640, 480)
-    assert all(s.complete and not s.absent.any() and (s.visibility == 1).all() for s in found.values())
+    sequences = {s.name: s for s in read_split(REAL)}
+    assert len(sequences) == 6
+    assert sum(len(s.frames) for s in sequences.values()) == 552
+    assert sequences["vot_book"].resolution() == (640, 480)
+    assert all(s.complete and not s.absent.any() and (s.visibility == 1).all() for s in sequences.values())

@@ -68,27 +68,27 @@ def test_our_shards_train(pairs: Path, tmp_path: Path) -> None:
 
 
 def test_easyr1_holds_images_questions_and_answers_in_the_order_of_their_places(pairs: Path, tmp_path: Path) -> None:
-    found = loaded(pairs.with_name("pairs-easyr1"))
+    splits = loaded(pairs.with_name("pairs-easyr1"))
     ours = pairs_module.load(pairs / "train")
-    assert {name: len(rows) for name, rows in found.items()} == {"train": 12, "validation": 4}
-    for row, told in zip(ours, found["train"], strict=True):
-        assert set(told) == {"images", "problem", "answer"}
-        assert told["problem"] == prompts.flat(prompts.build(row["template_box"]))
-        box = prompts.parse_box(told["answer"], size=84)
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 12, "validation": 4}
+    for row, exported in zip(ours, splits["train"], strict=True):
+        assert set(exported) == {"images", "problem", "answer"}
+        assert exported["problem"] == prompts.flat(prompts.build(row["template_box"]))
+        box = prompts.parse_box(exported["answer"], size=84)
         assert np.allclose(box, row["answer"], atol=0.5)
-        for mine, other in zip(row["images"], told["images"], strict=True):
+        for mine, other in zip(row["images"], exported["images"], strict=True):
             assert np.array_equal(np.asarray(mine), np.asarray(other))
 
 
 def test_a_third_image_is_exported_between_the_two(root: Path, tmp_path: Path) -> None:
     sample.run(settings({"templates": 2}, max_gap=12), root, tmp_path / "pairs", 1, "easyr1")
-    ours, told = pairs_module.load(tmp_path / "pairs" / "train"), loaded(tmp_path / "pairs-easyr1")
+    ours, exported = pairs_module.load(tmp_path / "pairs" / "train"), loaded(tmp_path / "pairs-easyr1")
     rows = [k for k, row in enumerate(ours) if row["second_box"]]
     assert rows
     for k in rows:
-        assert told["train"][k]["problem"].count("<image>") == 3
+        assert exported["train"][k]["problem"].count("<image>") == 3
         for mine, other in zip((0, 2, 1), range(3), strict=True):
-            shown = ours[k]["images"][mine], told["train"][k]["images"][other]
+            shown = ours[k]["images"][mine], exported["train"][k]["images"][other]
             assert np.array_equal(*map(np.asarray, shown))
 
 
@@ -96,9 +96,9 @@ def test_questions_for_thinking_are_exported_where_no_answer_is_learnt(root: Pat
     for form in ("easyr1", "sharegpt"):
         sample.run(settings({"think": True}), root, tmp_path / "pairs", 1, form)
     easy = loaded(tmp_path / "pairs-easyr1")["train"][0]["problem"]
-    told = loaded(tmp_path / "pairs-sharegpt")["train"][0]["messages"]
+    messages = loaded(tmp_path / "pairs-sharegpt")["train"][0]["messages"]
     assert "<think>" in easy
-    assert all("<think>" not in message["content"] for message in told)
+    assert all("<think>" not in message["content"] for message in messages)
 
 
 def test_an_easyr1_export_is_taken_as_a_hub_data_set_and_trains_for_one_step(pairs: Path, tmp_path: Path) -> None:
@@ -112,9 +112,9 @@ def test_an_easyr1_export_is_taken_as_a_hub_data_set_and_trains_for_one_step(pai
         assert theirs["problem"] == prompts.flat(prompts.build(mine["template_box"]))
         assert theirs["size"] == 84
         assert theirs["template_box"] is theirs["sequence"] is None
-    found = files.read_json(tmp_path / "taken" / "manifest.json")
-    assert found["hub"] == str(pairs.with_name("pairs-easyr1"))
-    assert found["revision"] is None
+    manifest = files.read_json(tmp_path / "taken" / "manifest.json")
+    assert manifest["hub"] == str(pairs.with_name("pairs-easyr1"))
+    assert manifest["revision"] is None
     trained(tmp_path / "taken", tmp_path, "grpo")
 
 
@@ -126,7 +126,7 @@ def test_a_sharegpt_export_trains_for_one_step(pairs: Path, tmp_path: Path, monk
     columns = info["r1track_train"]["columns"]
     tags = info["r1track_train"]["tags"]
 
-    def told(pairs: Dataset, think: bool) -> Dataset:
+    def with_answers(pairs: Dataset, think: bool) -> Dataset:
         rows = loaded(export)["train"]
         turns = [row[columns["messages"]] for row in rows]
         assert all([turn[tags["role_tag"]] for turn in row] == ["user", "assistant"] for row in turns)
@@ -134,7 +134,7 @@ def test_a_sharegpt_export_trains_for_one_step(pairs: Path, tmp_path: Path, monk
         done = [[{"role": "assistant", "content": row[1][tags["content_tag"]]}] for row in turns]
         return rows.select_columns(["images"]).add_column("prompt", prompt).add_column("completion", done)
 
-    monkeypatch.setattr(train, "with_answers", told)
+    monkeypatch.setattr(train, "with_answers", with_answers)
     trained(pairs, tmp_path, "sft")
 
 
@@ -174,13 +174,13 @@ def test_rows_that_are_no_pairs_are_counted_by_reason(tmp_path: Path) -> None:
     data = foreign(rows, tmp_path / "data")
     foreign([question()] * 3, data, "test")
     sample.run(settings(hub=str(data), pairs=50, max_rejected=0.5), None, tmp_path / "pairs", 1)
-    found = files.read_json(tmp_path / "pairs" / "manifest.json")["splits"]
-    assert (found["train"]["pairs"], found["val"]["pairs"]) == (9, 3)
-    assert sum(found["train"]["rejected"].values()) == len(rows) - 9
+    splits = files.read_json(tmp_path / "pairs" / "manifest.json")["splits"]
+    assert (splits["train"]["pairs"], splits["val"]["pairs"]) == (9, 3)
+    assert sum(splits["train"]["rejected"].values()) == len(rows) - 9
     for _, reason in BAD.values():
-        assert any(reason in told for told in found["train"]["rejected"])
-    kept = pairs_module.load(tmp_path / "pairs" / "train")
-    assert kept[0]["answer"] == [10, 20, 30, 84]  # within the tolerance: clipped
+        assert any(reason in key for key in splits["train"]["rejected"])
+    sampled = pairs_module.load(tmp_path / "pairs" / "train")
+    assert sampled[0]["answer"] == [10, 20, 30, 84]  # within the tolerance: clipped
     with pytest.raises(ValueError, match="draws rejected"):
         sample.run(settings(hub=str(data), pairs=50, max_rejected=0.0), None, tmp_path / "none", 1)
 
@@ -205,6 +205,6 @@ def test_a_data_set_of_another_form_is_refused(tmp_path: Path) -> None:
 
 def test_columns_of_the_forms_are_images_to_datasets(pairs: Path, tmp_path: Path) -> None:
     for form, columns in formats.COLUMNS.items():
-        found = loaded(pairs.with_name(f"pairs-{form}"))["train"]
-        assert found.features == Features(columns)
-        assert found.features["images"] == List(Image())
+        rows = loaded(pairs.with_name(f"pairs-{form}"))["train"]
+        assert rows.features == Features(columns)
+        assert rows.features["images"] == List(Image())

@@ -102,11 +102,11 @@ def test_another_seed_cuts_other_bytes(root: Path, pairs: Path, tmp_path: Path) 
 
 
 def test_shards_are_read_by_datasets_as_they_are(pairs: Path, tmp_path: Path) -> None:
-    found = load_dataset("parquet", data_dir=str(pairs), split="train", cache_dir=str(tmp_path))
+    dataset = load_dataset("parquet", data_dir=str(pairs), split="train", cache_dir=str(tmp_path))
     assert [p.name for p in sorted((pairs / "train").iterdir())] == [f"train-0000{k}.parquet" for k in range(3)]
-    assert len(found) == 30
-    assert found.features == pairs_module.FEATURES
-    assert all(image.size == (84, 84) for image in found[0]["images"])
+    assert len(dataset) == 30
+    assert dataset.features == pairs_module.FEATURES
+    assert all(image.size == (84, 84) for image in dataset[0]["images"])
 
 
 def test_held_out_pairs_come_from_other_sequences(pairs: Path) -> None:
@@ -165,9 +165,9 @@ def test_no_pair_shows_an_absent_or_hidden_target(root: Path, tmp_path: Path) ->
 
 def test_the_manifest_names_every_shard_with_its_hash(pairs: Path) -> None:
     for name in ("train", "val"):
-        found = manifest(pairs, name)
-        assert found["shards"] == {p.name: files.hash_file(p) for p in (pairs / name).glob("*.parquet")}
-        assert found["pairs"] == len(pairs_module.load(pairs / name))
+        split = manifest(pairs, name)
+        assert split["shards"] == {p.name: files.hash_file(p) for p in (pairs / name).glob("*.parquet")}
+        assert split["pairs"] == len(pairs_module.load(pairs / name))
 
 
 def test_images_are_encoded_once_and_a_shared_template_is_the_same_bytes(pairs: Path) -> None:
@@ -204,24 +204,24 @@ def drawn(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[dict[str, Any
     chosen = config.resolve(
         {"preset": "r1track-5k", "model": {"min_pixels": 10000}, "sample": {"policy": "matched", **changes}}
     )
-    each = 10 if chosen.sample.policy == "matched" else 1
-    parts = [(Path(str(k)), each) for k in range(10000 // each)]
-    found = list(shard_files.pairs(parts, "got10k", chosen))
-    assert sum(isinstance(row, str) for row in found) < 0.02 * len(found)
-    return [row for row in found if isinstance(row, dict)]
+    per_sequence = 10 if chosen.sample.policy == "matched" else 1
+    parts = [(Path(str(k)), per_sequence) for k in range(10000 // per_sequence)]
+    rows = list(shard_files.pairs(parts, "got10k", chosen))
+    assert sum(isinstance(row, str) for row in rows) < 0.02 * len(rows)
+    return [row for row in rows if isinstance(row, dict)]
 
 
-def measured(found: list[dict[str, Any]], which: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def measured(rows: list[dict[str, Any]], which: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of one image of every pair: the factor, and the crop's displacement in shares of the target and of the crop."""
-    boxes, crops = (np.array([row[key][which] for row in found]) for key in ("boxes", "crops"))
+    boxes, crops = (np.array([row[key][which] for row in rows]) for key in ("boxes", "crops"))
     size = np.sqrt(boxes[:, 2] * boxes[:, 3])
     shift = crops[:, :2] + crops[:, 2:] / 2 - boxes[:, :2] - boxes[:, 2:] / 2
     return crops[:, 2] / size, shift / size[:, None], shift / crops[:, 2:]
 
 
-def check_labels(found: list[dict[str, Any]], inside: float) -> None:
-    answers, sizes = np.array([row["answer"] for row in found]), np.array([[row["size"]] for row in found])
-    crops, truth = np.array([row["crops"][1] for row in found]), np.array([row["boxes"][1] for row in found])
+def check_labels(rows: list[dict[str, Any]], inside: float) -> None:
+    answers, sizes = np.array([row["answer"] for row in rows]), np.array([[row["size"]] for row in rows])
+    crops, truth = np.array([row["crops"][1] for row in rows]), np.array([row["boxes"][1] for row in rows])
     assert (answers[:, 2:] - answers[:, :2] >= 1).all()
     assert ((answers >= 0) & (answers <= sizes)).all()
     back = answers * crops[:, 2:] / sizes + np.tile(crops[:, :2], 2)
@@ -231,34 +231,34 @@ def check_labels(found: list[dict[str, Any]], inside: float) -> None:
 
 
 def test_matched_draws_what_the_configuration_states(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = drawn(monkeypatch, sizes=[112, 224, 336, 336, 448])
-    check_labels(found, 0.98)
-    gaps = np.bincount([row["gap"] for row in found], minlength=101)[1:]
+    rows = drawn(monkeypatch, sizes=[112, 224, 336, 336, 448])
+    check_labels(rows, 0.98)
+    gaps = np.bincount([row["gap"] for row in rows], minlength=101)[1:]
     assert len(gaps) == 100
     assert stats.chisquare(gaps).pvalue > 1e-3
-    assert all(row["gap"] == row["frames"][1] - row["frames"][0] for row in found)
-    factor, shift, _ = measured(found, 0)
+    assert all(row["gap"] == row["frames"][1] - row["frames"][0] for row in rows)
+    factor, shift, _ = measured(rows, 0)
     assert np.abs(shift).max() < 1e-9
     assert ((factor >= 4) & (factor < 4.03)).all()  # the side is rounded up
-    factor, shift, _ = measured(found, 1)
+    factor, shift, _ = measured(rows, 1)
     wanted = np.clip(stats.norm.ppf([0.05, 0.25, 0.5, 0.75, 0.95]), -2, 2)
     for values, deviation in ((shift[:, 0], 0.3), (shift[:, 1], 0.3), (np.log(factor / 4), 0.12)):
         assert np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95]) == pytest.approx(wanted * deviation, abs=0.015)
         assert np.abs(values).max() < 2 * deviation + 0.01
-    shares = Counter(row["size"] for row in found)
+    shares = Counter(row["size"] for row in rows)
     for size, share in {112: 0.2, 224: 0.2, 336: 0.4, 448: 0.2}.items():
-        assert shares[size] / len(found) == pytest.approx(share, abs=0.03)
+        assert shares[size] / len(rows) == pytest.approx(share, abs=0.03)
 
 
 def test_paper_draws_any_two_frames_and_moves_and_scales_both_crops(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = drawn(monkeypatch, policy="paper")
-    check_labels(found, 0.98)
-    gaps = np.array([row["gap"] for row in found])
+    rows = drawn(monkeypatch, policy="paper")
+    check_labels(rows, 0.98)
+    gaps = np.array([row["gap"] for row in rows])
     assert (gaps != 0).all()
     assert (gaps > 0).mean() == pytest.approx(0.5, abs=0.02)
     assert np.abs(gaps).mean() == pytest.approx(151 / 3, rel=0.02)  # of two different numbers out of 150
     for which in (0, 1):
-        factor, _, shift = measured(found, which)
+        factor, _, shift = measured(rows, which)
         assert stats.kstest(factor, stats.uniform(2, 6).cdf).statistic < 0.02
         for axis in (0, 1):
             assert stats.kstest(shift[:, axis], stats.uniform(-0.2, 0.4).cdf).statistic < 0.02
@@ -270,9 +270,9 @@ def test_a_stated_share_of_a_long_target_is_inside_its_crop(monkeypatch: pytest.
     rng = np.random.default_rng(0)
     for inside in (0.8, 1.0):
         chosen = settings(inside=inside, shift=0.6)
-        found = [drawn for _ in range(300) for drawn in shard_files.draw(slim, chosen, rng, 4)]
-        assert found.count("target outside the crop") > 10
-        for _, (t, crop) in (pair for pair in found if not isinstance(pair, str)):
+        draws = [drawn for _ in range(300) for drawn in shard_files.draw(slim, chosen, rng, 4)]
+        assert draws.count("target outside the crop") > 10
+        for _, (t, crop) in (pair for pair in draws if not isinstance(pair, str)):
             whole = crop.to_crop(xywh_to_xyxy(slim.boxes[t]))
             assert area(clip(whole, 84, 84)) >= inside * area(whole)
     slim.boxes[:, 2:] = [400, 0.3]
@@ -304,9 +304,9 @@ def test_a_frame_is_decoded_once_for_all_pairs_that_show_it(root: Path, monkeypa
 
     monkeypatch.setattr(shard_files, "decode", counted)
     folder = next(path for path in sorted(root.iterdir()) if path.is_dir())
-    found = [row for row in shard_files.pairs([(folder, 24)], "got10k", settings()) if isinstance(row, dict)]
-    assert len(found) == 24
-    assert len(read) == len(set(read)) == len({t for row in found for t in row["frames"]})
+    rows = [row for row in shard_files.pairs([(folder, 24)], "got10k", settings()) if isinstance(row, dict)]
+    assert len(rows) == 24
+    assert len(read) == len(set(read)) == len({t for row in rows for t in row["frames"]})
 
 
 # What is damaged.
@@ -353,17 +353,17 @@ def test_a_damaged_frame_is_counted_by_its_reason_and_gives_no_pair(big: Path, f
     assert isinstance(three(big)[0], dict)
     damage, reason = DAMAGE[fault]
     damage(big / "00000002.jpg")
-    (found,) = three(big)
-    assert found.startswith(reason)
-    assert "decoded" not in found or found.endswith("00000002.jpg")
+    (rejection,) = three(big)
+    assert rejection.startswith(reason)
+    assert "decoded" not in rejection or rejection.endswith("00000002.jpg")
 
 
 def test_a_frame_of_another_resolution_is_cut_by_its_own_pixels(big: Path) -> None:
     frame = Image.open(big / "00000002.jpg").crop((0, 0, 400, 320))
     frame.save(big / "00000002.jpg", quality=95)
-    (found,) = three(big)
-    shown = np.asarray(Image.open(io.BytesIO(found["images"][1]["bytes"])), int)
-    crop = Crop(*found["crops"][1], 84)
+    (row,) = three(big)
+    shown = np.asarray(Image.open(io.BytesIO(row["images"][1]["bytes"])), int)
+    crop = Crop(*row["crops"][1], 84)
     assert np.abs(shown - np.asarray(crop.cut(frame), int)).mean() < 4
     assert shown[:, -10:].max() < 30  # beyond the smaller image
 
@@ -373,10 +373,10 @@ def test_frames_are_decoded_no_larger_than_their_crops_need(big: Path) -> None:
     frame = Image.open(path)
     for side, reduced in ((84, 1), (180, 1), (190, 2), (420, 4), (2000, 8)):
         crop = Crop(300 - side / 2, 220 - side / 2, side, 84)
-        pixels, found = shard_files.decode(path, [crop])
-        assert found == reduced
+        pixels, factor = shard_files.decode(path, [crop])
+        assert factor == reduced
         assert pixels.shape[:2] == (480 // reduced, 640 // reduced)
-        shown = crop.warp(pixels, found)[..., ::-1]
+        shown = crop.warp(pixels, factor)[..., ::-1]
         assert np.abs(shown.astype(int) - np.asarray(crop.cut(frame), int)).mean() < 1
     assert shard_files.decode(path, [Crop(0, 0, 2000, 84), Crop(0, 0, 190, 84)])[1] == 2  # the finest crop decides
     frame.save(big / "00000001.png")
@@ -391,9 +391,9 @@ def test_too_many_rejections_stop_the_stage_and_say_why(root: Path, tmp_path: Pa
         sample.run(settings(max_rejected=0.1), damaged, tmp_path / "none", processes=1)
     assert not (tmp_path / "none").exists()
     sample.run(settings(), damaged, tmp_path / "some", processes=1)
-    found = manifest(tmp_path / "some")
-    assert found["pairs"] < 30
-    assert sum(count for reason, count in found["rejected"].items() if "damaged" in reason and ".jpg" in reason) > 0
+    split = manifest(tmp_path / "some")
+    assert split["pairs"] < 30
+    assert sum(count for reason, count in split["rejected"].items() if "damaged" in reason and ".jpg" in reason) > 0
 
 
 def test_what_cannot_be_sampled_is_refused(root: Path, tmp_path: Path) -> None:
@@ -422,9 +422,9 @@ def test_sequences_are_left_out_by_name_and_the_manifest_says_why(
     with caplog.at_level(logging.WARNING):
         sample.run(settings(exclude=left), root, tmp_path / "pairs", processes=1)
     assert "Toy_Train_999999" in caplog.text
-    found = files.read_json(tmp_path / "pairs" / "manifest.json")
-    assert found["excluded"] == {"Toy_Train_000004": "wrong first frames"}
-    used = {name for split in found["splits"].values() for name in split["sequences"]}
+    content = files.read_json(tmp_path / "pairs" / "manifest.json")
+    assert content["excluded"] == {"Toy_Train_000004": "wrong first frames"}
+    used = {name for split in content["splits"].values() for name in split["sequences"]}
     assert len(used) == 9
     assert "Toy_Train_000004" not in used
 
