@@ -25,10 +25,7 @@ def static(view: View) -> str:
 
 
 def template(view: View) -> str:
-    """The place where the target's pixels of the first frame correlate best (OpenCV's TM_CCOEFF_NORMED).
-
-    The box keeps the size that it had in the first frame.
-    """
+    """Where the target of the first frame correlates best (OpenCV's TM_CCOEFF_NORMED). Its size in the frame stays."""
     x1, y1, x2, y2 = (int(v) for v in np.round(clip(view.template.box, *view.template.image.size)))
     width, height = (max(1, round(float(side) * view.crop.scale)) for side in view.first_box[2:])
     if x2 <= x1 or y2 <= y1 or max(width, height) > view.crop.size:

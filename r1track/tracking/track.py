@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -208,14 +209,15 @@ def run(settings: Settings, model: str, root: Path, out: Path, start: Literal["b
         "inputs": {name: file.model_dump() for name, file in provenance.inputs.items()},
     }
     with resumed_folder(out, identity) as temp_path, Progress(*columns) as bar:
-        left = [sequence for sequence in sequences if not (temp_path / sequence.name).is_dir()]
-        if len(left) < len(sequences):
-            log.info("%s: %d of %d sequences were done before", out, len(sequences) - len(left), len(sequences))
+        remaining = [sequence for sequence in sequences if not (temp_path / sequence.name).is_dir()]
+        if done := len(sequences) - len(remaining):
+            log.info("%s: %d of %d sequences were done before", out, done, len(sequences))
         if settings.track.start == "text" and generate:
-            total, left = len(left), list(_locate(left, generate, settings, temp_path))
-            log.info("%s: %d of %d described targets were found in first frames", out, len(left), total)
-        task_id = bar.add_task(f"tracking {out.name}", total=sum(len(sequence.frames) - 1 for sequence in left))
-        for track in follow(left, predict, settings, reveal=oracle, tick=lambda frames: bar.advance(task_id, frames)):
+            total, remaining = len(remaining), list(_locate(remaining, generate, settings, temp_path))
+            log.info("%s: %d of %d described targets were found in first frames", out, len(remaining), total)
+        total = sum(len(sequence.frames) - 1 for sequence in remaining)
+        tick = partial(bar.advance, bar.add_task(f"tracking {out.name}", total=total))
+        for track in follow(remaining, predict, settings, reveal=oracle, tick=tick):
             write_track(temp_path, track)
         frames, begun = sum(len(sequence.frames) - 1 for sequence in sequences), settings.track.start
         notes: dict[str, Any] = {"model": model, "start": begun, "sequences": len(sequences), "frames": frames}

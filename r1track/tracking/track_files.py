@@ -23,8 +23,8 @@ class Track:
     """The track of a sequence of n frames.
 
     boxes: x, y, w, h in pixels of the frame, shape (n, 4); the first is the box that tracking started from. seconds:
-    wall time of each frame, shape (n,). statuses, answers: n words and n texts. Only boxes are always there: a tracker
-    that wrote no times or no statuses has none of them, shape (0,).
+    wall time of each frame, shape (n,). statuses, answers: n words and n texts. All but the boxes are empty where the
+    tracker did not write them.
     """
 
     name: str

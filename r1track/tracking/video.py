@@ -96,8 +96,7 @@ def run(settings: Settings, video: Path, model: str, out: Path, start: list[floa
     sequence = Sequence(video.stem, (video,) * total, box[None], none, np.full(total, np.nan), none, {}, None)
     images = (image for image, _ in frames(video))
     with Progress() as bar:
-        task_id = bar.add_task(f"tracking {video.name}", total=total - 1)
-        tick = partial(bar.advance, task_id)
+        tick = partial(bar.advance, bar.add_task(f"tracking {video.name}", total=total - 1))
         (track,) = follow([sequence], predict, settings, tick=tick, read=lambda *_: next(images))
     _draw(track, video, out, preview)
     boxes = [",".join(f"{v:.3f}" for v in box) for box in track.boxes]

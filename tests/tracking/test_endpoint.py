@@ -374,7 +374,7 @@ def test_what_another_server_did_is_not_taken_up(toy, tmp_path, serve):
     assert len(other.bodies) == 4 * 11
 
 
-def test_other_peoples_model_is_asked_in_its_own_words_through_a_server(toy, tmp_path, serve):
+def test_a_third_party_model_is_asked_with_its_own_prompt_template_through_a_server(toy, tmp_path, serve):
     served = serve(lambda body, k: '```json\n[{"bbox_2d": [32, 32, 52, 52]}]\n```', known=["theirs"])
     extra = schema.Extra(model="theirs", prompt=FORM, max_tokens=99)
     track.run(settings(served.url, extra=extra), "extra", toy, tmp_path / "out")

@@ -222,7 +222,7 @@ def extra(**changes):
     return settings(extra=schema.Extra(model="someone/model", **changes))
 
 
-def test_the_extra_model_is_asked_in_its_own_words_and_order(toy, tmp_path, answer_with):
+def test_the_extra_model_is_asked_with_its_own_prompt_template_and_order(toy, tmp_path, answer_with):
     requests = answer_with(lambda text, images: '```json\n[{"bbox_2d": [32, 32, 52, 52], "label": "it"}]\n```')
     adapted = extra(prompt=FORM, max_tokens=99, revision="abc")
     track.run(
@@ -261,8 +261,8 @@ def test_the_extra_model_with_our_question_is_tracked_as_any_other(toy, tmp_path
         assert one == two
 
 
-def test_a_form_in_the_words_of_ours_gives_the_answers_of_ours(toy, tmp_path):
-    """The real model, asked as a whole in another's form and over prefixes in ours."""
+def test_a_prompt_template_with_our_words_gives_the_answers_of_our_question(toy, tmp_path):
+    """The tiny model: the template encodes each question whole, our own question is encoded over prefixes."""
     form = (
         "{template}" + prompts.TEMPLATE_HEAD + "{box}" + prompts.SEARCH_HEAD.format("second")
         + "{search}" + prompts.QUESTION + prompts.ANSWER_PLAIN
@@ -281,6 +281,6 @@ def test_an_extra_model_that_is_not_named_is_refused():
 
 
 @pytest.mark.parametrize("prompt", ["{template}{search}", "{search}{box}", "{template}{template}{search}{box}"])
-def test_a_form_without_its_places_is_refused(prompt):
+def test_a_prompt_template_without_its_places_is_refused(prompt):
     with pytest.raises(ValidationError, match="once; write it where it belongs"):
         schema.Extra(model="m", prompt=prompt)
