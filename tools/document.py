@@ -1,6 +1,6 @@
-"""What is written about the configuration, from the model itself: `config.yaml`, `docs/configuration.md`, a table.
+"""Document: writes `config.yaml`, `docs/configuration.md` and tables in other pages from the configuration's model.
 
-`python tools/document.py` (or `make docs`) writes them anew; tests fail while they differ from the model.
+`python tools/document.py` (or `make docs`) writes them; tests fail while they differ from the model.
 """
 
 import json
@@ -25,12 +25,12 @@ preset: demo
 PAGE = """\
 # Configuration
 
-*Made from the model in `r1track/core/schema.py` by `make docs`; edit the model, not this page.*
+*Generated from the model in `r1track/core/schema.py` by `make docs`; edit the model, not this page.*
 
-What a run depends on is said in `config.yaml`, one section per stage. A value is looked up in this order: a file given
-with `--configfile`, `config.yaml`, the preset that it names, the default below. Unknown fields, wrong types and values
-that contradict each other are refused before anything runs. Another value reruns the stages that read the section, and
-what follows from them. In the column *presets* stands what each preset sets.
+`config.yaml` has one section per stage. A value is taken from the first of these that sets it: a file given with
+`--configfile`, `config.yaml`, the preset that it names, the default below. Unknown fields, wrong types and values that
+contradict each other are refused before anything runs. A changed value reruns the stages that read its section, and the
+stages that depend on those. The column *presets* shows the values that the presets set.
 """
 
 
@@ -39,7 +39,7 @@ def _section(annotation: Any) -> type[BaseModel] | None:
 
 
 def _item(annotation: Any) -> type[BaseModel] | None:
-    """The section that a dictionary of named sections holds, such as vqa.sets."""
+    """The section type of a dictionary of named sections, such as vqa.sets."""
     return _section(get_args(annotation)[-1]) if get_origin(annotation) is dict else None
 
 
@@ -93,18 +93,18 @@ def _type(annotation: Any) -> str:
 
 def _limits(info: Any) -> str:
     signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤", "min_length": "length ≥"}
-    found = [f"{sign} {getattr(m, key)}" for m in info.metadata for key, sign in signs.items() if hasattr(m, key)]
-    return "".join(f", {limit}" for limit in found)
+    limits = [f"{sign} {getattr(m, key)}" for m in info.metadata for key, sign in signs.items() if hasattr(m, key)]
+    return "".join(f", {limit}" for limit in limits)
 
 
 def _set_by(presets: dict[str, Any], path: tuple[str, ...]) -> str:
-    found = []
-    for name, here in presets.items():
+    lines = []
+    for name, value in presets.items():
         for step in path:
-            here = here.get(step) if isinstance(here, dict) else None
-        if here is not None:
-            found.append(f"{name}: `{_yaml(here)}`")
-    return "<br>".join(found)
+            value = value.get(step) if isinstance(value, dict) else None
+        if value is not None:
+            lines.append(f"{name}: `{_yaml(value)}`")
+    return "<br>".join(lines)
 
 
 def _table(section: type[BaseModel], path: tuple[str, ...], presets: dict[str, Any]) -> str:
@@ -116,8 +116,8 @@ def _table(section: type[BaseModel], path: tuple[str, ...], presets: dict[str, A
             below.append(f"\n### {inner.__doc__}\n\n{_table(inner, steps, presets)}")
         else:
             kind = _type(info.annotation) + _limits(info)
-            shown = f"`{_yaml(_default(info))}` | {kind} | {_set_by(presets, (*path, name))} | {info.description}"
-            rows.append(f"| `{name}` | {shown} |".replace("\\n", "⏎"))
+            cells = f"`{_yaml(_default(info))}` | {kind} | {_set_by(presets, (*path, name))} | {info.description}"
+            rows.append(f"| `{name}` | {cells} |".replace("\\n", "⏎"))
     return "\n".join([*rows, *below]) + "\n"
 
 
@@ -146,14 +146,14 @@ def memory_table() -> str:
         train = {"arms": ["sft", "grpo"], "quantize": quantize}
         plans = memory.plan(resolve({"preset": "r1track-5k", "model": {"base": base}, "train": train}))
         cells = [f"{plan.peak[0] / 1e9:.1f} ({plan.peak[1]})" for plan in plans]
-        held = "NF4" if quantize == "nf4" else "bf16"
-        rows.append(f"| {memory.PUBLISHED[base]} | {held} | {' | '.join(cells)} | not measured |")
+        weights = "NF4" if quantize == "nf4" else "bf16"
+        rows.append(f"| {memory.PUBLISHED[base]} | {weights} | {' | '.join(cells)} | not measured |")
     head = ["base", "weights in training", *(plan.stage for plan in plans), "measured on a card"]
     return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *rows]) + "\n"
 
 
 def preset_table() -> str:
-    """The table in README.md and docs/training.md: what each preset for a card is planned to take."""
+    """The table in README.md and docs/training.md: the memory and time planned for each preset for a card."""
     from r1track.preflight import memory
 
     rows = ["| preset | model | pairs | arms | peak memory, planned | hours on an RTX 3090, planned | measured |"]
@@ -168,7 +168,7 @@ def preset_table() -> str:
 
 
 def deviation_table() -> str:
-    """The table in docs/deviations.md: settings in which presets depart from the paper's, and which presets do."""
+    """The table in docs/deviations.md: settings that differ from the paper's, and the presets that have them."""
     rows: dict[tuple[str, ...], list[str]] = {}
     for name in sorted(path.stem for path in PRESETS.glob("*.yaml")):
         for row in paper.departures(resolve({"preset": name}).model_dump(mode="json")):
@@ -179,9 +179,9 @@ def deviation_table() -> str:
 
 
 def _put(page: Path, start: str, table: str) -> None:
-    """Put a table in the place of the one in a page that begins with `start`."""
+    """Replace the table in a page that begins with `start`."""
     old = re.compile(rf"(?<=\n\n){re.escape(start)}.*?\n(?=\n)", re.DOTALL)
-    write_text(page, old.sub(lambda found: table, page.read_text(encoding="utf-8")))
+    write_text(page, old.sub(lambda _: table, page.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Lessons: what the tiny base is taught, drawn anew for every step.
+"""Lessons: the examples that the tiny base is trained on, drawn anew for every step.
 
 - single objects, for the vision tower alone (tools/sight.py);
-- easy-VQA's training questions (its test questions are never seen);
-- a named object to be found in a whole toy frame, in Qwen's grounding form;
-- tracking pairs cut from toy clips. In the last part of the training a share of their answers (UNDECIDED) repeats the
-  template's box instead of the target's. A greedy answer then copies the prompt's numbers, as weak bases do, while the
-  right answer stays among the samples: something for GRPO to find.
+- easy-VQA's training questions (never its test questions);
+- grounding: a named object to locate in a whole toy frame, in Qwen's own form of question and answer;
+- tracking pairs cut from toy clips. In the last part of the training, a share of their answers (UNDECIDED) is the
+  template's box instead of the target's. The greedy answer then copies the numbers in the prompt, as weak bases do, but
+  the right answer still occurs among sampled answers, so GRPO has something to reinforce.
 
-No clip of the splits toy/train and toy/val is among them: those have random streams of their own.
+No clip of the splits toy/train and toy/val is among them: those use other random streams.
 """
 
 import math
@@ -29,16 +29,16 @@ SINGLE = 56  # side of an image with a single object, in pixels
 UNDECIDED = 0.55  # share of pair answers that repeat the template's box, in the last part
 
 
-class Seen(NamedTuple):
-    """An object in an image: its corners in pixels, the numbers of its colour and its shape."""
+class SceneObject(NamedTuple):
+    """An object in an image: its box, xyxy, in pixels of the image, and the indices of its colour and its shape."""
 
     box: Array
     color: int
     shape: int
 
 
-def seen(thing: toy.Thing, box: Array) -> Seen:
-    return Seen(box, list(toy.COLORS).index(thing.color), toy.SHAPES.index(thing.shape))
+def scene_object(thing: toy.Thing, box: Array) -> SceneObject:
+    return SceneObject(box, list(toy.COLORS).index(thing.color), toy.SHAPES.index(thing.shape))
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class Item:
     images: list[NDArray[np.uint8]]
     question: prompts.Messages
     answer: str
-    objects: list[Seen] = field(default_factory=list)  # what is in the last image; objects[0] is the target
+    objects: list[SceneObject] = field(default_factory=list)  # in the last image; objects[0] is the target
 
 
 class Lessons:
-    """Draws training items; while `undecided`, some pairs' answers repeat the template's box."""
+    """Draws training items; while `undecided` is true, the answers of some pairs are the template's box."""
 
     def __init__(self, seed: int):
         self.rng, self.undecided = np.random.default_rng(seed), False
@@ -67,8 +67,8 @@ class Lessons:
         ground = self.grounds[rng.integers(len(self.grounds))]
         return toy.make(rng, length, int(rng.integers(0, 4)), False, ground)
 
-    def single(self) -> tuple[NDArray[np.uint8], Seen]:
-        """One object in front of a piece of background, at about the scales of frames and crops, SINGLE px a side."""
+    def single(self) -> tuple[NDArray[np.uint8], SceneObject]:
+        """An image (SINGLE, SINGLE, 3) of one object before a background, at about the scales of frames and crops."""
         rng = self.rng
         side = round(SINGLE / math.exp(rng.uniform(math.log(0.6), math.log(1.1))))
         ground = self.grounds[rng.integers(len(self.grounds))]
@@ -79,7 +79,7 @@ class Lessons:
         thing.draw(canvas, 0)
         image = Image.fromarray(canvas).resize((SINGLE, SINGLE), Image.Resampling.BICUBIC)
         points = thing.points(0) * SINGLE / side
-        return np.asarray(image), seen(thing, np.concatenate([points.min(0), points.max(0)]))
+        return np.asarray(image), scene_object(thing, np.concatenate([points.min(0), points.max(0)]))
 
     def vqa(self) -> Item:
         """A question of easy-VQA's training split."""
@@ -87,13 +87,14 @@ class Lessons:
         return Item([self.photos[photo]], prompts.ask(question + prompts.SHORT), answer)
 
     def ground(self) -> Item:
-        """A named object in a whole toy frame; any object whose kind is there once may be asked for."""
+        """A named object in a whole toy frame; its name is unique in the frame."""
         clip = self._world(1)
         names = [thing.name for thing in clip.things]
         chosen = int(self.rng.choice([i for i, name in enumerate(names) if names.count(name) == 1]))
         frame = Image.fromarray(clip.frame(0)).resize(FRAME, Image.Resampling.BICUBIC)
         scale = np.array(FRAME) / (toy.WIDTH, toy.HEIGHT)
-        objects = [seen(thing, xywh_to_xyxy(clip.box(0, i)) * np.tile(scale, 2)) for i, thing in enumerate(clip.things)]
+        boxes = [xywh_to_xyxy(clip.box(0, i)) * np.tile(scale, 2) for i in range(len(clip.things))]
+        objects = [scene_object(thing, box) for thing, box in zip(clip.things, boxes, strict=True)]
         answer = prompts.ground_answer(objects[chosen].box, names[chosen])
         objects.insert(0, objects.pop(chosen))
         return Item([np.asarray(frame)], prompts.ground(names[chosen]), answer, objects)
@@ -106,11 +107,11 @@ class Lessons:
         template = Crop.around(clip.box(first), 4, SIZE)
         shift = 0.3 if self.rng.random() < 0.7 else 0.8
         search = Crop.around(jitter_box(box, self.rng, shift=shift, scale=0.12), 4, SIZE)
-        given = template.to_crop(xywh_to_xyxy(clip.box(first)))
+        template_box = template.to_crop(xywh_to_xyxy(clip.box(first)))
         answer = np.clip(search.to_crop(xywh_to_xyxy(box)), 0, SIZE)
         if self.undecided and self.rng.random() < UNDECIDED:
-            answer = given
+            answer = template_box
         images = [np.asarray(c.cut(Image.fromarray(clip.frame(t)))) for c, t in ((template, first), (search, second))]
         boxes = [search.to_crop(xywh_to_xyxy(clip.box(second, i))) for i in range(len(clip.things))]
-        objects = [seen(*each) for each in zip(clip.things, boxes, strict=True)]
-        return Item(images, prompts.build(given), prompts.numbers(answer), objects)
+        objects = [scene_object(thing, box) for thing, box in zip(clip.things, boxes, strict=True)]
+        return Item(images, prompts.build(template_box), prompts.numbers(answer), objects)

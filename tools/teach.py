@@ -1,8 +1,9 @@
 """Teach: supervised training of the tiny base that the repository holds, by `python tools/teach.py OUT`.
 
-First the vision tower learns to see (tools/sight.py). Then the whole learns: one forward pass per kind of question and
-step; every token of an answer counts alike; targets of coordinates are narrow bells; helper heads, thrown away at the
-end, make the image tokens tell what is where. At last, without them, it settles into being undecided.
+It has three parts. First the vision tower is trained alone (tools/sight.py). Then the whole model is trained, with one
+forward pass per kind of question and step; the loss is the mean over all answer tokens; the target of a coordinate is a
+narrow bell over the numbers around it; helper heads, removed at the end, train the image tokens to carry what is where.
+In the last part, without the helper heads, a share of the answers is the template's box (lessons.UNDECIDED).
 """
 
 import json
@@ -25,17 +26,19 @@ from r1track.core.files import atomic_folder
 logger = logging.getLogger(__name__)
 RATE, SHARES = 2e-3, {"vqa": 6, "ground": 12, "pair": 14}  # highest learning rate; questions of each kind in 32
 SETTLE_RATE, SETTLE_SHARES = 4e-4, {"vqa": 14, "ground": 6, "pair": 12}
-BLUR = 1.0  # deviation, in pixels, of the soft target around a true coordinate: near misses are near
+BLUR = 1.0  # standard deviation, in pixels, of the soft target around a true coordinate, so that near misses cost less
 
 
 class Helper(torch.nn.Module):
-    """Heads that help the tiny base to learn and are thrown away: M-RoPE knows no absolute place, and without them the
-    answers stay blind to where things are for tens of thousands of examples.
+    """Heads that are used in training only. M-RoPE encodes no absolute position: without these heads, the answers do
+    not depend on where the objects are for tens of thousands of examples.
 
-    From the image tokens as the vision tower gives them: what is here (Sight)? From those after the second layer: is an
-    object's centre here, and what is its box? From those after the third: is the target's centre here? And where the
-    first coordinate is about to be answered: after the second layer, which of them does the question mean; after the
-    third, what is its box? (So that all four coordinates are of one object.)
+    What each head predicts, and from what:
+    - sight (see Sight): from the image tokens as the vision tower gives them;
+    - present, corners: whether an object's centre is here, and its box, from the image tokens after the second layer;
+    - target: which token has the target's centre, from the image tokens of a pair after the third layer;
+    - query, key: which token the question means, from the token before the first coordinate, after the second layer;
+    - box: the target's box, from the same token after the third layer, so that all four coordinates are of one object.
     """
 
     def __init__(self, hidden: int):
@@ -56,16 +59,16 @@ class Helper(torch.nn.Module):
         second, third = last_image(2), last_image(3)
         loss = 0.5 * self.sight(last_image(0), batch)
         loss = loss + functional.binary_cross_entropy_with_logits(self.present(second)[..., 0], present)
-        wrong = (self.corners(second) - batch["corners"]).abs().mean(-1)
-        loss = loss + 4 * (wrong * present).sum() / present.sum()
+        errors = (self.corners(second) - batch["corners"]).abs().mean(-1)
+        loss = loss + 4 * (errors * present).sum() / present.sum()
         known = torch.arange(rows)[batch["target"] >= 0]
         if not len(known):
             return loss
-        target, asked = batch["target"][known], batch["asked"][known]
-        meant = (self.key(second[known]) @ self.query(hidden[2][known, asked])[..., None])[..., 0] / 8
-        loss = loss + 0.5 * functional.cross_entropy(meant, target)
-        wrong = (self.box(hidden[3][known, asked]) - batch["corners"][known, target]).abs().mean()
-        loss = loss + 4 * wrong
+        target, before = batch["target"][known], batch["before_coordinate"][known]
+        attention = (self.key(second[known]) @ self.query(hidden[2][known, before])[..., None])[..., 0] / 8
+        loss = loss + 0.5 * functional.cross_entropy(attention, target)
+        error = (self.box(hidden[3][known, before]) - batch["corners"][known, target]).abs().mean()
+        loss = loss + 4 * error
         if images.sum() == 2 * rows * tokens:  # a pair: the template came before the search region
             loss = loss + 0.5 * functional.cross_entropy(self.target(third)[..., 0], batch["target"])
         return loss
@@ -104,12 +107,12 @@ class Trainer:
         return {
             "input_ids": ids, "labels": labels, "image_grid_thw": grid,
             "pixel_values": patches(pixels, self.processor.image_processor),
-            "asked": (self._is_number(labels).int().argmax(1) - 1).clamp(0),  # the token before the first coordinate
+            "before_coordinate": (self._is_number(labels).int().argmax(1) - 1).clamp(0),  # index of a token
             **places([item.objects for item in items], height, width),
         }  # fmt: skip
 
     def _positions(self, ids: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
-        """M-RoPE positions; the rows of one kind share their layout, so the first row's serve all."""
+        """M-RoPE positions; the rows of one kind share their layout, so the positions of the first row serve all."""
         key = (ids.shape[1], len(grid) // len(ids), int(grid[0, 2]))
         if key not in self.positions:
             kinds = (ids[:1] == self.model.config.image_token_id).int()
@@ -118,7 +121,7 @@ class Trainer:
         return self.positions[key].expand(3, len(ids), -1)
 
     def loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, float]:
-        """Mean cross-entropy over answer tokens, and the share of them predicted rightly."""
+        """Mean cross-entropy over answer tokens, and the share of them predicted correctly."""
         labels = batch["labels"][:, 1:]
         output = self.model.model(
             input_ids=batch["input_ids"], pixel_values=batch["pixel_values"], image_grid_thw=batch["image_grid_thw"],
@@ -139,7 +142,7 @@ class Trainer:
         return (labels >= self.zero) & (labels < self.zero + tiny_model.NUMBERS)
 
     def _targets(self, labels: torch.Tensor) -> torch.Tensor:
-        """Target distributions, shape (tokens, vocabulary): one-hot for words, a narrow bell for numbers."""
+        """Target distributions, (tokens, vocabulary): one-hot for words, a narrow bell for numbers."""
         vocabulary = self.model.config.text_config.vocab_size
         targets = functional.one_hot(labels, vocabulary).float()
         number = self._is_number(labels)
@@ -148,8 +151,8 @@ class Trainer:
         return targets
 
     def run(self, steps: int, rate: float, shares: dict[str, int]) -> list[dict[str, float]]:
-        """Train for some steps with so many questions of each kind in 32; returns the log."""
-        log, began = [], time.time()
+        """Train for `steps` steps and return the log; rate: the highest; shares: questions of each kind in 32."""
+        log, start = [], time.time()
         parts = {kind: self.batch * share // 32 for kind, share in shares.items()}
         parameters = [*self.model.parameters(), *self.helper.parameters()]
         groups = [
@@ -169,7 +172,7 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if step % 50 == 0 or step == steps - 1:
-                row = {"step": step, "seconds": round(time.time() - began, 1)}
+                row = {"step": step, "seconds": round(time.time() - start, 1)}
                 row |= {f"{kind}_loss": round(loss.item(), 3) for kind, loss in zip(parts, losses, strict=True)}
                 row |= {f"{kind}_right": round(share, 3) for kind, share in zip(parts, right, strict=True)}
                 log.append(row)
@@ -178,7 +181,7 @@ class Trainer:
 
 
 def save(trainer: Trainer, folder: Path, record: dict[str, object]) -> None:
-    """Write the base as 16-bit floats in the standard layout, with the record of its making."""
+    """Write the base as 16-bit floats in the standard layout; made.json holds the settings and logs of its training."""
     model = trainer.model.eval().to(torch.float16)
     model.config.dtype = torch.float16
     with atomic_folder(folder) as out:
@@ -191,18 +194,18 @@ def save(trainer: Trainer, folder: Path, record: dict[str, object]) -> None:
 
 
 def make(folder: Path, seed: int = 0, look: int = 1100, steps: int = 2800, settle: int = 450, batch: int = 32) -> None:
-    """Make the tiny base and write it to `folder`. look, steps, settle: steps of the three parts of its making."""
+    """Make the tiny base and write it to `folder`. look, steps, settle: steps of the three parts of its training."""
     trainer = Trainer(seed, batch)
-    began = time.time()
+    start = time.time()
     tower = trainer.model.model.visual
-    looked = learn_to_see(tower, trainer.helper.sight, trainer.lessons, trainer.processor, look)
+    tower_log = learn_to_see(tower, trainer.helper.sight, trainer.lessons, trainer.processor, look)
     log = trainer.run(steps, RATE, SHARES)
     trainer.lessons.undecided = True
-    settled = trainer.run(settle, SETTLE_RATE, SETTLE_SHARES)
-    seconds = round(time.time() - began)
+    last_log = trainer.run(settle, SETTLE_RATE, SETTLE_SHARES)
+    seconds = round(time.time() - start)
     settings = {"seed": seed, "look": look, "steps": steps, "settle": settle, "batch": batch, "undecided": UNDECIDED}
     cost = {"seconds": seconds, "threads": torch.get_num_threads()}
-    save(trainer, folder, {**settings, **cost, "looked": looked, "log": [*log[::10], log[-1]], "settled": settled})
+    save(trainer, folder, {**settings, **cost, "looked": tower_log, "log": [*log[::10], log[-1]], "settled": last_log})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The tiny base: a real Qwen2.5-VL of about two million parameters, with tokenizer and image processor of its own.
 
-Its weights lie in toy/tiny. `python tools/teach.py OUT` makes them: see tools/lessons.py for what it is taught
-and tools/teach.py for how. It is able but undecided: see lessons.UNDECIDED.
+Its weights lie in toy/tiny, written by `python tools/teach.py OUT`. tools/lessons.py has the training examples,
+tools/teach.py the training. It can solve the tracking task but often answers the template's box: see lessons.UNDECIDED.
 """
 
 import math
@@ -23,8 +23,8 @@ from r1track.core import prompts
 from r1track.core.models import ImageProcessorOnly
 from r1track.data import toy
 
-SIZE = 84  # side of a crop as the tiny model sees it: 3 x 3 merged patches, the template's target in the middle one
-FRAME = (196, 140)  # a whole toy frame as the image processor shows it
+SIZE = 84  # side of a crop as the tiny model sees it: 3 x 3 merged patches, the template's target in the middle patch
+FRAME = (196, 140)  # width and height of a whole toy frame as the image processor resizes it
 HIDDEN = 128  # width of the language model
 NUMBERS = 512  # whole numbers with a token of their own
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
@@ -64,7 +64,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_processor() -> ImageProcessorOnly:
-    """The tiny base's processor: every crop and easy-VQA image is seen at 84 px, a whole toy frame at 196 x 140."""
+    """The tiny base's processor: it resizes crops and easy-VQA images to 84 x 84 px, a whole toy frame to 196 x 140."""
     images = Qwen2VLImageProcessorPil(size={"shortest_edge": SIZE * SIZE, "longest_edge": FRAME[0] * FRAME[1]})
     return ImageProcessorOnly(images, make_tokenizer(), chat_template=CHAT_TEMPLATE)
 
@@ -83,9 +83,9 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2_5_VLForCo
         "num_key_value_heads": 2,
         "max_position_embeddings": 4096,
         "rms_norm_eps": 1e-6,
-        "initializer_range": 0.06,  # 0.02 suits a width of thousands; here attention would start out flat
+        "initializer_range": 0.06,  # 0.02 suits a width of thousands; at this width attention would start uniform
         "tie_word_embeddings": True,
-        # Fast enough to tell the few rows and columns apart, slow enough that a thing is known wherever it is.
+        # High enough frequencies to tell the few rows and columns apart, low enough to recognise an object anywhere.
         "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [2, 7, 7]},
         "bos_token_id": None,
         "eos_token_id": ids["<|im_end|>"],
@@ -105,7 +105,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2_5_VLForCo
     model: Any = Qwen2_5_VLForConditionalGeneration(config)
     first: Any = tokenizer.convert_tokens_to_ids("0")
     waves = torch.arange(NUMBERS)[:, None] * 2 * math.pi / torch.logspace(0.7, 3, hidden // 4)
-    with torch.no_grad():  # near numbers begin with near embeddings, so that coordinates are learnt as a scale
+    with torch.no_grad():  # close numbers start with close embeddings, so that coordinates are learnt as a scale
         model.get_input_embeddings().weight[first : first + NUMBERS] = 0.03 * torch.cat(
             [waves.sin(), waves.cos(), torch.randn(NUMBERS, hidden - 2 * (hidden // 4)) * 0.3], 1
         )

@@ -97,12 +97,12 @@ def test_scores_agree_with_lmms_eval_but_for_named_differences(name):
     rows = [(answer.strip(), DATA[name]["targets"][place], score) for place, answer, score in DATA[name]["rows"]]
     assert len(rows) >= 2000
     scored = [(answer, targets, ours(name, answer, targets), score) for answer, targets, score in rows]
-    different = [each for each in scored if each[2] != (each[3] if name == "normalise" else pytest.approx(each[3]))]
+    different = [row for row in scored if row[2] != (row[3] if name == "normalise" else pytest.approx(row[3]))]
     named = KNOWN.get(name, [])
-    for each in different:
-        assert any(explains(*each) for explains in named), each
+    for row in different:
+        assert any(explains(*row) for explains in named), row
     for explains in named:
-        assert any(explains(*each) for each in different), f"gone: {explains.__name__}"
+        assert any(explains(*row) for row in different), f"gone: {explains.__name__}"
     assert len(different) <= (0.25 if name.startswith("choice") else 0.03) * len(rows)
 
 

@@ -126,10 +126,10 @@ def test_popes_figures_agree_with_counting():
     said = np.array([{"y": 1, "n": 0}.get(a[0].lower(), -1) for a in answers])
     wanted = np.array([t == "yes" for t in targets]).astype(int)
     precision, recall = wanted[said == 1].mean(), (said[wanted == 1] == 1).mean()
-    found = metrics.yes_no_figures(answers, targets)
-    assert found["accuracy"] == pytest.approx((said == wanted).mean())
-    assert found["f1"] == pytest.approx(2 * precision * recall / (precision + recall))
-    assert found["yes_rate"] == pytest.approx((said == 1).mean())
+    figures = metrics.yes_no_figures(answers, targets)
+    assert figures["accuracy"] == pytest.approx((said == wanted).mean())
+    assert figures["f1"] == pytest.approx(2 * precision * recall / (precision + recall))
+    assert figures["yes_rate"] == pytest.approx((said == 1).mean())
     assert metrics.yes_no_figures(["no"], ["no"]) == {"accuracy": 1, "f1": 0, "yes_rate": 0}
 
 

@@ -73,11 +73,11 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def pictures(tmp_path):
     """Two image files as `datasets` stores images, of 40 x 30 and 60 x 120 pixels."""
-    found = []
+    stored_images = []
     for name, size in (("red", (40, 30)), ("blue", (60, 120))):
         Image.new("RGB", size, name).save(tmp_path / f"{name}.png")
-        found.append({"bytes": (tmp_path / f"{name}.png").read_bytes(), "path": None})
-    return found
+        stored_images.append({"bytes": (tmp_path / f"{name}.png").read_bytes(), "path": None})
+    return stored_images
 
 
 @pytest.fixture
@@ -294,25 +294,25 @@ def settings():
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """Stands for the model: says yes, but red in the first of the smaller batches; keeps what it was asked."""
-    calls = []
+def calls(monkeypatch):
+    """A fake model that answers yes, but red in the first of the smaller batches; the list of its calls."""
+    log = []
 
     def answer(loaded, questions, images, *, max_tokens, batch):
-        calls.append({"loaded": loaded, "questions": questions, "images": images, "tokens": max_tokens, "batch": batch})
-        changed = batch < 100 and not any(call["batch"] < 100 for call in calls[:-1])
+        log.append({"loaded": loaded, "questions": questions, "images": images, "tokens": max_tokens, "batch": batch})
+        changed = batch < 100 and not any(call["batch"] < 100 for call in log[:-1])
         return ["red" if changed else "yes"] * len(questions)
 
     monkeypatch.setattr(models, "load", lambda model, settings: models.Loaded(f"loaded {model}", None, None))
     monkeypatch.setattr(models, "generate", answer)
-    return calls
+    return log
 
 
 def read_rows(path):
     return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
 
 
-def test_the_stage_writes_scored_rows_and_a_manifest(settings, asked, tmp_path):
+def test_the_stage_writes_scored_rows_and_a_manifest(settings, calls, tmp_path):
     vqa.run(settings, "tiny", tmp_path / "out")
     rows, manifest = read_rows(tmp_path / "out" / "easy.jsonl"), files.read_json(tmp_path / "out" / "manifest.json")
     assert len(rows) == 350
@@ -327,7 +327,7 @@ def test_the_stage_writes_scored_rows_and_a_manifest(settings, asked, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_rows_have_the_fields_of_lmms_evals_samples(settings, asked, tmp_path):
+def test_rows_have_the_fields_of_lmms_evals_samples(settings, calls, tmp_path):
     vqa.run(settings, "tiny", tmp_path / "out")
     row = read_rows(tmp_path / "out" / "easy.jsonl")[0]
     assert {key: type(row[key]) for key in ("doc_id", "input", "target", "filtered_resps", "doc_hash")} == {
@@ -338,12 +338,12 @@ def test_rows_have_the_fields_of_lmms_evals_samples(settings, asked, tmp_path):
     }  # fmt: skip
 
 
-def test_questions_go_out_in_batches_with_their_own_image_and_the_prompt_filled_in(settings, asked, tmp_path):
+def test_questions_go_out_in_batches_with_their_own_image_and_the_prompt_filled_in(settings, calls, tmp_path):
     vqa.run(settings, "tiny", tmp_path / "out")
-    first = [call for call in asked if call["batch"] == 100]
+    first = [call for call in calls if call["batch"] == 100]
     assert [len(call["questions"]) for call in first] == [100, 100, 100, 50]
-    assert {call["tokens"] for call in asked} == {5}
-    assert {call["loaded"].model for call in asked} == {"loaded tiny"}
+    assert {call["tokens"] for call in calls} == {5}
+    assert {call["loaded"].model for call in calls} == {"loaded tiny"}
     rows = read_rows(tmp_path / "out" / "easy.jsonl")
     texts = [question[0]["content"][1]["text"] for call in first for question in call["questions"]]
     assert texts == [row["input"] for row in rows]
@@ -354,13 +354,13 @@ def test_questions_go_out_in_batches_with_their_own_image_and_the_prompt_filled_
 
 
 def test_images_of_one_size_are_asked_together_the_largest_first_and_written_in_their_own_order(
-    settings, asked, stored, tmp_path
+    settings, calls, stored, tmp_path
 ):
     source = stored({"question": [f"q{k}" for k in range(8)], "answer": ["yes", "no"] * 4})
     spec = schema.VqaSet(source=source, items=8)
     changed = settings.model_copy(update={"vqa": schema.Vqa(batch=4, sets={"own": spec})})
     vqa.run(changed, "tiny", tmp_path / "out")
-    sizes = [{image[0].size for image in call["images"]} for call in asked if call["batch"] == 4]
+    sizes = [{image[0].size for image in call["images"]} for call in calls if call["batch"] == 4]
     assert sizes == [{(60, 120)}, {(40, 30)}]
     rows = read_rows(tmp_path / "out" / "own.jsonl")
     assert [row["doc_id"] for row in rows] == [str(k) for k in range(8)]
@@ -369,33 +369,33 @@ def test_images_of_one_size_are_asked_together_the_largest_first_and_written_in_
     ]
 
 
-def test_a_part_is_asked_again_in_smaller_batches_and_the_change_is_kept(settings, asked, tmp_path):
+def test_a_part_is_asked_again_in_smaller_batches_and_the_change_is_kept(settings, calls, tmp_path):
     vqa.run(settings, "tiny", tmp_path / "out")
-    again = [len(call["questions"]) for call in asked if call["batch"] == 50]
+    again = [len(call["questions"]) for call in calls if call["batch"] == 50]
     assert again == [50] * 6
     noise = files.read_json(tmp_path / "out" / "manifest.json")["self"]
     assert noise["items"] == 300
     assert noise["changed"] == 50
 
-    def asked_things(call):
+    def questions_and_images(call):
         return [
             (q[0]["content"][1]["text"], i[0].tobytes()) for q, i in zip(call["questions"], call["images"], strict=True)
         ]
 
     rows = read_rows(tmp_path / "out" / "easy.jsonl")
-    first = [thing for call in asked if call["batch"] == 100 for thing in asked_things(call)]
-    target = {thing: row["target"] for thing, row in zip(first, rows, strict=True)}
-    moved = [target[thing] for thing in asked_things(next(call for call in asked if call["batch"] == 50))]
+    first = [pair for call in calls if call["batch"] == 100 for pair in questions_and_images(call)]
+    target = {pair: row["target"] for pair, row in zip(first, rows, strict=True)}
+    moved = [target[pair] for pair in questions_and_images(next(call for call in calls if call["batch"] == 50))]
     assert noise["difference"] == pytest.approx(100 * (moved.count("red") - moved.count("yes")) / 300)
     assert moved.count("yes") > moved.count("red")
 
 
 def test_a_broken_run_writes_nothing_and_the_next_asks_only_the_sets_that_are_not_finished(
-    settings, asked, tmp_path, monkeypatch
+    settings, calls, tmp_path, monkeypatch
 ):
     two = {name: schema.VqaSet(items=20) for name in ("first", "second")}
     changed = settings.model_copy(update={"vqa": schema.Vqa(batch=100, sets=two)})
-    answer, calls = models.generate, asked
+    answer = models.generate
 
     def stop(*words, **more):
         if len(calls) == 2:  # the first set, and a part of it again
@@ -416,8 +416,8 @@ def test_a_broken_run_writes_nothing_and_the_next_asks_only_the_sets_that_are_no
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_what_a_broken_run_finished_is_not_kept_for_other_settings(settings, asked, tmp_path, monkeypatch):
-    def stop(each):
+def test_what_a_broken_run_finished_is_not_kept_for_other_settings(settings, calls, tmp_path, monkeypatch):
+    def stop(repeats):
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patch:
@@ -425,13 +425,13 @@ def test_what_a_broken_run_finished_is_not_kept_for_other_settings(settings, ask
         with pytest.raises(RuntimeError, match="killed"):
             vqa.run(settings, "tiny", tmp_path / "out")
     assert (tmp_path / ".out.partial" / "manifest.json").is_file()
-    asked.clear()
+    calls.clear()
     other = settings.vqa.model_copy(update={"batch": 99})
     vqa.run(settings.model_copy(update={"vqa": other}), "tiny", tmp_path / "out")
-    assert [len(call["questions"]) for call in asked][:4] == [99, 99, 99, 53]
+    assert [len(call["questions"]) for call in calls][:4] == [99, 99, 99, 53]
 
 
-def test_another_model_is_asked_with_the_bases_processor(settings, asked, tmp_path, monkeypatch):
+def test_another_model_is_asked_with_the_bases_processor(settings, calls, tmp_path, monkeypatch):
     folders = []
     monkeypatch.setattr(models, "load_processor", lambda folder, limits: folders.append((folder, limits.max_pixels)))
     (tmp_path / "tuned").mkdir()
@@ -440,11 +440,11 @@ def test_another_model_is_asked_with_the_bases_processor(settings, asked, tmp_pa
     other = settings.model_copy(update={"vqa": settings.vqa.model_copy(update=change)})
     vqa.run(other, str(tmp_path / "tuned"), tmp_path / "out")
     assert folders == [(models.TINY, 8000)]
-    assert {call["loaded"].model for call in asked} == {f"loaded {tmp_path / 'tuned'}"}
+    assert {call["loaded"].model for call in calls} == {f"loaded {tmp_path / 'tuned'}"}
 
 
 def test_a_model_that_answers_boxes_to_every_question_is_invalid_with_the_leak_named(
-    settings, asked, tmp_path, monkeypatch
+    settings, calls, tmp_path, monkeypatch
 ):
     vqa.run(settings, "tiny", tmp_path / "base")
     boxes = [f"[{k}, {k}, {k + 20}, 60]" for k in range(100)]
@@ -457,12 +457,12 @@ def test_a_model_that_answers_boxes_to_every_question_is_invalid_with_the_leak_n
 
 def test_the_runner_finds_the_same_answers_in_batches_and_one_at_a_time():
     items, loaded = load(schema.VqaSet(items=24)), models.load("tiny", TINY)
-    together, alone = (vqa.ask(loaded, "asked", items, 8, batch) for batch in (16, 1))
+    together, alone = (vqa.ask(loaded, "easy", items, 8, batch) for batch in (16, 1))
     assert together == alone
     assert len({row.filtered_resps for row in alone}) > 3
 
 
-def test_questions_with_unusual_line_separators_survive_from_the_answers_to_the_verdict(asked, tmp_path):
+def test_questions_with_unusual_line_separators_survive_from_the_answers_to_the_verdict(calls, tmp_path):
     questions = [f"left{mark}right?" for mark in ("\u2028", "\u2029", "\x85", "\x0b", "\x1c", "\r")]
     rows = [{"file_name": "images/a.png", "question": text, "answer": "yes"} for text in questions]
     spec = schema.VqaSet(source=own_folder(tmp_path / "own", rows), items=len(rows))
