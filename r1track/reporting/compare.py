@@ -18,10 +18,11 @@ from markupsafe import Markup
 from scipy.stats import permutation_test
 
 from r1track.core import config, files
+from r1track.core.files import ProvenanceRecord
 from r1track.core.statistics import holm
 from r1track.reporting.records import Json
 from r1track.reporting.report import HERE, environment, number
-from r1track.reporting.summary import BASE, read_record, read_score, summarise
+from r1track.reporting.summary import BASE, read_as, read_score, summarise
 from r1track.tracking.score import SEED, Scores, paired_difference
 
 PERMUTATIONS = 2**14
@@ -148,11 +149,11 @@ def _read(folder: Path) -> Run:
     for path in sorted(folder.glob("config/*.json")):
         settings |= files.read_json(path)
     seed, fields = settings.pop("seed"), config.flat(settings)
-    sampled = read_record(folder / "pairs" / "provenance.json", "sample")
+    sampled = read_as(ProvenanceRecord, folder / "pairs" / "provenance.json", "sample")
     fields["training split"] = [source.sha256 for source in sampled.inputs.values()]
     figures, scores = dict[str, float | None](), dict[str, tuple[Scores, Scores]]()
     for name, score in summary.sets.items():
-        tracked = read_record(folder / "tracks" / model / name / "provenance.json", "track")
+        tracked = read_as(ProvenanceRecord, folder / "tracks" / model / name / "provenance.json", "track")
         fields[f"true boxes of {name}"] = tracked.inputs["split"].sha256
         scores[name] = read_score(folder, model, name), read_score(folder, BASE, name)
         row, change = score.models[model], score.differences[model].value

@@ -11,16 +11,17 @@ from r1track.reporting.records import Departure, PaperGroup, PaperRow, SetSummar
 
 REPOSITORY = "github.com/Wangbiao2/R1-Track at f585b82"
 SPLIT = "GOT-10k test"
-# From the repository's README.
-PUBLISHED = [
-    PaperRow("Qwen2.5-VL-7B, not trained", 0.126, 0.011, None),
-    PaperRow("3B, SFT, 5k pairs", 0.543, 0.633, 0.338),
-    PaperRow("3B, SFT, 100k pairs", 0.667, 0.746, 0.620),
-    PaperRow("3B, GRPO, thinking, 5k pairs", 0.586, 0.676, 0.470),
-    PaperRow("3B, GRPO, thinking, 100k pairs", 0.672, 0.759, 0.624),
-    PaperRow("3B, GRPO, 5k pairs", 0.585, 0.673, 0.500),
-    PaperRow("3B, GRPO, 100k pairs", 0.680, 0.766, 0.637),
+# Model, AO, SR.50, SR.75; from the repository's README.
+_ROWS: list[tuple[str, float, float, float | None]] = [
+    ("Qwen2.5-VL-7B, not trained", 0.126, 0.011, None),
+    ("3B, SFT, 5k pairs", 0.543, 0.633, 0.338),
+    ("3B, SFT, 100k pairs", 0.667, 0.746, 0.620),
+    ("3B, GRPO, thinking, 5k pairs", 0.586, 0.676, 0.470),
+    ("3B, GRPO, thinking, 100k pairs", 0.672, 0.759, 0.624),
+    ("3B, GRPO, 5k pairs", 0.585, 0.673, 0.500),
+    ("3B, GRPO, 100k pairs", 0.680, 0.766, 0.637),
 ]
+PUBLISHED = [PaperRow(model=model, ao=ao, sr50=sr50, sr75=sr75) for model, ao, sr50, sr75 in _ROWS]
 # By source, a file of the repository: our field and the paper's value; words where our field has no such value.
 Sources = dict[str, dict[str, Any]]
 README, EASYR1 = "README.md", "EasyR1/examples/config.yaml"
@@ -69,7 +70,7 @@ def departures(settings: dict[str, Any]) -> list[Departure]:
     parts = [ALWAYS, LARGE if here.get("sample.pairs", 0) >= 50000 else SMALL, tokens]
     supervised = "sft" in here.get("train.arms", [])
     rows = [
-        Departure(field, value, here[field], source)
+        Departure(field=field, paper=value, here=here[field], source=source)
         for part in parts
         for source, fields in part.items()
         for field, value in fields.items()
@@ -85,13 +86,14 @@ def score_groups(sets: dict[str, SetSummary]) -> list[PaperGroup]:
     The boxes of the test split are withheld, so no score of this run is on it.
     """
     unscored = "nothing comparable was run: only the benchmark's server can score this split (`r1track submit`)"
+    whose, source = "published by the paper", f"README of {REPOSITORY}"
     groups = [
-        PaperGroup(SPLIT, "published by the paper", PUBLISHED, f"README of {REPOSITORY}"),
-        PaperGroup(SPLIT, "this run", [], unscored),
+        PaperGroup(split=SPLIT, whose=whose, rows=PUBLISHED, note=source),
+        PaperGroup(split=SPLIT, whose="this run", rows=[], note=unscored),
     ]
     note = f"other sequences than {SPLIT}: not to be compared with the figures above"
     for name, summary in sets.items():
         models = {model: row for model, row in summary.models.items() if row.kind != "peer"}
-        rows = [PaperRow(model, row.ao, row.sr50, row.sr75) for model, row in models.items()]
-        groups.append(PaperGroup(name, "this run", rows, note))
+        rows = [PaperRow(model=model, ao=row.ao, sr50=row.sr50, sr75=row.sr75) for model, row in models.items()]
+        groups.append(PaperGroup(split=name, whose="this run", rows=rows, note=note))
     return groups

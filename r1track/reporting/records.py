@@ -1,21 +1,25 @@
-"""Records: what summary.json holds, field by field, in the order of the file; and how a stage's JSON is read into one.
+"""Records: what summary.json holds, field by field, in the order of the file.
 
 AO, SR.50 and SR.75 are shares from 0 to 1, as in scores/; figures of general ability are points, as in the verdict.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-Json = dict[str, Any]  # a JSON object as its stage wrote it
+from r1track.ability.records import Divergence
+
+Json = dict[str, Any]  # a JSON object
 Interval = tuple[float, float]  # its ends
-T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Change:
+class Record(BaseModel):
+    """A record that is not changed once it is made. Made from a larger one, it takes what it has fields for."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Change(Record):
     """Pooled AO of one model minus that of another on one set, the ends of its 95 % interval, and where this lies."""
 
     value: float
@@ -24,8 +28,7 @@ class Change:
     told: Literal["above", "below", "undecided"]  # above 0, below 0, 0 is inside
 
 
-@dataclass(frozen=True)
-class ModelScore:
+class ModelScore(Record):
     """A model's score on a set. ao_interval: of 95 %. peers: the model minus each peer. words: which peers it beats."""
 
     kind: Literal["base", "tuned", "peer"]
@@ -41,8 +44,7 @@ class ModelScore:
     words: str
 
 
-@dataclass(frozen=True)
-class SetSummary:
+class SetSummary(Record):
     """A set: how many sequences and scored frames, notes on what its figures say, and the models by name."""
 
     sequences: int
@@ -52,8 +54,7 @@ class SetSummary:
     differences: dict[str, Change]  # every tuned model minus the base
 
 
-@dataclass(frozen=True)
-class QuestionSet:
+class QuestionSet(Record):
     """Questions of a set, and the share of them that base and tuned model answer correctly, in percent."""
 
     n: int
@@ -61,8 +62,7 @@ class QuestionSet:
     tuned: float
 
 
-@dataclass(frozen=True)
-class ArmVerdict:
+class ArmVerdict(Record):
     """The verdict on an arm; line: the same in one line. docs/verdict.md defines the figures."""
 
     model: str
@@ -73,12 +73,11 @@ class ArmVerdict:
     margin: float
     reasons: list[str]
     needed_items: int | None
-    kl: dict[str, Json]
+    kl: dict[str, Divergence]
     sets: dict[str, QuestionSet]
 
 
-@dataclass(frozen=True)
-class MergeCheck:
+class MergeCheck(Record):
     """Held-out pairs, and on which share of them the merged model gives the answer of base and adapter."""
 
     pairs: int
@@ -86,8 +85,7 @@ class MergeCheck:
     agreement_as_trained: float | None  # with the adapter on the 4-bit base
 
 
-@dataclass(frozen=True)
-class ArmTraining:
+class ArmTraining(Record):
     """How an arm was trained, and how well its merge agrees."""
 
     quantize: str
@@ -97,8 +95,7 @@ class ArmTraining:
     merge: MergeCheck
 
 
-@dataclass(frozen=True)
-class PaperRow:
+class PaperRow(Record):
     """A model's score on one split."""
 
     model: str
@@ -107,8 +104,7 @@ class PaperRow:
     sr75: float | None
 
 
-@dataclass(frozen=True)
-class PaperGroup:
+class PaperGroup(Record):
     """Scores that were measured on one split by one side."""
 
     split: str
@@ -117,8 +113,7 @@ class PaperGroup:
     note: str
 
 
-@dataclass(frozen=True)
-class Departure:
+class Departure(Record):
     """A setting that differs from the paper's; source: the file that states the paper's."""
 
     field: str
@@ -127,8 +122,7 @@ class Departure:
     source: str
 
 
-@dataclass(frozen=True)
-class SettingChange:
+class SettingChange(Record):
     """A setting that differs from the preset's."""
 
     field: str
@@ -136,8 +130,7 @@ class SettingChange:
     here: Any
 
 
-@dataclass(frozen=True)
-class Cost:
+class Cost(Record):
     """Time of some results, summed, and the largest memory of one of them."""
 
     results: int
@@ -147,15 +140,13 @@ class Cost:
     peak_gpu_bytes: int | None
 
 
-@dataclass(frozen=True)
 class RunCost(Cost):
     """The cost of a run, and of each of its stages."""
 
     stages: dict[str, Cost]
 
 
-@dataclass(frozen=True)
-class Summary:
+class Summary(Record):
     """A run: the judgement in one sentence, and every figure that it rests on."""
 
     run: str
@@ -171,13 +162,3 @@ class Summary:
     changes: list[SettingChange]
     settings: Json
     cost: RunCost
-
-
-def parse(kind: type[T], value: Any, path: Path, stage: str) -> T:
-    """A JSON value of the file `path` as a record. Raises ValueError naming file, field, fault and stage to rerun."""
-    try:
-        return TypeAdapter(kind).validate_python(value)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        field = ".".join(map(str, fault["loc"]))
-        raise ValueError(f"{path}: {field}: {fault['msg']}; run the stage `{stage}` again") from error

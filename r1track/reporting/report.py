@@ -10,7 +10,6 @@ JavaScript; page.js adds sorting, a filter, values under the pointer and steppin
 import json
 import logging
 import re
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,7 +54,7 @@ def run(settings: config.Settings, results: Path, out: Path) -> None:
     text = templates.get_template("summary.md.j2").render(summary=summary)
     with files.atomic_folder(out) as temp_path:
         files.write_text(temp_path / "index.html", page)
-        files.write_json(temp_path / "summary.json", asdict(summary))
+        files.write_json(temp_path / "summary.json", summary.model_dump(mode="json"))
         files.write_text(temp_path / "summary.md", text)
         provenance.write(temp_path / "provenance.json")
     log.info("%s: %s", out / "index.html", summary.judgement)

@@ -5,7 +5,6 @@ Boxes are not drawn into the pixels: the page lays them over the picture, in the
 
 import base64
 import io
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,10 +12,10 @@ import numpy as np
 from PIL import Image
 
 from r1track.core.boxes import Array, iou, xywh_to_xyxy, xyxy_to_xywh
-from r1track.core.files import read_json
+from r1track.core.files import read_record
 from r1track.core.prompts import parse_box
 from r1track.core.sequences import Sequence, read_split
-from r1track.reporting.records import parse
+from r1track.reporting.records import Record
 from r1track.tracking.track_files import Track, read_track
 
 SIDE = 480  # a picture's longer side on the page has at most so many pixels
@@ -55,8 +54,7 @@ class Strip(NamedTuple):
     first: int
 
 
-@dataclass(frozen=True)
-class SampledAnswer:
+class SampledAnswer(Record):
     """A sampled answer and its reward, in total and in parts, see r1track/training/rewards.py."""
 
     answer: str
@@ -68,8 +66,7 @@ class SampledAnswer:
     length: float
 
 
-@dataclass(frozen=True)
-class Example:
+class Example(Record):
     """A question of a training run: file names of its images (template, search region, ...), the true box as corners
     in pixels of the search region, and the answers sampled to it.
     """
@@ -163,7 +160,7 @@ def examples(folder: Path, count: int, think: bool) -> list[tuple[Example, list[
     paths = sorted(folder.glob("step-*.json"))
     rows = []
     for k in np.unique(np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int)).tolist():
-        example = parse(Example, read_json(paths[k]), paths[k], "train")
+        example = read_record(paths[k], Example)
         images = [folder / name for name in example.images]
         with Image.open(images[1]) as search:
             read = [parse_box(row.answer, size=search.width, think=think) for row in example.answers]

@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from r1track.ability.records import Verdict, Verdicts
+from r1track.ability.records import Verdicts
 from r1track.core import config, files
-from r1track.core.files import ProvenanceRecord
+from r1track.core.files import ProvenanceRecord, RecordT
 from r1track.reporting import paper
 from r1track.reporting.records import (
     ArmTraining,
@@ -17,13 +17,11 @@ from r1track.reporting.records import (
     Json,
     MergeCheck,
     ModelScore,
-    QuestionSet,
     RunCost,
     SetSummary,
     SettingChange,
     Summary,
-    parse,
-)
+)  # fmt: skip
 from r1track.tracking.score import Scores, paired_difference
 
 BASE = "base"
@@ -50,9 +48,9 @@ def read(path: Path, stage: str) -> Any:
     return files.read_json(_existing(path, stage))
 
 
-def read_record(path: Path, stage: str) -> ProvenanceRecord:
-    """A stage's provenance.json; raises as `read`, and ValueError with file and field for one of another form."""
-    return files.read_record(_existing(path, stage), ProvenanceRecord)
+def read_as(record: type[RecordT], path: Path, stage: str) -> RecordT:
+    """A stage's JSON as a record; raises as `read`, and ValueError with file and field for one of another form."""
+    return files.read_record(_existing(path, stage), record)
 
 
 def _existing(path: Path, stage: str) -> Path:
@@ -76,13 +74,13 @@ def read_scores(results: Path) -> dict[str, dict[str, Scores]]:
 
 
 def read_score(results: Path, model: str, name: str) -> Scores:
-    """The scores of a model on the set `name`; raises as `read_record`."""
-    return files.read_record(_existing(results / "scores" / model / f"{name}.json", "score"), Scores)
+    """The scores of a model on the set `name`."""
+    return read_as(Scores, results / "scores" / model / f"{name}.json", "score")
 
 
 def root_of(results: Path, name: str) -> Path:
     """The folder of the split that the set `name` was tracked on."""
-    record = read_record(results / "tracks" / BASE / name / "provenance.json", "track")
+    record = read_as(ProvenanceRecord, results / "tracks" / BASE / name / "provenance.json", "track")
     return Path(record.inputs["split"].path)
 
 
@@ -96,7 +94,7 @@ def read_records(results: Path) -> list[tuple[str, ProvenanceRecord]]:
     """The results of the run, by their paths in it, with their provenance, in the order in which they were finished."""
     paths = [path.relative_to(results) for path in results.rglob("*provenance.json")]
     places = [p for p in paths if p.parts[0] != "report" and not any(part.startswith(".") for part in p.parts)]
-    records = [(result_of(place), read_record(results / place, place.parts[0])) for place in places]
+    records = [(result_of(place), read_as(ProvenanceRecord, results / place, place.parts[0])) for place in places]
     return sorted(records, key=lambda row: (row[1].finished, row[0]))
 
 
@@ -107,7 +105,10 @@ def result_of(place: Path) -> str:
 
 def _change(scores: Scores, reference: Scores, draws: int) -> Change:
     change = paired_difference(scores, reference, draws)
-    return Change(*change, "above" if change.low > 0 else "below" if change.high < 0 else "undecided")
+    side: Literal["above", "below", "undecided"] = "undecided"
+    if change.low > 0 or change.high < 0:
+        side = "above" if change.low > 0 else "below"
+    return Change(**change._asdict(), told=side)
 
 
 def peers_in_words(peers: dict[str, Change]) -> str:
@@ -129,9 +130,9 @@ def _model_score(model: str, scores: dict[str, Scores], draws: int) -> ModelScor
     kind: Literal["base", "tuned", "peer"] = "peer" if model in PEERS else "base" if model == BASE else "tuned"
     if kind != "peer":
         peers = {peer: _change(score, scores[peer], draws) for peer in scores if peer in PEERS}
-    keys = ("ao", "ao_interval", "sr50", "sr75", "ao_sequence_mean", "ao_class_mean", "fps", "status")
     words = f"{model} {peers_in_words(peers)}" if kind != "peer" else ""
-    return ModelScore(kind=kind, **{key: getattr(score, key) for key in keys}, peers=peers, words=words)
+    figures = score.model_dump(exclude={"sequences", "curve"})
+    return ModelScore.model_validate({**figures, "kind": kind, "peers": peers, "words": words})
 
 
 def _set_summary(scores: dict[str, Scores], root: Path, draws: int) -> SetSummary:
@@ -142,7 +143,7 @@ def _set_summary(scores: dict[str, Scores], root: Path, draws: int) -> SetSummar
     models = {model: _model_score(model, scores, draws) for model in scores}
     tuned = [model for model, row in models.items() if row.kind == "tuned"]
     differences = {model: _change(scores[model], base, draws) for model in tuned}
-    return SetSummary(count, base.frames, notes + few, models, differences)
+    return SetSummary(sequences=count, frames=base.frames, notes=notes + few, models=models, differences=differences)
 
 
 def read_settings(results: Path) -> Json:
@@ -160,41 +161,41 @@ def _changes(settings: Json) -> list[SettingChange]:
     """Fields in which resolved settings differ from the preset that they name."""
     values = config.resolve({"preset": settings["preset"]}).model_dump(mode="json")
     preset, here = config.flat({name: values[name] for name in settings}), config.flat(settings)
-    rows = [SettingChange(field, preset.get(field), here.get(field)) for field in {**preset, **here}]
+    rows = [SettingChange(field=field, preset=preset.get(field), here=here.get(field)) for field in {**preset, **here}]
     return [row for row in rows if row.preset != row.here]
 
 
 def _training(results: Path, arm: str) -> ArmTraining:
-    record = read_record(results / "adapters" / arm / "provenance.json", "train")
-    path, quantize = results / "models" / arm / "merge.json", str(record.quantize)
-    merge = parse(MergeCheck, read(path, "merge"), path, "merge")
-    minutes = (record.wall_seconds if record.train_seconds is None else record.train_seconds) / 60
-    return ArmTraining(quantize, f"LoRA trained {LORA[quantize]}", len(read_log(results, arm)), minutes, merge)
+    record = read_as(ProvenanceRecord, results / "adapters" / arm / "provenance.json", "train")
+    quantize = str(record.quantize)
+    return ArmTraining(
+        quantize=quantize,
+        adapter=f"LoRA trained {LORA[quantize]}",
+        steps=len(read_log(results, arm)),
+        minutes=(record.wall_seconds if record.train_seconds is None else record.train_seconds) / 60,
+        merge=read_as(MergeCheck, results / "models" / arm / "merge.json", "merge"),
+    )
 
 
 def read_verdicts(results: Path) -> Verdicts:
-    """vqa/verdict.json. Raises FileNotFoundError naming it, ValueError with file and field."""
-    return files.read_record(_existing(results / "vqa" / "verdict.json", "verdict"), Verdicts)
+    """The verdicts on every arm, in the order of training."""
+    return read_as(Verdicts, results / "vqa" / "verdict.json", "verdict")
 
 
-def _arm_verdict(arm: str, verdict: Verdict) -> ArmVerdict:
-    keys = ("verdict", "difference", "interval", "margin", "reasons", "needed_items")
-    kl = {kind: divergence.as_json() for kind, divergence in verdict.kl.items()}
-    sets = {name: QuestionSet(row.n, row.base, row.tuned) for name, row in verdict.sets.items()}
-    return ArmVerdict(model=arm, line=verdict.summary, **{key: getattr(verdict, key) for key in keys}, kl=kl, sets=sets)
+def _cost(records: list[ProvenanceRecord]) -> Cost:
+    return Cost(
+        results=len(records),
+        wall_seconds=sum(record.wall_seconds for record in records),
+        cpu_seconds=sum(record.cpu_seconds for record in records),
+        peak_cpu_bytes=max(record.peak_cpu_bytes for record in records),
+        peak_gpu_bytes=max((record.peak_gpu_bytes for record in records if record.peak_gpu_bytes), default=None),
+    )
 
 
-def _cost(records: list[ProvenanceRecord]) -> RunCost:
-    """The cost of all results, and of those of each stage."""
+def _run_cost(records: list[ProvenanceRecord]) -> RunCost:
     by_stage = {stage: [record for record in records if record.stage == stage] for stage in config.NEEDS}
-    return RunCost(*_sums(records), {stage: Cost(*_sums(rows)) for stage, rows in by_stage.items() if rows})
-
-
-def _sums(records: list[ProvenanceRecord]) -> tuple[int, float, float, int, int | None]:
-    """The fields of a Cost."""
-    gpu = [record.peak_gpu_bytes for record in records if record.peak_gpu_bytes]
-    wall, cpu = (sum(getattr(record, f"{clock}_seconds") for record in records) for clock in ("wall", "cpu"))
-    return len(records), wall, cpu, max(record.peak_cpu_bytes for record in records), max(gpu, default=None)
+    stages = {stage: _cost(rows) for stage, rows in by_stage.items() if rows}
+    return RunCost(**_cost(records).model_dump(), stages=stages)
 
 
 def judgement(sets: dict[str, SetSummary], verdict: ArmVerdict) -> str:
@@ -222,8 +223,11 @@ def summarise(results: Path) -> Summary:
     Raises FileNotFoundError or ValueError naming the file when results are missing or do not fit together.
     """
     scores = read_scores(results)
-    verdicts = {arm: _arm_verdict(arm, verdict) for arm, verdict in read_verdicts(results).models.items()}
-    verdict = list(verdicts.values())[-1]  # dictionaries keep the order of training
+    verdicts = {
+        arm: ArmVerdict.model_validate({**verdict.model_dump(), "model": arm, "line": verdict.summary})
+        for arm, verdict in read_verdicts(results).models.items()
+    }
+    verdict = list(verdicts.values())[-1]
     tuned = [name for name in next(iter(scores.values())) if name not in (BASE, *PEERS)]
     if verdict.model not in tuned:
         raise ValueError(
@@ -246,5 +250,5 @@ def summarise(results: Path) -> Summary:
         departures=paper.departures(settings),
         changes=_changes(settings),
         settings=settings,
-        cost=_cost([record for _, record in read_records(results)]),
+        cost=_run_cost([record for _, record in read_records(results)]),
     )

@@ -26,7 +26,6 @@ from r1track.ability import records, verdict, vqa
 from r1track.core import config, files, schema
 from r1track.core.files import ProvenanceRecord as Record
 from r1track.reporting import report
-from r1track.reporting.records import Json
 from r1track.reporting.summary import read, result_of, root_of
 from r1track.tracking import score
 
@@ -122,17 +121,11 @@ def _sources(run: Run, place: Path, record: Record) -> Iterator[Finding]:
         yield run.compare(record, result_of(place), record.settings, files.read_json(path), "stale")
 
 
-def _settings(record: Record, stage: str) -> Json:
-    if record.settings is None:
-        raise ValueError("its provenance names no settings")
-    return record.settings[stage]
-
-
 def _scores(run: Run, place: Path, record: Record) -> Iterator[Finding]:
     tracks, listing = (run.find(record.inputs[name].path) for name in ("tracks", "list"))
     if not tracks or not listing:
         raise FileNotFoundError("the boxes or the true boxes are not there")
-    again = score.score(tracks, listing.parent, _settings(record, "score")["draws"]).as_json()
+    again = score.score(tracks, listing.parent, (record.settings or {})["score"]["draws"]).as_json()
     yield run.compare(record, result_of(place), files.read_json(run.results / result_of(place)), again)
 
 
@@ -151,7 +144,7 @@ def _verdicts(run: Run, place: Path, record: Record) -> Iterator[Finding]:
     saved = files.read_json(run.results / result_of(place))
     paths = [record.inputs[name].path for name in ("base", *(f"tuned {model}" for model in saved["models"]))]
     base, *tuned = (run.find(path) or Path(path) for path in paths)
-    again = verdict.judge_all(base, tuned, schema.Verdict(**_settings(record, "verdict"))).as_json()
+    again = verdict.judge_all(base, tuned, schema.Verdict(**(record.settings or {})["verdict"])).as_json()
     yield run.compare(record, result_of(place), saved, again)
 
 
