@@ -126,7 +126,7 @@ def training(case: Case, settings: Settings, place: Path, work: Path) -> Figures
     return {
         **figures, "seconds_per_group": step / settings.train.prompts_per_step, "answer_tokens": length,
         "rollout_seconds": generating, "tokens_per_second": speed,
-        "flat_groups": _mean(rows[WARM_UP:], "flat_groups"),
+        "frac_reward_zero_std": _mean(rows[WARM_UP:], "frac_reward_zero_std"),
     }  # fmt: skip
 
 

@@ -71,7 +71,7 @@ def fail(results: Path, root: Path, model: str, failures: dict[tuple[str, int], 
 def write_training(adapter: Path, steps: int = 30) -> None:
     """An arm's log, examples and provenance; format and length never change, the KL is not logged."""
     rows = [
-        {"step": k, "reward": k / 60, "iou": k / 60, "parsed": 1.0, "kl": None, "flat_groups": 0.1 / k,
+        {"step": k, "reward": k / 60, "iou": k / 60, "parsed": 1.0, "kl": None, "frac_reward_zero_std": 0.1 / k,
          "format": 0.0, "grad_norm": 1 / k}
         for k in range(1, steps + 1)
     ]  # fmt: skip

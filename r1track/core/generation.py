@@ -35,7 +35,7 @@ class Completion(NamedTuple):
     """One completion: its tokens, including the end token, and the sampler's value of each."""
 
     tokens: list[int]
-    kept: list[float]
+    values: list[float]
 
 
 class Prefill(NamedTuple):
@@ -96,7 +96,7 @@ class Decoder:
         return {name: batch[name] for name in names}, positions
 
     @torch.no_grad()
-    def ask(self, texts: list[str], images: Sequence[Image.Image]) -> Prefill:
+    def prefill(self, texts: list[str], images: Sequence[Image.Image]) -> Prefill:
         """Encode prompts; images: those of all prompts, one after another."""
         inputs, positions = self._inputs(texts, images)
         cache: Any = DynamicCache(config=self.core.config)
@@ -108,7 +108,7 @@ class Decoder:
     def prefixes(self, questions: Sequence[Messages], images: Sequence[Sequence[Image.Image]]) -> list[Prefix]:
         """The encoded prefixes of questions; images: for every question those before its last one."""
         texts = [self._texts(question)[0] for question in questions]
-        prefill = self.ask(texts, [image for row in images for image in row])
+        prefill = self.prefill(texts, [image for row in images for image in row])
         prefixes = []
         for row, mask in enumerate(prefill.mask.bool()):
             one = slice(row, row + 1)
@@ -192,7 +192,7 @@ class Decoder:
             for row, token, value in zip(rows, ids.tolist(), values.tolist(), strict=True):
                 if row in open_rows:
                     completions[row].tokens.append(token)
-                    completions[row].kept.append(value)
+                    completions[row].values.append(value)
                     if token in self.ends or (ended and ended(completions[row].tokens)):
                         open_rows.remove(row)
             if not open_rows or step + 1 == self.max_tokens:

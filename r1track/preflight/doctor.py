@@ -1,4 +1,4 @@
-"""Doctor: whether the machine, the data and a configuration go together, looked at before hours are spent.
+"""Doctor: whether the machine, the data and a configuration go together, checked before hours are spent.
 
 Nothing is written or downloaded, and no model is loaded. What is not `ok` says what to do.
 """
@@ -19,13 +19,13 @@ from r1track.core.sequences import read_split
 from r1track.preflight import memory
 from r1track.training import backend
 
-Line = tuple[str, str, str]  # `ok`, `warning` or `error`; what was looked at; what was found, and the remedy
+Line = tuple[str, str, str]  # `ok`, `warning` or `error`; the subject; the finding, and the remedy
 CARD = 24e9  # bytes of the card that is planned for where there is none
 PIXEL = 1.0  # bytes of a crop's pixel in the pairs: assumed
 
 
 class Diagnosis(NamedTuple):
-    """What was found; the plans of the stages; for a stage that does not fit `budget` bytes, what would make it fit.
+    """The findings; the plans of the stages; for a stage that does not fit `budget` bytes, what would make it fit.
 
     well: there is no error and every stage fits; where there is no card, the tiny base need not.
     """
@@ -44,16 +44,17 @@ def _line(good: bool, subject: str, finding: str, remedy: str, otherwise: str = 
 def _versions(extra: str) -> Iterator[Line]:
     """What is installed against what the package asks for; without the packages of `extra` only parts do not work."""
     python = Requirement("python" + metadata.metadata("r1track")["Requires-Python"])
-    asked = [Requirement(text) for text in metadata.requires("r1track") or []]
-    asked = [python, *(each for each in asked if each.marker is None or each.marker.evaluate({"extra": extra}))]
-    yield "ok", "versions", f"{len(asked)} looked at"
-    for each in asked:
-        installed = (distribution.version for distribution in metadata.distributions(name=each.name))
-        found = platform.python_version() if each is python else next(installed, "missing")
-        if found == "missing" or not each.specifier.contains(found, prereleases=True):
-            remedy = f"`pip install '{each.name}{each.specifier}'`, or make the environment anew"
-            state = "warning" if each.marker else "error"
-            yield _line(False, each.name, f"{found}, not {each.specifier}", remedy, state)
+    declared = [Requirement(text) for text in metadata.requires("r1track") or []]
+    needed = [python, *(r for r in declared if r.marker is None or r.marker.evaluate({"extra": extra}))]
+    yield "ok", "versions", f"{len(needed)} checked"
+    for requirement in needed:
+        name, wanted = requirement.name, requirement.specifier
+        versions = (distribution.version for distribution in metadata.distributions(name=name))
+        installed = platform.python_version() if requirement is python else next(versions, "missing")
+        if installed == "missing" or not wanted.contains(installed, prereleases=True):
+            remedy = f"`pip install '{name}{wanted}'`, or make the environment anew"
+            state = "warning" if requirement.marker else "error"
+            yield _line(False, name, f"{installed}, not {wanted}", remedy, state)
 
 
 def _card(settings: config.Settings) -> Iterator[Line]:
@@ -90,12 +91,12 @@ def _data(settings: config.Settings) -> Iterator[Line]:
     splits = {"data.train": settings.data.train} | {f"data.sets.{n}": path for n, path in settings.data.sets.items()}
     for field, path in splits.items():
         try:
-            found = "drawn by the stage `toy`"
+            content = "drawn by the stage `toy`"
             if not path.startswith("toy/"):
                 sequences = read_split(Path(path))
                 Image.open(sequences[0].frames[0]).load()
-                found = f"{len(sequences)} sequences"
-            yield "ok", field, f"{path}, {found}"
+                content = f"{len(sequences)} sequences"
+            yield "ok", field, f"{path}, {content}"
         except (OSError, ValueError) as error:
             yield "error", field, f"{error}; or let the field name another split"
 
@@ -123,7 +124,7 @@ def examine(file: Path, budget: float | None = None) -> Diagnosis:
     except (ValueError, FileNotFoundError) as error:  # ConfigError is a ValueError
         return Diagnosis([*lines, ("error", "configuration", str(error))], [], {}, budget, False)
     lines += [*_card(settings), _base(settings, model), *_data(settings), *_disk(settings, model)]
-    large = [each.stage for each in plans if each.peak[0] > budget]
+    large = [plan.stage for plan in plans if plan.peak[0] > budget]
     fits = not large or (settings.model.base == "tiny" and not cuda)
     well = fits and all(state != "error" for state, _, _ in lines)
     return Diagnosis(lines, plans, {stage: memory.remedies(settings, stage, budget) for stage in large}, budget, well)

@@ -111,13 +111,13 @@ class Model:
     """What a configuration's base and adapter come to, in bytes; where weights are tied they count once."""
 
     def __init__(self, settings: Settings):
-        train, self.each = settings.train, getattr(torch, settings.model.dtype).itemsize
+        train, self.nbytes = settings.train, getattr(torch, settings.model.dtype).itemsize
         shape, self.parameters, sides = _frame(settings.model.base, settings.model.revision)
         text, vision = self.text, self.vision = shape.text_config, shape.vision_config
         size = {name: out * into for name, (out, into) in sides.items()}
         language = [n for name, n in size.items() if ".language_model." in name]
-        packed = sum(map(_four_bits, language)) - self.each * sum(language)
-        self.weights = {"none": self.each * self.parameters, "nf4": self.each * self.parameters + packed}
+        packed = sum(map(_four_bits, language)) - self.nbytes * sum(language)
+        self.weights = {"none": self.nbytes * self.parameters, "nf4": self.nbytes * self.parameters + packed}
         wanted = str(models.make_adapter(train.lora).target_modules)
         matrices = [train.lora.rank * n for name, both in sides.items() if re.fullmatch(wanted, name) for n in both]
         self.adapter = 4 * sum(matrices)  # float32, as the gradients
@@ -125,7 +125,7 @@ class Model:
         if train.optimizer == "adamw_8bit":  # a byte each, a scale per 256 and two code books; small ones in float32
             self.optimiser = 2048 + sum(8 * n if n < 4096 else 2 * n + 8 * math.ceil(n / 256) for n in matrices)
         width = text.hidden_size // text.num_attention_heads * text.num_key_value_heads
-        self.cache = 2 * text.num_hidden_layers * width * self.each  # of a token
+        self.cache = 2 * text.num_hidden_layers * width * self.nbytes  # of a token
         self.pixels = 4 * vision.in_channels * vision.temporal_patch_size * vision.patch_size**2  # of a patch, float32
         tower = sum(n / (4 if ".merger." in name else 1) for name, n in size.items() if ".visual." in name)
         # Of a token, a patch and an answer's token; attention's own products, 1 or 2 %, are left out.
@@ -139,76 +139,78 @@ def question(settings: Settings, rows: int, answer: int) -> Batch:
     return Batch(rows, images * (merged + 2) + words, answer, images * merged * 4)
 
 
-def _answering(model: Model, batch: Batch, held: Terms, adapted: bool, copies: int = 1) -> dict[str, Terms]:
+def _answering(model: Model, batch: Batch, resident: Terms, adapted: bool, copies: int = 1) -> dict[str, Terms]:
     """All images, then all prompts, then `copies` answers to each; an adapter works in float32."""
-    text, vision, each, narrow = model.text, model.vision, model.each, model.each < 4
-    rotation, gates = 5 * each + 8 * narrow + 16, 3 * each * (1 + vision.intermediate_size / vision.hidden_size)
+    text, vision, nbytes, narrow = model.text, model.vision, model.nbytes, model.nbytes < 4
+    rotation, gates = 5 * nbytes + 8 * narrow + 16, 3 * nbytes * (1 + vision.intermediate_size / vision.hidden_size)
     tower = (max(rotation, gates) + 8 / vision.num_heads) * vision.hidden_size
-    inner, outer = (2 * each + 8, 5 * each + 4 * narrow) if adapted else (3 * each, 5 * each)
+    inner, outer = (2 * nbytes + 8, 5 * nbytes + 4 * narrow) if adapted else (3 * nbytes, 5 * nbytes)
     layer = inner * text.intermediate_size + outer * text.hidden_size
-    kept, grown = (model.cache * batch.rows * n for n in (batch.prompt, copies * (batch.prompt + batch.answer)))
+    stored, grown = (model.cache * batch.rows * n for n in (batch.prompt, copies * (batch.prompt + batch.answer)))
     return {
-        "images": {**held, "image layer": batch.rows * batch.patches * tower},
-        "prompts": {**held, "KV cache": kept, "text layer": batch.rows * batch.prompt * layer},
-        "answers": {**held, "KV cache": grown, "logits": 16 * batch.rows * copies * text.vocab_size},
+        "images": {**resident, "image layer": batch.rows * batch.patches * tower},
+        "prompts": {**resident, "KV cache": stored, "text layer": batch.rows * batch.prompt * layer},
+        "answers": {**resident, "KV cache": grown, "logits": 16 * batch.rows * copies * text.vocab_size},
     }
 
 
-def _learning(model: Model, batch: Batch, held: Terms, train: Train, logits: int) -> dict[str, Terms]:
+def _learning(model: Model, batch: Batch, resident: Terms, train: Train, logits: int) -> dict[str, Terms]:
     """A micro-batch forward and backward with checkpointed layers, then the optimiser; logits: bytes, gradients too."""
-    text, vision, each, packed = model.text, model.vision, model.each, train.quantize == "nf4"
+    text, vision, nbytes, packed = model.text, model.vision, model.nbytes, train.quantize == "nf4"
     tokens = batch.rows * (batch.prompt + batch.answer)
-    patches = batch.rows * batch.patches * train.lora.vision  # of a frozen tower nothing is kept
-    held = {**held, "gradients": model.adapter}
-    kept = {
-        **held,
-        "text layers' inputs": each * text.num_hidden_layers * text.hidden_size * tokens,
-        "image layers' inputs": each * vision.depth * vision.hidden_size * patches,
-        "norms and merger": tokens * (4 + each) * text.hidden_size + patches * (4 + 2.5 * each) * vision.hidden_size,
+    patches = batch.rows * batch.patches * train.lora.vision  # of a frozen tower nothing is stored
+    resident = {**resident, "gradients": model.adapter}
+    stored = {
+        **resident,
+        "text layers' inputs": nbytes * text.num_hidden_layers * text.hidden_size * tokens,
+        "image layers' inputs": nbytes * vision.depth * vision.hidden_size * patches,
+        "norms and merger": tokens * (4 + nbytes) * text.hidden_size
+        + patches * (4 + 2.5 * nbytes) * vision.hidden_size,
     }
     # Over weights as they are PEFT copies the adapter's inputs to float32; over packed ones autocast spares it that.
-    inner, outer = (24, 28) if each == 4 else (10, 18) if packed else (14, 33)
+    inner, outer = (24, 28) if nbytes == 4 else (10, 18) if packed else (14, 33)
     layer = tokens * (inner * text.intermediate_size + outer * text.hidden_size)
-    layer += packed * each * text.intermediate_size * text.hidden_size  # one matrix, unpacked
+    layer += packed * nbytes * text.intermediate_size * text.hidden_size  # one matrix, unpacked
     roots = model.adapter if train.optimizer == "adamw_torch" else 0  # of the second moments
     return {
-        "loss": {**kept, "logits": logits},
-        "backward": {**kept, "text layer": layer},
-        "optimiser step": {**held, "square roots": roots},
+        "loss": {**stored, "logits": logits},
+        "backward": {**stored, "text layer": layer},
+        "optimiser step": {**resident, "square roots": roots},
     }
 
 
 def _train(model: Model, settings: Settings, arm: str) -> StagePlan:
     train, sft = settings.train, arm == "sft"
-    each = question(settings, train.sft.micro_batch if sft else train.micro_batch, train.max_tokens)
+    micro = question(settings, train.sft.micro_batch if sft else train.micro_batch, train.max_tokens)
     answers = train.sft.batch if sft else train.group * train.prompts_per_step
     trainer = backend.trainer_name(train, arm)
     shared = trainer == "SharedPrefixTrainer"
     g = min(train.group, train.micro_batch) if shared else 1  # answers that follow one prompt
-    batch = each._replace(rows=each.rows // g, answer=g * each.answer)
+    batch = micro._replace(rows=micro.rows // g, answer=g * micro.answer)
     drawn = answers * train.rollout_steps
-    held = {"CUDA context": CONTEXT, "weights": model.weights[train.quantize], "adapter": model.adapter}
-    held |= {"optimiser": model.optimiser, "pixel values": model.pixels * (each.rows if sft else drawn) * each.patches}
+    resident = {"CUDA context": CONTEXT, "weights": model.weights[train.quantize], "adapter": model.adapter}
+    images = (micro.rows if sft else drawn) * micro.patches
+    resident |= {"optimiser": model.optimiser, "pixel values": model.pixels * images}
     if shared:  # numbers in place of pixels; what a frozen tower saw is kept, for another the pixels of a micro-batch
-        seen = drawn // train.group * each.patches // 4 * model.text.hidden_size * model.each
-        learnt = 8 * drawn * each.patches + train.lora.vision * model.pixels * batch.rows * batch.patches
-        held |= {"pixel values": learnt, "image features": (not train.lora.vision) * seen}
+        seen = drawn // train.group * micro.patches // 4 * model.text.hidden_size * model.nbytes
+        learnt = 8 * drawn * micro.patches + train.lora.vision * model.pixels * batch.rows * batch.patches
+        resident |= {"pixel values": learnt, "image features": (not train.lora.vision) * seen}
     # In float32: sft has those of CHUNK answer tokens at a time; grpo all answers', and their gradients.
-    logits = (16 * CHUNK if sft else 8 * (each.answer + 1) * each.rows) * model.text.vocab_size
-    moments = _learning(model, batch, held, train, logits)
+    logits = (16 * CHUNK if sft else 8 * (micro.answer + 1) * micro.rows) * model.text.vocab_size
+    moments = _learning(model, batch, resident, train, logits)
     # Forward, recomputed, backward; and of grpo the rollout, the reference, the old policy.
     passes = 3 if sft else 4 + (train.beta > 0) + (train.rollout_steps > 1)
     looks = passes if train.lora.vision else 1 if shared else passes - 2  # of the vision tower
-    worked = (passes * (each.prompt / g + each.answer), looks * each.patches / g, passes * each.answer)
+    worked = (passes * (micro.prompt / g + micro.answer), looks * micro.patches / g, passes * micro.answer)
     flops = sum(a * b for a, b in zip(model.flops, worked, strict=True))
     flops *= answers * (train.sft.steps if sft else train.steps)
     calls = math.ceil(drawn / train.rollout_batch) if shared else 1
     waiting = 0 if sft else train.steps / train.rollout_steps * calls * train.max_tokens * TOKEN_SECONDS
     if not sft:  # while a rollout is drawn, the trainer still has the one before
         prompts = max(1, min(drawn, train.rollout_batch) // train.group) if shared else drawn
-        pixels = held["pixel values"] + model.pixels * prompts * each.patches
-        rollout, copies = each._replace(rows=prompts), train.group if shared else 1
-        first = _answering(model, rollout, {**held, "pixel values": pixels}, True, copies)
+        pixels = resident["pixel values"] + model.pixels * prompts * micro.patches
+        rollout, copies = micro._replace(rows=prompts), train.group if shared else 1
+        first = _answering(model, rollout, {**resident, "pixel values": pixels}, True, copies)
         moments = {f"rollout: {name}": terms for name, terms in first.items()} | moments
     return StagePlan(f"train {arm}", moments, trainer, flops, (flops / RATE + waiting) / 3600)
 
@@ -220,23 +222,23 @@ def plan(settings: Settings) -> list[StagePlan]:
     Raises FileNotFoundError where the base's shape is not known.
     """
     model, largest = Model(settings), (settings.vqa.max_pixels or settings.model.max_pixels) // PATCH**2
-    words = max((each.max_tokens for each in settings.vqa.sets.values()), default=0)
+    words = max((questions.max_tokens for questions in settings.vqa.sets.values()), default=0)
     plans = [_train(model, settings, arm) for arm in settings.train.arms]
     for stage, batch in {
         "merge": question(settings, *settings.answer_size),
         "track": question(settings, settings.track.batch, settings.track.max_tokens),
         "vqa": Batch(settings.vqa.batch, largest + 2 + WORDS, words, 4 * largest),
     }.items():
-        held: Terms = {"CUDA context": CONTEXT, "weights": model.weights["none"]}
-        held |= {"adapter": model.adapter} if stage == "merge" else {}
-        held |= {"pixel values": model.pixels * batch.rows * batch.patches}
-        plans.append(StagePlan(stage, _answering(model, batch, held, stage == "merge")))
+        resident: Terms = {"CUDA context": CONTEXT, "weights": model.weights["none"]}
+        resident |= {"adapter": model.adapter} if stage == "merge" else {}
+        resident |= {"pixel values": model.pixels * batch.rows * batch.patches}
+        plans.append(StagePlan(stage, _answering(model, batch, resident, stage == "merge")))
     return plans
 
 
 def remedies(settings: Settings, stage: str, budget: float) -> dict[str, float]:
     """Valid single changes after which a stage fits into `budget` bytes, as `field: value`, with the new peak."""
-    found: dict[str, float] = {}
+    changes: dict[str, float] = {}
     for field, values in SAVING.items():
         *path, last = field.split(".")
         now: Any = functools.reduce(getattr, [*path, last], settings)
@@ -245,8 +247,8 @@ def remedies(settings: Settings, stage: str, budget: float) -> dict[str, float]:
             functools.reduce(dict.__getitem__, path, changed)[last] = value
             with suppress(ValidationError):  # it contradicts a field beside it
                 other = Settings.model_validate(changed)
-                peak = next(each.peak[0] for each in plan(other) if each.stage == stage)
+                peak = next(planned.peak[0] for planned in plan(other) if planned.stage == stage)
                 if peak <= budget and not contradiction(other):
-                    found[f"{field}: {value}"] = peak
+                    changes[f"{field}: {value}"] = peak
                     break
-    return found
+    return changes

@@ -33,8 +33,8 @@ SPAN = 10  # steps that the bold line averages
 CURVES = {
     "reward": "mean reward", "iou": "mean IoU of the answers", "giou": "mean GIoU of the answers",
     "format": "part of the reward: format", "length_cost": "part of the reward: length",
-    "reward_std": "standard deviation of the reward", "flat_groups": "share of groups with equal rewards",
-    "parsed": "share of readable answers", "clipped": "share of completions cut at the maximum",
+    "reward_std": "standard deviation of the reward", "frac_reward_zero_std": "share of groups with equal rewards",
+    "parsed": "share of readable answers", "truncated": "share of completions cut at the maximum",
     "length": "tokens per completion", "kl": "KL to the initial model", "entropy": "entropy of the completions",
     "token_accuracy": "share of correct tokens", "loss": "loss",
 }  # fmt: skip

@@ -1,9 +1,9 @@
 """Image cache: the images of a rollout, each processed once and, where the vision tower is frozen, encoded once.
 
-TRL processes an image once per answer, keeps as many copies of its pixels, and has the vision tower look at it anew for
-the rollout, for the reference and for the loss. While a rollout is made, the cache stands in the image processor's
-place and hands out an image's number instead of its pixels, a row per patch, so that the trainer cuts and shuffles
-it as it would pixels. In front of the vision tower the number becomes the image again.
+TRL processes an image once per completion, keeps as many copies of its pixels, and runs the vision tower on it again
+for the rollout, the reference and the loss. During a rollout the cache takes the place of the image processor and
+returns an image's number instead of its pixels, one row per patch, so that the trainer can split it like pixels.
+Before the vision tower the number is replaced by the image.
 """
 
 import itertools
@@ -30,22 +30,22 @@ class CachedImage(NamedTuple):
 
 
 class ImageCache:
-    """In the place of the processor's image processor while it is open, and for good in front of the vision tower."""
+    """Takes the place of the image processor while it is open, and of the vision tower's forward for good."""
 
     def __init__(self, processor: ImageProcessorOnly, tower: Any):
         self.processor, self.process = processor, processor.image_processor
         self.tower, self.encode = tower, tower.forward
         self.frozen = is_frozen(tower)
-        self.numbers: dict[bytes, int] = {}  # by the image's content: the trainer hands on copies
+        self.numbers: dict[bytes, int] = {}  # by the image's content: the trainer copies images
         self.images: list[CachedImage] = []
         self.features: dict[int, torch.Tensor] = {}
         tower.forward = self.forward
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Hand out numbers in the block; those of the time before are forgotten."""
-        for kept in (self.numbers, self.images, self.features):
-            kept.clear()
+        """Return numbers in the block, from 0 again."""
+        for store in (self.numbers, self.images, self.features):
+            store.clear()
         self.processor.image_processor = self
         try:
             yield
@@ -60,17 +60,17 @@ class ImageCache:
         flat: Any = make_flat_list_of_images(images)
         keys = [sha256(repr(image.size).encode() + image.tobytes()).digest() for image in flat]
         if new := {key: image for key, image in zip(keys, flat, strict=True) if key not in self.numbers}:
-            made = self.process(list(new.values()), **{**options, "return_tensors": "pt"})
-            grids = made["image_grid_thw"]
+            processed = self.process(list(new.values()), **{**options, "return_tensors": "pt"})
+            grids = processed["image_grid_thw"]
             self.numbers |= zip(new, itertools.count(len(self.images)), strict=False)
-            self.images += map(CachedImage, made["pixel_values"].split(grids.prod(-1).tolist()), grids)
+            self.images += map(CachedImage, processed["pixel_values"].split(grids.prod(-1).tolist()), grids)
         numbers = [self.numbers[key] for key in keys]
         grids = torch.stack([self.images[n].grid for n in numbers])
         digits = torch.tensor([divmod(n, DIGIT) for n in numbers], dtype=torch.float32)
         return BatchFeature({"pixel_values": digits.repeat_interleave(grids.prod(-1), 0), "image_grid_thw": grids})
 
     def forward(self, digits: torch.Tensor, grid_thw: torch.Tensor, **options: Any) -> Any:
-        """The vision tower's forward pass, over numbers or over pixels; a frozen one sees a numbered image once."""
+        """The vision tower's forward pass, on numbers or on pixels; a frozen tower encodes a numbered image once."""
         if digits.shape[1] != 2:
             return self.encode(digits, grid_thw=grid_thw, **options)
         firsts = grid_thw.prod(-1).cumsum(0) - grid_thw.prod(-1)
@@ -79,11 +79,11 @@ class ImageCache:
             return self._encoded(numbers, digits, options)
         if new := [n for n in dict.fromkeys(numbers) if n not in self.features]:
             with torch.no_grad():
-                found = self._encoded(new, digits, options).pooler_output
+                features = self._encoded(new, digits, options).pooler_output
             tokens = [len(self.images[n].pixels) // self.tower.spatial_merge_size**2 for n in new]
-            self.features.update(zip(new, found.split(tokens), strict=True))
-        features: Any = torch.cat([self.features[n] for n in numbers])
-        return BaseModelOutputWithPooling(pooler_output=features)
+            self.features.update(zip(new, features.split(tokens), strict=True))
+        output: Any = torch.cat([self.features[n] for n in numbers])
+        return BaseModelOutputWithPooling(pooler_output=output)
 
     def _encoded(self, numbers: list[int], like: torch.Tensor, options: dict[str, Any]) -> Any:
         grids = torch.stack([self.images[n].grid for n in numbers]).to(like.device)

@@ -1,8 +1,8 @@
-"""Merge: the adapter becomes part of 16-bit weights, and whether that kept the answers is measured.
+"""Merge: the adapter is added to 16-bit weights, and it is measured whether the answers stay the same.
 
-Into the base's own weights (`original`), or into those that the adapter met in training (`dequantised`: 4 bits and
-back). The sum is made layer by layer in float32 and rounded once, to the base's own 16-bit type. PEFT's merge into
-4-bit weights is not offered: it requantises, and loses a small update.
+It is added to the base's own weights (`original`), or to the weights that it was trained over (`dequantised`: quantised
+to 4 bits and back). The sum is computed layer by layer in float32 and rounded once, to the base's own 16-bit type.
+PEFT's merge into 4-bit weights is not offered: it quantises again, and loses a small update.
 """
 
 import logging
@@ -27,13 +27,13 @@ def _answers(
     settings: config.Settings, pairs: Path, model: str, adapter: Path | None = None, quantize: Any = "none"
 ) -> list[str]:
     loaded = models.load(model, settings.model, adapter=adapter, quantize=quantize)
-    asked, images = held_out(pairs, settings.merge.check_pairs, settings.task.think)
+    questions, images = held_out(pairs, settings.merge.check_pairs, settings.task.think)
     rows, tokens = settings.answer_size
-    found = models.generate(loaded, asked, images, max_tokens=tokens, batch=rows, show="answers")
+    answers = models.generate(loaded, questions, images, max_tokens=tokens, batch=rows, show="answers")
     del loaded  # two large models at once do not fit
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return found
+    return answers
 
 
 def dequantised(weight: torch.Tensor) -> torch.Tensor:
@@ -50,8 +50,8 @@ def _write_merged(folder: Path, adapter: Path, onto: str, out: Path) -> float:
     unit in the last of 16 bits. Raises ValueError when the adapter changes nothing.
     """
     stored = files.read_json(folder / "config.json")
-    kept = {"float16": torch.float16}.get(stored.get("dtype", stored.get("torch_dtype")), torch.bfloat16)
-    base: Any = models.load_weights(folder, kept, device="cpu")  # the sum needs no card, and a 7B base fills one
+    dtype = {"float16": torch.float16}.get(stored.get("dtype", stored.get("torch_dtype")), torch.bfloat16)
+    base: Any = models.load_weights(folder, dtype, device="cpu")  # the sum needs no card, and a 7B base fills one
     if onto == "dequantised":
         for name, module in base.named_modules():
             if isinstance(module, torch.nn.Linear) and ".language_model." in name:
@@ -62,7 +62,7 @@ def _write_merged(folder: Path, adapter: Path, onto: str, out: Path) -> float:
     for layer in layers:
         weight = layer.get_base_layer().weight
         update = layer.get_delta_weight("default").float()
-        moved = (weight.data.float() + update).to(kept)
+        moved = (weight.data.float() + update).to(dtype)
         wanted += update.square().sum().item()
         arrived += (update * (moved.float() - weight.data.float())).sum().item()
         weight.data = moved
@@ -76,14 +76,14 @@ def _write_merged(folder: Path, adapter: Path, onto: str, out: Path) -> float:
             if not (out / file.name).exists() and "safetensors" not in file.name:
                 shutil.copyfile(file, out / file.name)
     share = arrived / wanted
-    log.info("%d layers got an update, written as %s; %.1f %% of it arrived", len(layers), kept, 100 * share)
+    log.info("%d layers got an update, written as %s; %.1f %% of it arrived", len(layers), dtype, 100 * share)
     if share < FAITHFUL:
-        log.warning("%.0f %% of the update is lost in rounding to %s: train for longer", 100 * (1 - share), kept)
+        log.warning("%.0f %% of the update is lost in rounding to %s: train for longer", 100 * (1 - share), dtype)
     return share
 
 
 def _agreements(settings: config.Settings, model: str, adapter: Path, merged: Path, pairs: Path) -> dict[str, Any]:
-    """Shares of held-out pairs on which the merged model answers as the adapter does, on two bases.
+    """Shares of held-out pairs on which merged model and adapter give the same answer, on two bases.
 
     agreement_original: with the adapter on the 16-bit base. agreement_as_trained: on the base as it was in training;
     None where that was the same. agreement: the one of the two that the merge is to keep, by merge.base.
@@ -93,8 +93,8 @@ def _agreements(settings: config.Settings, model: str, adapter: Path, merged: Pa
     answers = _answers(settings, pairs, str(merged))
 
     def share(quantize: Any) -> float:
-        others = _answers(settings, pairs, model, adapter, quantize)
-        return sum(a == b for a, b in zip(answers, others, strict=True)) / len(answers)
+        adapted = _answers(settings, pairs, model, adapter, quantize)
+        return sum(a == b for a, b in zip(answers, adapted, strict=True)) / len(answers)
 
     original, as_trained = share("none"), None if trained == "none" else share(trained)
     agreement = original if settings.merge.base == "original" or as_trained is None else as_trained
@@ -133,8 +133,8 @@ def run(settings: config.Settings, model: str, adapter: Path, pairs: Path | None
     folder = models.resolve_model_dir(model, settings.model.revision)
     with files.atomic_folder(out) as temp_path:
         share = _write_merged(folder, adapter, settings.merge.base, temp_path)
-        found = dict.fromkeys(("agreement", "agreement_original", "agreement_as_trained"))
-        measured: dict[str, Any] = {"pairs": 0, **found}
+        unknown = dict.fromkeys(("agreement", "agreement_original", "agreement_as_trained"))
+        measured: dict[str, Any] = {"pairs": 0, **unknown}
         if pairs:
             measured = _agreements(settings, model, adapter, temp_path, pairs)
         else:

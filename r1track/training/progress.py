@@ -1,4 +1,4 @@
-"""Progress: what a training run shows and keeps on its way: a table, JSON lines, examples, warnings; when it stops."""
+"""Progress: what a training run displays and logs: a table, JSON lines, examples, warnings; and when it stops."""
 
 import json
 import logging
@@ -22,14 +22,17 @@ log = logging.getLogger(__name__)
 # The trainer's names, and ours in log.jsonl, one row per optimiser step.
 NAMES = {
     "reward": "reward", "reward_std": "reward_std", "iou": "iou", "giou": "giou", "format": "format",
-    "length_cost": "length_cost", "parsed": "parsed", "kl": "kl", "frac_reward_zero_std": "flat_groups",
-    "entropy": "entropy", "completions/mean_length": "length", "completions/clipped_ratio": "clipped",
+    "length_cost": "length_cost", "parsed": "parsed", "kl": "kl", "frac_reward_zero_std": "frac_reward_zero_std",
+    "entropy": "entropy", "completions/mean_length": "length", "completions/clipped_ratio": "truncated",
     "mean_token_accuracy": "token_accuracy", "loss": "loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate",
     "seconds": "seconds", "samples_per_second": "samples_per_second", "memory_gib": "memory_gib",
 }  # fmt: skip
-SHOWN = ("reward", "iou", "parsed", "flat_groups", "length", "kl", "entropy", "token_accuracy", "loss", "memory_gib")
-PATIENCE = 10  # steps in a row without anything to learn from before the warning
-UNREADABLE = 0.05  # share of readable answers below which there is next to nothing to learn from
+SHOWN = (
+    "reward", "iou", "parsed", "frac_reward_zero_std", "length", "kl", "entropy", "token_accuracy", "loss",
+    "memory_gib",
+)  # fmt: skip
+PATIENCE = 10  # rollouts in a row without a learning signal before the warning
+UNREADABLE = 0.05  # share of readable completions below which there is hardly a learning signal
 
 
 def history(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -39,25 +42,25 @@ def history(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def stall_reason(rows: list[dict[str, Any]]) -> str | None:
-    """Why nothing has been learned in the last steps, with a remedy; None where something was, or may have been."""
-    last = [row for row in rows if "flat_groups" in row][-PATIENCE:]
+    """Why the last steps learned nothing, with a remedy; None where they may have learned something."""
+    last = [row for row in rows if "frac_reward_zero_std" in row][-PATIENCE:]
     if len(last) < PATIENCE:
         return None
     if all(row["parsed"] < UNREADABLE for row in last):
         return (
-            f"less than {UNREADABLE:.0%} of the answers were readable in the last {PATIENCE} rollouts: the reward says "
-            "nothing about boxes; start from sft, or look at the kept examples"
+            f"less than {UNREADABLE:.0%} of the completions were readable in the last {PATIENCE} rollouts: the reward "
+            "says nothing about boxes; start from sft, or look at the saved examples"
         )
-    if all(row["flat_groups"] == 1 for row in last):
+    if all(row["frac_reward_zero_std"] == 1 for row in last):
         return (
-            f"all answers of every group were worth the same in the last {PATIENCE} rollouts: advantages are 0, "
-            "nothing is learned; raise train.temperature or train.group, or take train.reward iou"
+            f"in the last {PATIENCE} rollouts all completions of every group had the same reward: advantages are 0, "
+            "nothing is learned; raise train.temperature or train.group, or set train.reward to iou"
         )
     return None
 
 
 def keep_example(folder: Path, step: int, images: list[Image.Image], facts: dict[str, Any]) -> None:
-    """Keep one question of a rollout: `step-<n>.json` with `facts` and its images as `step-<n>-<k>.jpg`."""
+    """Save one prompt of a rollout: `step-<n>.json` with `facts`, and its images as `step-<n>-<k>.jpg`."""
     names = [f"step-{step:06d}-{k}.jpg" for k in range(len(images))]
     folder.mkdir(parents=True, exist_ok=True)
     for image, name in zip(images, names, strict=True):

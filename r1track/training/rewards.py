@@ -15,7 +15,7 @@ THINK_FLOOR, THINK_CEILING, THINK_SPAN = 128, 448, 64  # response tokens, with t
 
 
 class Parts(TypedDict):
-    """total: the reward. valid: 1 when the answer holds a box, else 0. The rest: what the total was made of."""
+    """total: the reward. valid: 1 if the answer has a readable box, else 0. The others: the terms of the total."""
 
     total: float
     valid: float

@@ -1,10 +1,10 @@
 """Train: a LoRA adapter, with TRL: the arm `grpo` by reward, the arm `sft` on true answers.
 
-Both ask the tracker's own question; the reward reads answers with the tracker's own parser. TRL's own trainers run over
-either backend (trl_patches.py); `backend.enter` must come before this module is imported.
+Both use the tracker's own prompt; the reward reads completions with the tracker's own parser. TRL's own trainers run
+over either backend (trl_patches.py); `backend.enter` must be called before this module is imported.
 
-Checkpoints stand under a scratch folder, so that the same command goes on after a kill; the adapter reaches its place
-only when it is whole. A checkpoint of other settings is never taken up: it is deleted, and the log says so.
+Checkpoints are in a scratch folder, and the same command resumes from them after a kill; the adapter is moved to its
+place when it is complete. Checkpoints of other settings are not resumed: they are deleted, and the log says so.
 """
 
 import functools
@@ -35,21 +35,21 @@ PARTS = {"iou": "iou", "giou": "giou", "format": "format", "length": "length_cos
 
 
 def make_reward(settings: config.Settings, examples: Path) -> Reward:
-    """The reward that TRL calls: it logs the mean of each part, and now and then keeps a group in `examples`."""
+    """The reward that TRL calls. It logs the mean of each part, and saves a group every train.keep_every steps."""
     task, train = settings.task, settings.train
 
     def reward(completions: Any, completion_ids: Any, answer: Any, log_metric: Any, **columns: Any) -> list[float]:
-        texts = [done[0]["content"] for done in completions]
+        texts = [messages[0]["content"] for messages in completions]
         parts = [
             rewards.score(text, target, scheme=train.reward, size=size, think=task.think, tokens=len(ids))
             for text, target, size, ids in zip(texts, answer, columns["size"], completion_ids, strict=True)
         ]
         for part, name in PARTS.items():
-            log_metric(name, float(np.mean([each[part] for each in parts])))  # type: ignore[literal-required]
+            log_metric(name, float(np.mean([scores[part] for scores in parts])))  # type: ignore[literal-required]
         step = columns["trainer_state"].global_step
         if step % train.keep_every < train.rollout_steps:
-            shown = [dict(each, answer=text) for each, text in zip(parts[: train.group], texts, strict=False)]
-            progress.keep_example(examples, step, columns["images"][0], {"target": list(answer[0]), "answers": shown})
+            group = [dict(scores, answer=text) for scores, text in zip(parts[: train.group], texts, strict=False)]
+            progress.keep_example(examples, step, columns["images"][0], {"target": list(answer[0]), "answers": group})
         return [part["total"] for part in parts]
 
     return reward
@@ -108,7 +108,7 @@ def sft_arguments(settings: config.Settings, scratch: Path) -> dict[str, Any]:
 def grpo_arguments(settings: config.Settings, scratch: Path, stop: list[int]) -> dict[str, Any]:
     """TRL's arguments for GRPO, every one that matters set: its defaults are not the paper's.
 
-    stop: ids of tokens that no answer may hold.
+    stop: ids of tokens that no completion may have.
     """
     train = settings.train
     answers = train.group * train.prompts_per_step
@@ -142,16 +142,15 @@ def grpo_arguments(settings: config.Settings, scratch: Path, stop: list[int]) ->
 
 
 def with_prompts(pairs: Dataset, think: bool, completions: list[Any] | None = None) -> Dataset:
-    """The pairs with the columns that the trainers want: `prompt`, `images` in the order of their places, not copied.
+    """The pairs with the columns of the trainers: `prompt`, and `images` in the order of their places, not copied.
 
-    With completions there is the column `completion` too; without, what the reward needs. Rows that are fetched
-    together and show the same image get one object for it.
+    With completions also `completion`, for sft; without, the columns that the reward reads. Rows that are fetched
+    together share one object for the same image.
     """
-    asked = questions(pairs, think)
-    if completions is None:
-        rows = pairs.select_columns(["images", "answer", "size"]).add_column("prompt", asked)
-    else:
-        rows = pairs.select_columns(["images"]).add_column("prompt", asked).add_column("completion", completions)
+    columns = ["images", "answer", "size"] if completions is None else ["images"]
+    rows = pairs.select_columns(columns).add_column("prompt", questions(pairs, think))
+    if completions is not None:
+        rows = rows.add_column("completion", completions)
     return rows.cast_column("images", List(Image(decode=False))).with_transform(_with_images)
 
 
@@ -163,22 +162,22 @@ def _with_images(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_answers(pairs: Dataset, think: bool) -> Dataset:
-    """The pairs with the columns `prompt` and `completion`: what the supervised arm learns from.
+    """The pairs with the columns `prompt` and `completion`, for sft.
 
-    With `think` the pairs must have the column `thought`: the words to be learned before the box; else ValueError.
+    With `think` the pairs must have the column `thought`, the text before the box; else ValueError.
     """
-    told = [prompts.numbers(box) for box in pairs["answer"]]
+    texts = [prompts.numbers(box) for box in pairs["answer"]]
     if think:
         if "thought" not in pairs.column_names:
             raise ValueError("task.think: sft needs pairs with a column `thought`, which `sample` does not write")
-        told = [prompts.thoughtful(*both) for both in zip(pairs["thought"], told, strict=True)]
-    return with_prompts(pairs, think, [[{"role": "assistant", "content": text}] for text in told])
+        texts = [prompts.thoughtful(*both) for both in zip(pairs["thought"], texts, strict=True)]
+    return with_prompts(pairs, think, [[{"role": "assistant", "content": text}] for text in texts])
 
 
 def prepare_scratch(scratch: Path, identity: dict[str, Any], steps: int) -> Path | None:
-    """The newest whole checkpoint of this very run to go on from; checkpoints of any other run are deleted.
+    """The newest complete checkpoint of this run, to resume from, or None; checkpoints of other runs are deleted.
 
-    Not one of the last of the `steps`: the trainer would take one step more.
+    The last of the `steps` is left out: the trainer would make one step more.
     """
     mark = scratch / "identity.json"
     if mark.exists() and files.read_json(mark) != identity:
@@ -186,12 +185,13 @@ def prepare_scratch(scratch: Path, identity: dict[str, Any], steps: int) -> Path
         shutil.rmtree(scratch)
     scratch.mkdir(parents=True, exist_ok=True)
     files.write_json(mark, identity)
-    done = {int(p.name.split("-")[1]): p for p in scratch.glob("checkpoint-*") if _whole(p / "trainer_state.json")}
-    return done.get(max((step for step in done if step < steps), default=-1))
+    states = scratch.glob("checkpoint-*/trainer_state.json")
+    checkpoints = {int(state.parent.name.split("-")[1]): state.parent for state in states if _complete(state)}
+    return checkpoints.get(max((step for step in checkpoints if step < steps), default=-1))
 
 
-def _whole(state: Path) -> bool:
-    """Whether the file that the trainer writes last into a checkpoint was written to its end."""
+def _complete(state: Path) -> bool:
+    """Whether the last file that the trainer writes into a checkpoint is complete."""
     try:
         json.loads(state.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -200,7 +200,7 @@ def _whole(state: Path) -> bool:
 
 
 def make_watch(settings: config.Settings, arm: str, scratch: Path) -> progress.ProgressCallback:
-    """What is shown and kept while the arm trains."""
+    """The callback that displays and logs the training of an arm."""
     train, sft = settings.train, settings.train.sft
     samples = sft.batch if arm == "sft" else train.group * train.prompts_per_step
     return progress.ProgressCallback(scratch / "log.jsonl", samples, train.save_every)
@@ -260,7 +260,7 @@ def run(settings: config.Settings, arm: str, model: str, pairs: Path, scratch: P
     torch.manual_seed(settings.seed)
     trainer = make_trainer(settings, arm, folder, pairs, scratch)
     if checkpoint:
-        log.info("going on from %s", checkpoint)
+        log.info("resuming from %s", checkpoint)
     watching = make_watch(settings, arm, scratch)
     trainer.add_callback(watching)
     with watching.live:

@@ -146,7 +146,7 @@ def test_a_killed_training_goes_on_to_the_same_bytes(
             train.run(run, arm, "tiny", pairs, tmp_path / "scratch", tmp_path / "resumed")
     assert not (tmp_path / "resumed").exists()
     train.run(run, arm, "tiny", pairs, tmp_path / "scratch", tmp_path / "resumed")
-    assert f"going on from {tmp_path / 'scratch' / 'checkpoint-2'}" in caplog.text
+    assert f"resuming from {tmp_path / 'scratch' / 'checkpoint-2'}" in caplog.text
     hashes = [files.hash_file(tmp_path / name / "adapter_model.safetensors") for name in ("adapter", "resumed")]
     assert hashes[0] == hashes[1]
     assert all(value.abs().max() > 0 for name, value in adapter_of(tmp_path / "adapter").items() if "lora_B" in name)

@@ -57,16 +57,16 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_the_run(loss: float, norm: 
 
 
 def rows(n: int, **values: float) -> list[dict[str, float]]:
-    return [{"step": k, "flat_groups": 0.5, "parsed": 1.0, **values} for k in range(n)]
+    return [{"step": k, "frac_reward_zero_std": 0.5, "parsed": 1.0, **values} for k in range(n)]
 
 
 @pytest.mark.parametrize(
     ("course", "reason"),
     [
-        (rows(10, flat_groups=1.0), "all answers of every group were worth the same"),
-        (rows(10, parsed=0.01), "less than 5% of the answers were readable"),
-        (rows(9, flat_groups=1.0), None),
-        ([*rows(9, flat_groups=1.0), *rows(1)], None),
+        (rows(10, frac_reward_zero_std=1.0), "all completions of every group had the same reward"),
+        (rows(10, parsed=0.01), "less than 5% of the completions were readable"),
+        (rows(9, frac_reward_zero_std=1.0), None),
+        ([*rows(9, frac_reward_zero_std=1.0), *rows(1)], None),
         ([*rows(9, parsed=0.0), *rows(1)], None),
         (rows(30), None),
         ([{"step": k, "loss": 1.0} for k in range(30)], None),  # sft has no groups

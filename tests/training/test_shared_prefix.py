@@ -186,7 +186,7 @@ def test_answers_are_drawn_from_the_stock_paths_distribution(base: Path, pairs: 
     def drawn(temperature: float) -> Counter[tuple[int, ...]]:
         counts = Counter[tuple[int, ...]]()
         for _ in range(10):
-            asked = shared_prefix._repeated(decoder.ask(text, row["images"]), 2000)
+            asked = shared_prefix._repeated(decoder.prefill(text, row["images"]), 2000)
             counts.update(tuple(each.tokens) for each in decoder.decode(asked, generation.sampled(temperature)))
         return counts
 

@@ -57,9 +57,17 @@ def test_every_step_is_logged_with_its_parts(adapter: Path) -> None:
     rows = [json.loads(line) for line in (adapter / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     for row in rows:
-        assert {"reward", "iou", "parsed", "kl", "flat_groups", "entropy", "length", "loss", "learning_rate"} <= set(
-            row
-        )
+        assert {
+            "reward",
+            "iou",
+            "parsed",
+            "kl",
+            "frac_reward_zero_std",
+            "entropy",
+            "length",
+            "loss",
+            "learning_rate",
+        } <= set(row)
         assert all(isinstance(value, int | float) and math.isfinite(value) for value in row.values())
         assert 0 <= row["parsed"] <= 1
     assert files.read_json(adapter / "provenance.json")["quantize"] == "nf4"
