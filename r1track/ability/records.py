@@ -6,7 +6,7 @@ set is in percent, a difference of two such scores in points.
 
 import json
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -25,9 +25,6 @@ class Record(BaseModel):
     def as_json(self) -> dict[str, Any]:
         """The record as it stands in its file."""
         return self.model_dump(exclude_unset=True)
-
-
-AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 class Answer(Record):
@@ -168,19 +165,6 @@ class Verdicts(Record):
     models: dict[str, Verdict]
 
 
-def read(path: Path, record: type[AnyRecord]) -> AnyRecord:
-    """The record in a JSON file. Raises ValueError with the file and its faulty fields when it holds something else."""
-    try:
-        return record.model_validate(files.read_json(path))
-    except ValidationError as error:
-        raise ValueError(f"{path}: {_faults(error)}; delete it and rerun the stage that writes it") from error
-
-
-def _faults(error: ValidationError) -> str:
-    fields = ((".".join(map(str, fault["loc"])), fault) for fault in error.errors())
-    return "; ".join(f"no field {f!r}" if e["type"] == "missing" else f"{f}: {e['msg']}" for f, e in fields)
-
-
 def read_answers(path: Path) -> list[ScoredAnswer]:
     """The lines of a <set>.jsonl that `vqa` wrote, or of a file of samples that lmms-eval logged.
 
@@ -194,7 +178,7 @@ def read_answers(path: Path) -> list[ScoredAnswer]:
                 rows.append(_answer(json.loads(line)))
             except (ValueError, KeyError, TypeError) as error:
                 fault = f"no field {error}" if isinstance(error, KeyError) else error
-                fault = _faults(error) if isinstance(error, ValidationError) else fault
+                fault = files.field_faults(error) if isinstance(error, ValidationError) else fault
                 raise ValueError(f"{path}, line {number}: {fault}; write the file anew") from error
     ids = {row.doc_id for row in rows}
     if len(ids) < len(rows):

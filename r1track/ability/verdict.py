@@ -64,7 +64,7 @@ def gate(path: Path, on_regression: str) -> None:
 
     The last verdict is about the model that the run is for; an arm before it is there for comparison.
     """
-    name, verdict = list(records.read(path, Verdicts).models.items())[-1]
+    name, verdict = list(files.read_record(path, Verdicts).models.items())[-1]
     if on_regression == "fail" and verdict.verdict in ("REGRESSED", "INVALID"):
         remedy = "train for fewer steps or at a lower rate, or set verdict.on_regression to `warn`"
         raise ValueError(f"{path}: {name}: {verdict.summary}; {remedy}; the report is written in either case")
@@ -117,7 +117,7 @@ def _read_folder(folder: Path) -> dict[str, list[ScoredAnswer]]:
 
 def _read_manifest(folder: Path) -> records.Manifest:
     path = folder / "manifest.json"
-    return records.read(path, records.Manifest) if path.is_file() else records.Manifest()
+    return files.read_record(path, records.Manifest) if path.is_file() else records.Manifest()
 
 
 def _manifest_faults(base: records.Manifest, tuned: records.Manifest, rule: schema.Verdict) -> list[str]:

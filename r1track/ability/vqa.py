@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.progress import track as progress
 
-from r1track.ability import metrics, records
+from r1track.ability import metrics
 from r1track.ability import questions as question_sets
 from r1track.ability.questions import Item
 from r1track.ability.records import Answer, Manifest, Repeat, ScoredAnswer, SetFigures
@@ -52,7 +52,7 @@ def run(settings: config.Settings, model: str, out: Path, pairs: Path | None = N
     manifest = Manifest(model=model, weights=weights, commit=files.git_commit(), settings=stage)
     with files.resumed_folder(out, manifest.as_json()) as work:
         path = work / "manifest.json"
-        sets = dict(records.read(path, Manifest).sets) if path.is_file() else {}
+        sets = dict(files.read_record(path, Manifest).sets) if path.is_file() else {}
         probes = [] if folder == base else _probes(settings, chosen, pairs)
         probes = kl.ask_base(settings.model.base, limits, probes, vqa.batch) if probes else []
         loaded = replace(models.load(model, limits), processor=models.load_processor(base, limits))

@@ -96,13 +96,17 @@ def read_json(path: Path) -> Any:
 
 
 def read_record(path: Path, record: type[RecordT]) -> RecordT:
-    """Read a JSON file as a record; ValueError names the file and the field that does not fit."""
+    """Read a JSON file as a record; ValueError names the file and the fields that do not fit."""
     try:
         return record.model_validate(read_json(path))
     except ValidationError as error:
-        fault = error.errors()[0]
-        field = ".".join(map(str, fault["loc"]))
-        raise ValueError(f"{path}: {field}: {fault['msg']}; delete it and rerun the stage that writes it") from None
+        raise ValueError(f"{path}: {field_faults(error)}; delete it and rerun the stage that writes it") from None
+
+
+def field_faults(error: ValidationError) -> str:
+    """The fields that a record refused, each with the reason, on one line."""
+    fields = ((".".join(map(str, fault["loc"])), fault) for fault in error.errors())
+    return "; ".join(f"no field {f!r}" if e["type"] == "missing" else f"{f}: {e['msg']}" for f, e in fields)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def results(tmp_path):
 
 def test_what_is_read_through_a_record_is_what_stands_in_the_file(results):
     for name, record in (("verdict.json", records.Verdicts), ("grpo/manifest.json", records.Manifest)):
-        again = json.loads(json.dumps(records.read(results / name, record).as_json()))
+        again = json.loads(json.dumps(files.read_record(results / name, record).as_json()))
         assert again == files.read_json(results / name)
         assert list(again) == list(files.read_json(results / name))
     lines = (results / "grpo/easy-vqa.jsonl").read_text().split("\n")[:-1]
