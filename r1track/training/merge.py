@@ -20,6 +20,7 @@ from r1track.core.pairs import held_out
 
 log = logging.getLogger(__name__)
 FAITHFUL = 0.9  # share of the update below which a merge says that it lost some of it
+AGREEMENTS = ("agreement", "agreement_original", "agreement_as_trained")
 NOT_WEIGHTS = ("*.json", "*.txt", "*.jinja")
 
 
@@ -67,9 +68,7 @@ def _write_merged(folder: Path, adapter: Path, onto: str, out: Path) -> float:
         arrived += (update * (moved.float() - weight.data.float())).sum().item()
         weight.data = moved
     if not arrived:
-        raise ValueError(
-            f"{adapter}: the adapter changes no weight; train for longer or at a higher train.learning_rate"
-        )
+        raise ValueError(f"{adapter}: the adapter changes no weight; train longer or raise train.learning_rate")
     adapted.unload().save_pretrained(out)
     for pattern in NOT_WEIGHTS:
         for file in folder.glob(pattern):
@@ -82,14 +81,15 @@ def _write_merged(folder: Path, adapter: Path, onto: str, out: Path) -> float:
     return share
 
 
-def _agreements(settings: config.Settings, model: str, adapter: Path, merged: Path, pairs: Path) -> dict[str, Any]:
+def _agreements(
+    settings: config.Settings, trained: Any, model: str, adapter: Path, merged: Path, pairs: Path
+) -> dict[str, Any]:
     """Shares of held-out pairs on which merged model and adapter give the same answer, on two bases.
 
     agreement_original: with the adapter on the 16-bit base. agreement_as_trained: on the base as it was in training;
     None where that was the same. agreement: the one of the two that the merge is to keep, by merge.base.
     Raises ValueError when it is below merge.min_agreement.
     """
-    trained = files.read_record(adapter / "provenance.json", files.ProvenanceRecord).quantize
     answers = _answers(settings, pairs, str(merged))
 
     def share(quantize: Any) -> float:
@@ -104,12 +104,8 @@ def _agreements(settings: config.Settings, model: str, adapter: Path, merged: Pa
             f"{adapter}: adapter-on and merged answers agree on {agreement:.3f} of {len(answers)} held-out pairs, less "
             f"than merge.min_agreement = {settings.merge.min_agreement}; nothing was written"
         )
-    return {
-        "pairs": len(answers),
-        "agreement": agreement,
-        "agreement_original": original,
-        "agreement_as_trained": as_trained,
-    }
+    shares = (agreement, original, as_trained)
+    return {"pairs": len(answers), **dict(zip(AGREEMENTS, shares, strict=True))}
 
 
 def run(settings: config.Settings, model: str, adapter: Path, pairs: Path | None, out: Path) -> None:
@@ -119,28 +115,20 @@ def run(settings: config.Settings, model: str, adapter: Path, pairs: Path | None
     Raises ValueError, and writes nothing, when the merge is empty or changes too many answers, or when it is to be into
     dequantised weights and nothing was quantised.
     """
-    inputs: dict[str, Path | str] = {
-        "model": model,
-        "adapter": adapter,
-        **({"pairs": pairs / "manifest.json"} if pairs else {}),
-    }
+    inputs: dict[str, Path | str] = {"model": model, "adapter": adapter}
+    inputs |= {"pairs": pairs / "manifest.json"} if pairs else {}
     provenance = files.Provenance("merge", inputs, settings.model.revision)
-    if (
-        settings.merge.base == "dequantised"
-        and files.read_record(adapter / "provenance.json", files.ProvenanceRecord).quantize == "none"
-    ):
+    trained = files.read_record(adapter / "provenance.json", files.ProvenanceRecord).quantize
+    if settings.merge.base == "dequantised" and trained == "none":
         raise ValueError(f"{adapter}: trained over 16 bits, not over dequantised weights; take merge.base original")
     folder = models.resolve_model_dir(model, settings.model.revision)
     with files.atomic_folder(out) as temp_path:
         share = _write_merged(folder, adapter, settings.merge.base, temp_path)
-        unknown = dict.fromkeys(("agreement", "agreement_original", "agreement_as_trained"))
-        measured: dict[str, Any] = {"pairs": 0, **unknown}
+        measured: dict[str, Any] = {"pairs": 0} | dict.fromkeys(AGREEMENTS)
         if pairs:
-            measured = _agreements(settings, model, adapter, temp_path, pairs)
+            measured = _agreements(settings, trained, model, adapter, temp_path, pairs)
         else:
             log.warning("no --pairs: whether the merge keeps the answers was not measured")
-        files.write_json(
-            temp_path / "merge.json", {**measured, "update_kept": share, "base": model, "onto": settings.merge.base}
-        )
-        stage = config.stage_values(settings, "merge")
-        provenance.write(temp_path / "provenance.json", notes={"settings": stage})
+        measured |= {"update_kept": share, "base": model, "onto": settings.merge.base}
+        files.write_json(temp_path / "merge.json", measured)
+        provenance.write(temp_path / "provenance.json", notes={"settings": config.stage_values(settings, "merge")})

@@ -83,7 +83,7 @@ def test_an_adapter_that_changes_nothing_is_refused(adapter: Path, pairs: Path, 
     weights = load_file(empty / "adapter_model.safetensors")
     save_file({k: torch.zeros_like(v) if "lora_B" in k else v for k, v in weights.items()},
               empty / "adapter_model.safetensors")  # fmt: skip
-    with pytest.raises(ValueError, match="the adapter changes no weight; train for longer"):
+    with pytest.raises(ValueError, match="the adapter changes no weight; train longer"):
         merge.run(settings(), "tiny", empty, pairs, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
