@@ -50,7 +50,7 @@ def imported() -> set[str]:
 
 def test_every_imported_package_is_declared() -> None:
     extras = PROJECT["optional-dependencies"]
-    assert imported() <= names([*PROJECT["dependencies"], *extras["cpu"], *extras["gpu"]])
+    assert imported() <= names([*PROJECT["dependencies"], *extras["cpu"], *extras["gpu"], *extras["endpoint"]])
     assert imported() - names(PROJECT["dependencies"]) == {
         "bitsandbytes",
         "easy-vqa",
@@ -60,7 +60,7 @@ def test_every_imported_package_is_declared() -> None:
 
 def test_no_package_is_declared_in_vain() -> None:
     extras = PROJECT["optional-dependencies"]
-    declared = names([*PROJECT["dependencies"], *extras["cpu"], *extras["gpu"]])
+    declared = names([*PROJECT["dependencies"], *extras["cpu"], *extras["gpu"], *extras["endpoint"]])
     assert declared - imported() == NOT_IMPORTED.keys()
 
 
