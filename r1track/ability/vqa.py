@@ -50,7 +50,7 @@ def run(settings: config.Settings, model: str, out: Path, pairs: Path | None = N
     weights = record.inputs["model"].sha256
     stage = config.stage_values(settings, "vqa")
     manifest = Manifest(model=model, weights=weights, commit=files.git_commit(), settings=stage)
-    with files.resumed_folder(out, manifest.as_json()) as work:
+    with files.resumed_folder(out, manifest.as_json(), "vqa") as work:
         path = work / "manifest.json"
         sets = dict(files.read_record(path, Manifest).sets) if path.is_file() else {}
         probes = [] if folder == base else _probes(settings, chosen, pairs)

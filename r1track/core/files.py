@@ -42,9 +42,39 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temp_path.unlink(missing_ok=True)
 
 
+def check_replaceable(path: Path, stage: str | None = None) -> None:
+    """Refuse to replace what is at `path`, unless it is an empty folder or one that `stage` wrote.
+
+    A folder is a stage's if the provenance in it, or beside it, says so. Raises ValueError with the remedy for all
+    else: a file, a link, another folder, the working folder or one that holds it.
+    """
+    reason = ""
+    if path.is_symlink():
+        reason = "is a link"
+    elif path.exists() and not path.is_dir():
+        reason = "is a file"
+    elif path.exists() and Path.cwd().is_relative_to(path.resolve()):
+        reason = "holds the working folder"
+    elif path.exists() and any(path.iterdir()) and stage not in _writers(path):
+        reason = f"holds files that `{stage}` did not write" if stage else "is not empty"
+    if reason:
+        raise ValueError(f"{path}: {reason}, so it is not replaced; give another --out, or remove it yourself")
+
+
+def _writers(folder: Path) -> set[str | None]:
+    """The stages whose provenance is in a folder or beside it."""
+    places = [place / "provenance.json" for place in (folder, folder.parent)]
+    records = [read_json(place) for place in places if place.is_file()]
+    return {record.get("stage") for record in records if isinstance(record, dict)}
+
+
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary empty folder beside `path`: replaces `path` at the end of the block, removed after an exception."""
+def atomic_folder(path: Path, stage: str | None = None) -> Iterator[Path]:
+    """A temporary empty folder beside `path`: replaces `path` at the end of the block, removed after an exception.
+
+    Raises ValueError, before the block, for what `check_replaceable` refuses.
+    """
+    check_replaceable(path, stage)
     temp_path = _temp_path(path)
     shutil.rmtree(temp_path, ignore_errors=True)
     temp_path.mkdir(parents=True)
@@ -58,11 +88,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def resumed_folder(path: Path, identity: dict[str, Any]) -> Iterator[Path]:
+def resumed_folder(path: Path, identity: dict[str, Any], stage: str) -> Iterator[Path]:
     """As atomic_folder, but after an exception the folder stays, for the next run with an equal `identity` (JSON).
 
     The block must write every file in it atomically.
     """
+    check_replaceable(path, stage)
     temp_path = path.with_name(f".{path.name}.partial")
     identity_file = temp_path / ".identity.json"
     if not identity_file.exists() or read_json(identity_file) != identity:

@@ -18,7 +18,8 @@ TAGS = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assis
 def export(pairs: Path, form: str, think: bool) -> None:
     """Write the pairs in the folder `pairs` in a format, to the folder `pairs`-form beside it."""
     columns, think = Features(COLUMNS[form]), think and form == "easyr1"  # pairs hold no reasoning to learn
-    with files.atomic_folder(pairs.with_name(f"{pairs.name}-{form}")) as folder:
+    provenance = files.Provenance("export", {"pairs": pairs / "manifest.json"})
+    with files.atomic_folder(pairs.with_name(f"{pairs.name}-{form}"), "export") as folder:
         for shard in sorted(pairs.glob("*/*.parquet")):
             (folder / shard.parent.name).mkdir(exist_ok=True)
             rows = [_converted(row, think) for row in read_table(shard).to_pylist()]
@@ -28,6 +29,7 @@ def export(pairs: Path, form: str, think: bool) -> None:
             shape = {"formatting": form, "columns": {name: name for name in columns}, "tags": TAGS}
             info = {f"r1track_{split}": {"file_name": split, **shape} for split in ("train", "val")}
             files.write_json(folder / "dataset_info.json", info)
+        provenance.write(folder / "provenance.json")
 
 
 def _converted(row: PairRow, think: bool) -> dict[str, Any]:

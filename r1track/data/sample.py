@@ -123,7 +123,7 @@ def run(settings: config.Settings, root: Path | None, out: Path, processes: int 
     provenance = files.Provenance("sample", {"list": root / "list.txt"} if root else {})
     manifest, makers = _plan(settings, root) if root else formats.plan(settings)
     manifest = {"settings": config.stage_values(settings, "sample"), **manifest}
-    with files.resumed_folder(out, json.loads(json.dumps(manifest))) as folder:
+    with files.resumed_folder(out, json.loads(json.dumps(manifest)), "sample") as folder:
         jobs = [shards.Job(folder / name, make, FEATURES.arrow_schema) for name, make in makers.items()]
         written = _write(jobs, processes or files.cores(), settings.sample)
         for name, content in manifest["splits"].items():

@@ -245,7 +245,7 @@ def write_split(folder: Path, split: str, *, sequences: int, length: int, seed: 
 
     Every sequence has its own random generator, seeded by the seed, the split and its number.
     """
-    with atomic_folder(folder) as out:
+    with atomic_folder(folder, "toy") as out:
         names = [f"Toy_{split.capitalize()}_{number:06d}" for number in range(1, sequences + 1)]
         for number, name in enumerate(progress(names, f"toy {split}")):
             rng = np.random.default_rng([seed, {"train": 1, "val": 2}[split], number])

@@ -116,7 +116,7 @@ def run(folders: list[Path], out: Path) -> None:
         templates.get_template(f"compare.{kind}.j2").render(tables=_tables(comparison), css=css)
         for kind in ("html", "md")
     )
-    with files.atomic_folder(out) as temp_path:
+    with files.atomic_folder(out, "compare") as temp_path:
         files.write_text(temp_path / "index.html", page)
         files.write_text(temp_path / "compare.md", text)
         files.write_json(temp_path / "compare.json", comparison.as_json())

@@ -52,7 +52,7 @@ def run(settings: config.Settings, results: Path, out: Path) -> None:
     templates = environment()
     page = templates.get_template("page.html.j2").render(summary=summary, **_page_parts(settings, results, summary))
     text = templates.get_template("summary.md.j2").render(summary=summary)
-    with files.atomic_folder(out) as temp_path:
+    with files.atomic_folder(out, "report") as temp_path:
         files.write_text(temp_path / "index.html", page)
         files.write_json(temp_path / "summary.json", summary.model_dump(mode="json"))
         files.write_text(temp_path / "summary.md", text)

@@ -208,7 +208,7 @@ def run(settings: Settings, model: str, root: Path, out: Path, start: Literal["b
         "model": model,
         "inputs": {name: file.model_dump() for name, file in provenance.inputs.items()},
     }
-    with resumed_folder(out, identity) as temp_path, Progress(*columns) as bar:
+    with resumed_folder(out, identity, "track") as temp_path, Progress(*columns) as bar:
         remaining = [sequence for sequence in sequences if not (temp_path / sequence.name).is_dir()]
         if done := len(sequences) - len(remaining):
             log.info("%s: %d of %d sequences were done before", out, done, len(sequences))

@@ -122,7 +122,7 @@ def run(settings: config.Settings, model: str, adapter: Path, pairs: Path | None
     if settings.merge.base == "dequantised" and trained == "none":
         raise ValueError(f"{adapter}: trained over 16 bits, not over dequantised weights; take merge.base original")
     folder = models.resolve_model_dir(model, settings.model.revision)
-    with files.atomic_folder(out) as temp_path:
+    with files.atomic_folder(out, "merge") as temp_path:
         share = _write_merged(folder, adapter, settings.merge.base, temp_path)
         measured: dict[str, Any] = {"pairs": 0} | dict.fromkeys(AGREEMENTS)
         if pairs:

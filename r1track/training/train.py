@@ -250,6 +250,7 @@ def run(settings: config.Settings, arm: str, model: str, pairs: Path, scratch: P
     Raises FileNotFoundError for missing pairs or model, ValueError for arguments that the trainer would not keep,
     FloatingPointError when the loss is not finite.
     """
+    files.check_replaceable(out, "train")
     kind = backend.enter(settings.train.backend, scratch)
     provenance = files.Provenance("train", {"pairs": pairs / "manifest.json", "model": model}, settings.model.revision)
     folder = models.resolve_model_dir(model, settings.model.revision)
@@ -272,7 +273,7 @@ def run(settings: config.Settings, arm: str, model: str, pairs: Path, scratch: P
         "trainer": backend.trainer_name(settings.train, arm), "settings": stage,
         "shared_prefix": arm == "grpo" and settings.train.shared_prefix,
     }  # fmt: skip
-    with files.atomic_folder(out) as temp_path:
+    with files.atomic_folder(out, "train") as temp_path:
         trainer.model.save_pretrained(temp_path)
         (temp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         if arm == "grpo":
