@@ -30,11 +30,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-FORBIDDEN = {
-    "val": "did not write", "run": "did not write", "run/pairs": "did not write", "run/adapters/grpo": "did not write",
-    "run/models/grpo": "did not write", "run/tracks": "did not write", "notes": "did not write",
-    "file.txt": "is a file", "link": "is a link", ".": "holds the working folder", "..": "holds the working folder", "../..": "holds the",
-}  # fmt: skip
+FORBIDDEN = (
+    dict.fromkeys(
+        ("val", "run", "run/pairs", "run/adapters/grpo", "run/models/grpo", "run/tracks", "notes"), "did not write"
+    )
+    | {"file.txt": "is a file", "link": "is a link"}
+    | dict.fromkeys((".", "..", "../.."), "holds the working folder")
+)
 COMMANDS = {
     "sample": ("sample", "--config", "{run}/config/sample.json", "--root", "{val}"),
     "track": ("track", "--config", "{run}/config/track.json", "--model", "peer:static", "--root", "{val}"),
