@@ -1,6 +1,8 @@
 """Prompts: what is asked, and what an answer must be to count."""
 
 import json
+import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,3 +97,47 @@ def test_everything_up_to_the_search_image_is_the_same_for_every_frame(think: bo
     assert "[1, 2, 3, 4]" in message["content"][1]["text"]
     assert "<image>" not in json.dumps(message)
     assert ("<think>" in message["content"][3]["text"]) is think
+
+
+def test_answers_are_read_as_the_patterns_of_their_forms_say() -> None:
+    """The patterns are plain to read but slow: a fence around 2000 blanks took 17 seconds."""
+    fence = re.compile(r"^```[a-zA-Z]*\s*(.*?)\s*```$", re.DOTALL)
+    thought = re.compile(r"^\s*<think>.*?</think>\s*<answer>(?P<answer>.*?)</answer>\s*$", re.DOTALL)
+
+    def by_pattern(answer: str, think: bool) -> Any:
+        if think:
+            match = thought.match(answer)
+            if match is None:
+                return None
+            answer = match["answer"]
+        inner = fence.match(answer.strip())
+        try:
+            return json.loads(inner[1] if inner else answer.strip())
+        except ValueError:
+            return None
+
+    pieces = ["```", "json", "[1, 2]", "[]", " ", "\n", "`", "x", "<think>", "</think>", "<answer>", "</answer>"]
+    rng, values = np.random.default_rng(0), list[Any]()
+    for think in (False, True):
+        for _ in range(20_000):
+            body = "".join(rng.choice(pieces, rng.integers(0, 7)))
+            answer = f"<think>{body}</think><answer>{body[::2]}[1]</answer>" if think and rng.random() < 0.3 else body
+            values.append(prompts._value(answer, think))
+            assert values[-1] == by_pattern(answer, think), answer
+    assert sum(value is not None for value in values) > 1000
+
+
+@pytest.mark.parametrize("think", [False, True])
+@pytest.mark.parametrize(
+    "piece", [" ", "`", "```", "```json\n", "[", "<think>", "</think>", "</think> ", "<answer>", "</answer>", "9", "a"]
+)
+def test_no_answer_of_100_kb_takes_long(piece: str, think: bool) -> None:
+    long = piece * (100_000 // len(piece))
+    for answer in (
+        long,
+        f"```{long}",
+        f"```{long}```",
+        f"<think>{long}</think><answer>{long}</answer>",
+        f"<think>{long}",
+    ):
+        assert prompts.parse_box(answer, size=84, think=think) is None
