@@ -136,7 +136,6 @@ def run(settings: config.Settings, root: Path | None, out: Path, processes: int 
         for leftover in (*folder.glob("*/*.json"), *folder.glob("*/.*.part")):
             leftover.unlink()
         files.write_json(folder / "manifest.json", manifest)
-        notes = {"settings": manifest["settings"]}
-        provenance.write(folder / "provenance.json", seed=settings.seed, notes=notes)
+        provenance.write(folder / "provenance.json", seed=settings.seed, notes={"settings": manifest["settings"]})
     if form:
         export(out, form, settings.task.think)

@@ -21,13 +21,9 @@ from r1track.core.schema import Settings
 
 WIDTH, HEIGHT = 192, 144
 COLORS = {
-    "red": (214, 40, 40),
-    "green": (46, 160, 67),
-    "blue": (40, 90, 214),
-    "yellow": (240, 205, 40),
-    "purple": (150, 60, 190),
-    "white": (245, 245, 245),
-}
+    "red": (214, 40, 40), "green": (46, 160, 67), "blue": (40, 90, 214),
+    "yellow": (240, 205, 40), "purple": (150, 60, 190), "white": (245, 245, 245),
+}  # fmt: skip
 SHAPES = ("circle", "square", "triangle", "star", "cross")
 Frame = NDArray[np.uint8]
 
@@ -77,10 +73,9 @@ class Thing:
         return turned * self.size[t] / 2 + self.centre[t]
 
     def draw(self, frame: Frame, t: int) -> None:
-        color = COLORS[self.color]
-        corners = np.round(self.points(t) * 16).astype(np.int32)[None]
-        cv2.fillPoly(frame, list(corners), color, cv2.LINE_AA, 4)
-        cv2.polylines(frame, list(corners), True, [c // 3 for c in color], 1, cv2.LINE_AA, 4)
+        color, corners = COLORS[self.color], [np.round(self.points(t) * 16).astype(np.int32)]
+        cv2.fillPoly(frame, corners, color, cv2.LINE_AA, 4)
+        cv2.polylines(frame, corners, True, [c // 3 for c in color], 1, cv2.LINE_AA, 4)
 
 
 @dataclass
@@ -110,8 +105,7 @@ class World:
         frame = np.ascontiguousarray(self.ground[y : y + HEIGHT, x : x + WIDTH])
         for thing in reversed(self.things):
             thing.draw(frame, t)
-        box = self._panel_box(t)
-        if box is not None:
+        if (box := self._panel_box(t)) is not None:
             x1, y1, x2, y2 = (int(v) for v in box)
             cv2.rectangle(frame, (x1, y1), (x2 - 1, y2 - 1), (120, 120, 124), cv2.FILLED)
             cv2.rectangle(frame, (x1, y1), (x2 - 1, y2 - 1), (70, 70, 74), 1)
@@ -130,8 +124,7 @@ class World:
         cv2.fillPoly(mask, [np.round((self.things[0].points(t) + margin) * 16).astype(np.int32)], 1, cv2.LINE_8, 4)
         whole = int(mask.sum())
         visible = mask[margin : margin + HEIGHT, margin : margin + WIDTH]
-        box = self._panel_box(t)
-        if box is not None:
+        if (box := self._panel_box(t)) is not None:
             x1, y1, x2, y2 = clip(box, WIDTH, HEIGHT).astype(int)
             visible[y1:y2, x1:x2] = 0
         return int(visible.sum()) / whole
@@ -220,15 +213,12 @@ def _panel(rng: np.random.Generator, target: Thing, start: int) -> Array:
 def write_sequence(folder: Path, world: World) -> None:
     """Write one clip as a GOT-10k sequence folder: frames, ground truth, labels, meta information, description."""
     folder.mkdir(parents=True)
-    boxes, absent, cover = [], [], []
     for t in range(world.length):
         Image.fromarray(world.frame(t)).save(folder / f"{t + 1:08d}.jpg", quality=92)
-        eighths = math.floor(world.visibility(t) * 8 + 0.5)
-        boxes.append(world.box(t) if eighths else np.full(4, -1.0))
-        absent.append(int(eighths == 0))
-        cover.append(eighths)
+    cover = [math.floor(world.visibility(t) * 8 + 0.5) for t in range(world.length)]
+    boxes = [world.box(t) if eighths else np.full(4, -1.0) for t, eighths in enumerate(cover)]
     (folder / "groundtruth.txt").write_text("".join(",".join(f"{v:.4f}" for v in box) + "\n" for box in boxes))
-    (folder / "absence.label").write_text("".join(f"{v}\n" for v in absent))
+    (folder / "absence.label").write_text("".join(f"{int(v == 0)}\n" for v in cover))
     (folder / "cover.label").write_text("".join(f"{v}\n" for v in cover))
     (folder / "cut_by_image.label").write_text("0\n" * world.length)
     target = world.things[0]
