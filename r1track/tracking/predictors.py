@@ -88,10 +88,9 @@ def _question(view: View, think: bool, template: str | None = None) -> tuple[Mes
     """The question about a view and its images in order; template: a third-party prompt template instead of ours."""
     if template:
         return prompts.fill(template, view.template.box, view.template.image, view.search)
-    if view.later is None:
-        return prompts.build(view.template.box, think=think), [view.template.image, view.search]
-    question = prompts.build(view.template.box, second_box=view.later.box, think=think)
-    return question, [view.template.image, view.later.image, view.search]
+    templates = [view.template, view.later] if view.later else [view.template]
+    question = prompts.build(view.template.box, second_box=view.later.box if view.later else None, think=think)
+    return question, [*(template.image for template in templates), view.search]
 
 
 def _reuse_prefixes(loaded: Any, settings: Settings) -> Predict:

@@ -193,8 +193,7 @@ def paired_difference(scores_a: Scores, scores_b: Scores, draws: int, seed: int 
     names = [name for name in a if a[name].frames]
     picks = _resample(len(names), draws, seed)
     first, second = (_pooled_ao([sequences[name] for name in names], picks) for sequences in (a, b))
-    low, high = _interval(first - second)
-    return Difference(scores_a.ao - scores_b.ao, low, high)
+    return Difference(scores_a.ao - scores_b.ao, *_interval(first - second))
 
 
 def _mean(values: list[Any], draws: int) -> tuple[float, Interval]:
@@ -205,14 +204,12 @@ def _mean(values: list[Any], draws: int) -> tuple[float, Interval]:
 
 def _groups(sequences: list[SequenceScore], field: str, draws: int) -> dict[str, GroupScore]:
     """Mean AO of the sequences that have the same value of a field, by that value."""
-    groups: dict[str, list[float | None]] = {}
-    for sequence in sequences:
-        groups.setdefault(getattr(sequence, field), []).append(sequence.ao)
-    means = {name: _mean(groups[name], draws) for name in sorted(groups)}
-    return {
-        name: GroupScore(ao=ao, ao_interval=interval, sequences=len(groups[name]))
-        for name, (ao, interval) in means.items()
-    }
+    scores = dict[str, GroupScore]()
+    for name in sorted({getattr(sequence, field) for sequence in sequences}):
+        values = [sequence.ao for sequence in sequences if getattr(sequence, field) == name]
+        ao, interval = _mean(values, draws)
+        scores[name] = GroupScore(ao=ao, ao_interval=interval, sequences=len(values))
+    return scores
 
 
 def _score_sequence(track: Track, sequence: Sequence, layout: str) -> tuple[SequenceScore, Array]:

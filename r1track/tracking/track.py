@@ -203,11 +203,8 @@ def run(settings: Settings, model: str, root: Path, out: Path, start: Literal["b
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     values = stage_values(settings, "track")
     values["track"]["endpoint"] = served  # patience with a server changes no answer
-    identity = {
-        "settings": values,
-        "model": model,
-        "inputs": {name: file.model_dump() for name, file in provenance.inputs.items()},
-    }
+    hashes = {name: file.model_dump() for name, file in provenance.inputs.items()}
+    identity = {"settings": values, "model": model, "inputs": hashes}
     with resumed_folder(out, identity, "track") as temp_path, Progress(*columns) as bar:
         remaining = [sequence for sequence in sequences if not (temp_path / sequence.name).is_dir()]
         if done := len(sequences) - len(remaining):
