@@ -48,10 +48,7 @@ app = typer.Typer(
     epilog="`snakemake --cores all` runs all stages in order. Each command runs one stage alone.",
 )
 
-Config = Annotated[
-    Path,
-    typer.Option("--config", help="config.yaml, or results/<run>/config/<stage>.json."),
-]
+Config = Annotated[Path, typer.Option("--config", help="config.yaml, or results/<run>/config/<stage>.json.")]
 Root = Annotated[Path, typer.Option(help="Folder of a split: list.txt and sequences, as in GOT-10k or another layout.")]
 OutDir = Annotated[Path, typer.Option(help="Folder to write. It appears when it is complete.")]
 OutFile = Annotated[Path, typer.Option(help="JSON file to write.")]

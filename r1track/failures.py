@@ -25,9 +25,8 @@ REMEDIES = {
 def cause(log: str, status: str) -> str:
     """Why a stage failed, and what to do, from the text of its log and the exit status of its process."""
     errors = ERROR.findall(log)
-    kind, message = (
-        errors[-1] if errors else ("", f"its process ended with exit status {status}, its log names no error")
-    )
+    no_error = f"its process ended with exit status {status}, its log names no error"
+    kind, message = errors[-1] if errors else ("", no_error)
     if kind == "stopped":
         return message
     default = "an error in the program; its traceback is at the end of the log" if kind else "see its output above"

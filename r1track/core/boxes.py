@@ -40,13 +40,12 @@ def _overlap(first: ArrayLike, second: ArrayLike) -> tuple[Array, Array, Array, 
     a, b = _boxes(first), _boxes(second)
     shared = area(np.concatenate([np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])], axis=-1))
     union = area(a) + area(b) - shared
-    return a, b, shared, union
+    return a, b, union, np.divide(shared, union, out=np.zeros_like(union), where=union > 0)
 
 
 def iou(first_xyxy: ArrayLike, second_xyxy: ArrayLike) -> Array:
     """Intersection over union of boxes x1, y1, x2, y2, broadcast over leading axes; 0 where both are empty."""
-    _, _, shared, union = _overlap(first_xyxy, second_xyxy)
-    return np.divide(shared, union, out=np.zeros_like(union), where=union > 0)
+    return _overlap(first_xyxy, second_xyxy)[-1]
 
 
 def giou(first_xyxy: ArrayLike, second_xyxy: ArrayLike) -> Array:
@@ -54,9 +53,8 @@ def giou(first_xyxy: ArrayLike, second_xyxy: ArrayLike) -> Array:
 
     It is the IoU minus the fraction of the enclosing box that neither box covers.
     """
-    a, b, shared, union = _overlap(first_xyxy, second_xyxy)
+    a, b, union, overlap = _overlap(first_xyxy, second_xyxy)
     hull = area(np.concatenate([np.minimum(a[..., :2], b[..., :2]), np.maximum(a[..., 2:], b[..., 2:])], axis=-1))
-    overlap = np.divide(shared, union, out=np.zeros_like(union), where=union > 0)
     return overlap - np.divide(hull - union, hull, out=np.zeros_like(hull), where=hull > 0)
 
 

@@ -19,8 +19,7 @@ from r1track.core.models import Loaded, suppressed
 from r1track.core.prompts import Messages
 
 PLACE = "<|vision_start|>"  # the first token of an image's place; a prompt may be cut before it
-# From logits (rows, vocabulary): the next token of every row, and a value to store with it, such as its
-# log-probability.
+# From logits (rows, vocabulary): the next token of every row, and a value of it, such as its log-probability.
 Sampler = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 

@@ -27,8 +27,7 @@ from r1track.core.prompts import Messages
 
 disable_progress_bar()  # the stages have progress bars of their own
 TINY = files.resolve_path("tiny")
-# Never sampled: a vision token in a completion would stand for an image that is missing, and fail the next forward
-# pass.
+# Never sampled: in a completion they would stand for an image that is missing, and fail the next forward pass.
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 
 
@@ -122,11 +121,7 @@ def is_frozen(tower: Any) -> bool:
 
 
 def load(
-    base: str,
-    settings: schema.Model,
-    *,
-    adapter: Path | None = None,
-    quantize: Literal["nf4", "none"] = "none",
+    base: str, settings: schema.Model, *, adapter: Path | None = None, quantize: Literal["nf4", "none"] = "none"
 ) -> Loaded:
     """A model (hub id, folder or `tiny`) in evaluation mode, with an adapter on it if one is given; its processor."""
     folder = resolve_model_dir(base, settings.revision)

@@ -18,8 +18,7 @@ class Model(Section):
     """model: the base model, which training turns into a tracker, and how it is loaded."""
 
     base: str = Field(
-        "Qwen/Qwen2.5-VL-3B-Instruct",
-        description="hub id or folder; `tiny` is the one inside this package",
+        "Qwen/Qwen2.5-VL-3B-Instruct", description="hub id or folder; `tiny` is the one inside this package"
     )
     revision: str | None = Field(None, description="commit of the hub repository; null takes the newest")
     dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="type of weights and activations")
@@ -197,8 +196,7 @@ class Merge(Section):
     """merge: the adapter is merged into 16-bit weights."""
 
     base: Literal["original", "dequantised"] = Field(
-        "original",
-        description="`original`: the base's weights; `dequantised`: its 4-bit weights, as in training",
+        "original", description="`original`: the base's weights; `dequantised`: its 4-bit weights, as in training"
     )
     check_pairs: int = Field(64, ge=1, description="held-out pairs whose answers before and after are compared")
     min_agreement: float = Field(0.9, ge=0, le=1, description="smallest fraction of equal answers, or the stage fails")

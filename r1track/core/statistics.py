@@ -48,8 +48,7 @@ def tango_lower(b: float, c: float, n: float, alpha: float = 0.05) -> float:
         lost = math.sqrt(max(0.0, half * half + c * d * (1 - d) / (2 * n))) - half
         return b - c - n * d - z * math.sqrt(max(0.0, n * (2 * lost + d * (1 - d))))
 
-    # The search ends below (b - c) / n: there the variance can be 0 (b = c = 0, or b = n), which would look like the
-    # root.
+    # The search ends below (b - c) / n: the variance can be 0 there (b = c = 0, or b = n) and look like the root.
     return float(brentq(excess, -1.0, (b - c) / n - 1e-12, xtol=1e-13))
 
 
