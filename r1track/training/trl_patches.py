@@ -109,7 +109,7 @@ def _no_shuffle() -> Iterator[None]:
 def seed_epochs(trainer: Any) -> None:
     """Let the order of the pairs in an epoch follow from the seed and the epoch's number.
 
-    TRL's sampler for GRPO draws each order where the last one ended, so a run gone on from a checkpoint would get the
+    TRL's sampler for GRPO draws each order where the last one ended, so a run resumed from a checkpoint would get the
     first epoch's order.
     """
     make = trainer._get_train_sampler

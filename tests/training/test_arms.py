@@ -143,7 +143,7 @@ def test_a_run_gone_on_from_a_later_epoch_ends_with_the_same_adapter(
     for out in ("whole", "again"):
         train.run(made, arm, "tiny", few, tmp_path / "scratch", tmp_path / out)
     whole, again = (files.hash_file(tmp_path / out / "adapter_model.safetensors") for out in ("whole", "again"))
-    assert [line for line in caplog.messages if "going on" in line] == [
+    assert [line for line in caplog.messages if "resuming" in line] == [
         f"resuming from {tmp_path / 'scratch' / 'checkpoint-6'}"
     ]
     assert whole == again
