@@ -7,6 +7,7 @@ from pathlib import Path
 
 from r1track import failures, plan
 from r1track.core import config as configuration
+from r1track.core.errors import UserError
 from r1track.core.files import write_json
 
 
@@ -17,7 +18,7 @@ configfile: "config.yaml"
 os.environ.update(PATH=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
 try:
     PLAN = plan.make_plan(config)
-except ValueError as error:  # ConfigError is one
+except UserError as error:
     sys.exit(f"error: {error}")
 
 

@@ -19,6 +19,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from r1track.core import config, schema
+from r1track.core.errors import UserError, environment_fault
 
 log = logging.getLogger(__name__)
 
@@ -29,13 +30,16 @@ class Guarded(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (ValueError, FileNotFoundError, ChildProcessError) as error:  # ConfigError is a ValueError
-            Console(stderr=True).print(Text(f"error: {error}", style="bold red"), soft_wrap=True)
-            log.debug("stopped: %s", error, exc_info=True)  # DEBUG goes to the log file alone; `failures` reads it
-            raise typer.Exit(2) from error
-        except Exception as error:
-            log.debug("failed: %s: %s", type(error).__name__, error, exc_info=True)
+        except (typer.Exit, typer.Abort):
             raise
+        except Exception as error:
+            message = str(error) if isinstance(error, UserError) else environment_fault(error)
+            if message is None:
+                log.debug("failed: %s: %s", type(error).__name__, error, exc_info=True)
+                raise
+            Console(stderr=True).print(Text(f"error: {message}", style="bold red"), soft_wrap=True)
+            log.debug("stopped: %s", message, exc_info=True)  # DEBUG goes to the log file alone; `failures` reads it
+            raise typer.Exit(2) from error
 
 
 app = typer.Typer(
@@ -167,7 +171,7 @@ def video(
     from r1track.tracking.video import run
 
     if bool(box) == bool(text) or not re.fullmatch(r"-?\d+(\.\d*)?(,-?\d+(\.\d*)?){3}", box or "0,0,0,0"):
-        raise ValueError(f"--box {box} --text {text}: give one of the two, a box as x,y,w,h")
+        raise UserError(f"--box {box} --text {text}: give one of the two, a box as x,y,w,h")
     settings = _served(config.load(config_file) if config_file else schema.Settings(), endpoint)
     run(settings, source, model, out, [float(v) for v in box.split(",")] if box else str(text), preview)
 
@@ -245,7 +249,7 @@ def report(
 ) -> None:
     """Write the report of a run (--results DIR) or of several (--compare RUNS), and print its summary."""
     if compare != bool(runs) or compare != (results is None):
-        raise ValueError("give either --results DIR, or --compare and the results folders: --compare DIR DIR --out DIR")
+        raise UserError("give either --results DIR, or --compare and the results folders: --compare DIR DIR --out DIR")
     from r1track.reporting import compare as several
     from r1track.reporting.report import run
 

@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.text import Text
 
+from r1track.core.errors import MEMORY
+
 # The start of every rule's shell command. In it `r1track --log LOG STAGE ...` writes "STAGE STATUS" to LOG.failed when
 # its exit status is not 0: a process that was killed can write no log.
 SHELL_PREFIX = (
@@ -15,7 +17,6 @@ SHELL_PREFIX = (
 )
 # The error that cli.Guarded wrote to the log of a stage: `stopped` by wrong input, or `failed` by any other error.
 ERROR = re.compile(r"(?s) r1track\.cli: (stopped|failed): (.*?)\n(?:Traceback|\S+RemoteTraceback:) ")
-MEMORY = "most likely memory ran out: `r1track doctor` names settings that make a stage fit (more in docs/faq.md)"
 REMEDIES = {
     r"OutOfMemory|MemoryError|allocate memory|status 137": MEMORY,
     r"status (130|143)": "it was interrupted: the same command continues from there",

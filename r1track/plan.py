@@ -21,6 +21,7 @@ NO_INFLUENCE = {
     "r1track.cli": "passes options to the stages",
     "r1track.core.config": "a stage reads its configuration from a JSON file, which is its input",
     "r1track.core.config_errors": "words error messages",
+    "r1track.core.errors": "words error messages",
     "r1track.core.files": "writes files; their content comes from the stages",
     "r1track.core.schema": "fields, defaults and checks reach a stage by its JSON file",
     "r1track.data.export": "copies the pairs for other tools",

@@ -19,6 +19,7 @@ from r1track.ability import metrics
 from r1track.core import prompts, schema
 from r1track.core.boxes import xywh_to_xyxy
 from r1track.core.crops import processed_size
+from r1track.core.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +47,11 @@ class Item:
         return hashlib.sha256(self.read()).hexdigest()
 
     def picture(self) -> Image.Image:
-        """The image, RGB. Raises ValueError when it is missing or its bytes are no image."""
+        """The image, RGB. Raises UserError when it is missing or its bytes are no image."""
         try:
             return Image.open(io.BytesIO(self.read())).convert("RGB")
         except (OSError, TypeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{self.field}: image of question {self.doc_id} ({self.question!r}) cannot be read: {error}; "
                 "download the set again, or take another revision"
             ) from error
@@ -75,7 +76,7 @@ def load(name: str, spec: schema.VqaSet, seed: int, model: schema.Model) -> list
     """The chosen items of the set vqa.sets.<name>, the same for every model; model: the limits of an image's pixels.
 
     A question whose own right answer would score 0 cannot be scored: such questions are counted, logged and never
-    chosen. Raises ValueError when the set cannot be loaded, lacks a column, has an id twice, has fewer questions than
+    chosen. Raises UserError when the set cannot be loaded, lacks a column, has an id twice, has fewer questions than
     `spec.items`, or when the image of a chosen question is broken.
     """
     import datasets
@@ -87,12 +88,12 @@ def load(name: str, spec: schema.VqaSet, seed: int, model: schema.Model) -> list
     missing = [column for column in ("image", *columns) if column not in rows.features]
     if missing or not isinstance(rows.features["image"], datasets.Image):
         fault = f"no column {', '.join(missing)}" if missing else "no pictures in the column image"
-        raise ValueError(f"{field}: {spec.source} has {fault}; its columns: {sorted(rows.features)}")
+        raise UserError(f"{field}: {spec.source} has {fault}; its columns: {sorted(rows.features)}")
     stored = rows.select_columns("image").cast_column("image", datasets.Image(decode=False))
     items = [_item(field, index, row, spec, stored) for index, row in enumerate(rows.select_columns(columns))]
     twice = [doc_id for doc_id, count in Counter(item.doc_id for item in items).items() if count > 1]
     if twice:
-        raise ValueError(f"{field}.id = {spec.id!r}: {len(twice)} ids occur twice, first {twice[0]!r}; set it to null")
+        raise UserError(f"{field}.id = {spec.id!r}: {len(twice)} ids occur twice, first {twice[0]!r}; set it to null")
     scorable = [
         index
         for index, item in enumerate(items)
@@ -102,7 +103,7 @@ def load(name: str, spec: schema.VqaSet, seed: int, model: schema.Model) -> list
         lacking = len(items) - len(scorable)
         log.warning("%s: left out %d of %d questions: no answer that can be scored", field, lacking, len(items))
     if spec.items > len(scorable):
-        raise ValueError(
+        raise UserError(
             f"{field}.items = {spec.items}: split {spec.split!r} of {spec.source} has {len(scorable)} questions that "
             "can be scored; take at most that number"
         )
@@ -119,7 +120,7 @@ def _rows(spec: schema.VqaSet, field: str) -> Any:
     try:
         return datasets.load_dataset(spec.source, spec.subset, split=spec.split, revision=spec.revision)
     except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
-        raise ValueError(
+        raise UserError(
             f"{field}: cannot load split {spec.split!r} of {spec.source!r}: {error}; check source, subset, split, "
             "revision and the network, or take source easy-vqa"
         ) from error
@@ -131,9 +132,9 @@ def _easy_vqa(spec: schema.VqaSet, field: str) -> Any:
     try:
         import easy_vqa
     except ImportError as error:
-        raise ValueError(f"{field}.source = 'easy-vqa': not installed; pip install easy-vqa==1.0") from error
+        raise UserError(f"{field}.source = 'easy-vqa': not installed; pip install easy-vqa==1.0") from error
     if spec.split not in ("train", "test"):
-        raise ValueError(f"{field}.split = {spec.split!r}: easy-vqa has `train` and `test`")
+        raise UserError(f"{field}.split = {spec.split!r}: easy-vqa has `train` and `test`")
     questions, answers, images = getattr(easy_vqa, f"get_{spec.split}_questions")()
     paths = getattr(easy_vqa, f"get_{spec.split}_image_paths")()
     rows = {"image": [str(paths[image]) for image in images], "question": questions, "answer": answers}

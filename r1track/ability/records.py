@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from r1track.ability import metrics
 from r1track.core import files
+from r1track.core.errors import UserError
 
 # The fields of lmms-eval's samples that hold no score.
 NO_SCORE = {"doc_id", "doc", "input", "target", "resps", "filtered_resps", "token_counts", "doc_hash", "input_media"}
@@ -168,7 +169,7 @@ class Verdicts(Record):
 def read_answers(path: Path) -> list[ScoredAnswer]:
     """The lines of a <set>.jsonl that `vqa` wrote, or of a file of samples that lmms-eval logged.
 
-    A line ends at a line feed and nowhere else: a question may hold U+2028 or U+0085. Raises ValueError with file and
+    A line ends at a line feed and nowhere else: a question may hold U+2028 or U+0085. Raises UserError with file and
     line for a line that is no answer, and for a doc_id that occurs twice.
     """
     rows: list[ScoredAnswer] = []
@@ -179,10 +180,10 @@ def read_answers(path: Path) -> list[ScoredAnswer]:
             except (ValueError, KeyError, TypeError) as error:
                 fault = f"no field {error}" if isinstance(error, KeyError) else error
                 fault = files.field_faults(error) if isinstance(error, ValidationError) else fault
-                raise ValueError(f"{path}, line {number}: {fault}; write the file anew") from error
+                raise UserError(f"{path}, line {number}: {fault}; write the file anew") from error
     ids = {row.doc_id for row in rows}
     if len(ids) < len(rows):
-        raise ValueError(f"{path}: {len(rows)} rows have only {len(ids)} doc_ids; each question must occur once")
+        raise UserError(f"{path}: {len(rows)} rows have only {len(ids)} doc_ids; each question must occur once")
     return rows
 
 
@@ -197,7 +198,7 @@ def _answer(values: Any) -> ScoredAnswer:
     numbers = [entry.get("score") if isinstance(entry, dict) else entry for entry in entries]
     scores = [float(number) for number in numbers if isinstance(number, int | float) and 0 <= number <= 1]
     if not scores:
-        raise ValueError(f"no score from 0 to 1 among {sorted(values.keys() - NO_SCORE)}")
+        raise UserError(f"no score from 0 to 1 among {sorted(values.keys() - NO_SCORE)}")
     return ScoredAnswer(
         doc_id=str(values["doc_id"]), target=str(values["target"]), input=str(values.get("input", "")),
         image=str(values.get("image", values["doc_id"])), filtered_resps=str(answer), doc_hash=values["doc_hash"],

@@ -28,6 +28,7 @@ from r1track.ability import metrics, records
 from r1track.ability.records import Decision, ScoredAnswer, SetStatistics, SetVerdict, Verdict, Verdicts
 from r1track.core import config, files, schema, statistics
 from r1track.core.boxes import Array
+from r1track.core.errors import MissingFile, UserError
 
 log = logging.getLogger(__name__)
 FLIPS = 20  # items shown per set whose score changed
@@ -38,12 +39,12 @@ def run(settings: config.Settings, base: Path, tuned: Sequence[Path], out: Path)
     """Judge folders of answers and write the `Verdicts` to `out`, by the folders' names; provenance is put beside it.
 
     A loss of ability is a result, not an error: `gate` stops the run for it, after the report is written. Raises
-    FileNotFoundError or ValueError for folders that hold no answers, or have the same name.
+    UserError for folders that hold no answers, or have the same name.
     """
     inputs = {"base": base, **{f"tuned {folder.name}": folder for folder in tuned}}
     record = files.Provenance("verdict", inputs)
     if len({folder.name for folder in tuned}) < len(tuned):
-        raise ValueError(f"{', '.join(map(str, tuned))}: two folders of one name; rename one of them")
+        raise UserError(f"{', '.join(map(str, tuned))}: two folders of one name; rename one of them")
     verdicts = judge_all(base, tuned, settings.verdict)
     files.write_json(out, verdicts.as_json())
     stage = config.stage_values(settings, "verdict")
@@ -60,14 +61,14 @@ def judge_all(base: Path, tuned: Sequence[Path], rule: schema.Verdict) -> Verdic
 
 
 def gate(path: Path, on_regression: str) -> None:
-    """Raise ValueError when the last verdict at `path` is REGRESSED or INVALID and `on_regression` is `fail`.
+    """Raise UserError when the last verdict at `path` is REGRESSED or INVALID and `on_regression` is `fail`.
 
     The last verdict is about the model that the run is for; an arm before it is there for comparison.
     """
     name, verdict = list(files.read_record(path, Verdicts).models.items())[-1]
     if on_regression == "fail" and verdict.verdict in ("REGRESSED", "INVALID"):
         remedy = "train for fewer steps or at a lower rate, or set verdict.on_regression to `warn`"
-        raise ValueError(f"{path}: {name}: {verdict.summary}; {remedy}; the report is written in either case")
+        raise UserError(f"{path}: {name}: {verdict.summary}; {remedy}; the report is written in either case")
 
 
 def judge(base: Path, tuned: Path, rule: schema.Verdict) -> Verdict:
@@ -108,10 +109,10 @@ def _read_folder(folder: Path) -> dict[str, list[ScoredAnswer]]:
     for path in sorted(folder.rglob("*.jsonl")):
         name = path.stem.split("_samples_")[-1]
         if name in answers:
-            raise ValueError(f"{path}: a second file of the set {name} below {folder}; delete one of them")
+            raise UserError(f"{path}: a second file of the set {name} below {folder}; delete one of them")
         answers[name] = records.read_answers(path)
     if not answers:
-        raise FileNotFoundError(f"{folder}: no <set>.jsonl in it; give a folder that `r1track vqa` or lmms-eval wrote")
+        raise MissingFile(f"{folder}: no <set>.jsonl in it; give a folder that `r1track vqa` or lmms-eval wrote")
     return answers
 
 

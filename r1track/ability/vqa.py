@@ -37,7 +37,7 @@ def run(settings: config.Settings, model: str, out: Path, pairs: Path | None = N
 
     pairs: folder of pairs; its held-out pairs are the tracking prompts on which the KL is measured, for a tuned model.
     `out` appears when it is complete; a run that was interrupted is resumed after the last set that it finished. Raises
-    ValueError for a set that cannot be used.
+    UserError for a set that cannot be used.
     """
     from r1track.ability import kl
     from r1track.core import models

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, PrivateAttr, ValidationError
 
 from r1track.core import config_errors, files
+from r1track.core.errors import UserError
 from r1track.core.schema import Settings
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -31,7 +32,7 @@ NEEDS = {
 }
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A configuration that cannot be used. The message has one line per fault: field, value, remedy."""
 
 
@@ -123,7 +124,7 @@ def resolve(values: dict[str, Any], source: str = "config.yaml") -> Settings:
 def load(path: Path) -> Settings:
     """Settings from a YAML file that a person edits, or StageSettings from a stage's resolved JSON file.
 
-    Raises ConfigError when the file is missing or cannot be used, ValueError when it is not YAML or JSON.
+    Raises ConfigError when the file is missing or cannot be used, UserError when it is not YAML or JSON.
     """
     if not path.is_file():
         raise ConfigError(f"{path}: no such configuration file; give config.yaml or results/<run>/config/<stage>.json")

@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from r1track.core.errors import UserError
+
 PACKAGES = (
     "r1track", "torch", "torchvision", "torchao", "triton", "transformers", "trl", "peft", "accelerate", "datasets",
     "bitsandbytes", "unsloth", "unsloth_zoo", "xformers", "numpy", "pillow",
@@ -45,7 +47,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def check_replaceable(path: Path, stage: str | None = None) -> None:
     """Refuse to replace what is at `path`, unless it is an empty folder or one that `stage` wrote.
 
-    A folder is a stage's if the provenance in it, or beside it, says so. Raises ValueError with the remedy for all
+    A folder is a stage's if the provenance in it, or beside it, says so. Raises UserError with the remedy for all
     else: a file, a link, another folder, the working folder or one that holds it.
     """
     reason = ""
@@ -58,7 +60,7 @@ def check_replaceable(path: Path, stage: str | None = None) -> None:
     elif path.exists() and any(path.iterdir()) and stage not in _writers(path):
         reason = f"holds files that `{stage}` did not write" if stage else "is not empty"
     if reason:
-        raise ValueError(f"{path}: {reason}, so it is not replaced; give another --out, or remove it yourself")
+        raise UserError(f"{path}: {reason}, so it is not replaced; give another --out, or remove it yourself")
 
 
 def _writers(folder: Path) -> set[str | None]:
@@ -72,7 +74,7 @@ def _writers(folder: Path) -> set[str | None]:
 def atomic_folder(path: Path, stage: str | None = None) -> Iterator[Path]:
     """A temporary empty folder beside `path`: replaces `path` at the end of the block, removed after an exception.
 
-    Raises ValueError, before the block, for what `check_replaceable` refuses.
+    Raises UserError, before the block, for what `check_replaceable` refuses.
     """
     check_replaceable(path, stage)
     temp_path = _temp_path(path)
@@ -114,24 +116,24 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically, indented, keys in the order given. Raises ValueError for NaN."""
+    """Write a JSON file atomically, indented, keys in the order given. Raises UserError for NaN."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; ValueError names a file that is not JSON."""
+    """Read a JSON file; UserError names a file that is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); delete it and rerun the stage that writes it") from error
+        raise UserError(f"{path}: not valid JSON ({error}); delete it and rerun the stage that writes it") from error
 
 
 def read_record(path: Path, record: type[RecordT]) -> RecordT:
-    """Read a JSON file as a record; ValueError names the file and the fields that do not fit."""
+    """Read a JSON file as a record; UserError names the file and the fields that do not fit."""
     try:
         return record.model_validate(read_json(path))
     except ValidationError as error:
-        raise ValueError(f"{path}: {field_faults(error)}; delete it and rerun the stage that writes it") from None
+        raise UserError(f"{path}: {field_faults(error)}; delete it and rerun the stage that writes it") from None
 
 
 def field_faults(error: ValidationError) -> str:
@@ -141,13 +143,13 @@ def field_faults(error: ValidationError) -> str:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file of sections, {} from an empty file; ValueError names a file of another kind."""
+    """Read a YAML file of sections, {} from an empty file; UserError names a file of another kind."""
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML: {error}") from error
+        raise UserError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(value, dict | None):
-        raise ValueError(f"{path}: expected sections of `field: value`, found {type(value).__name__}")
+        raise UserError(f"{path}: expected sections of `field: value`, found {type(value).__name__}")
     return value or {}
 
 

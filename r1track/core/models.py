@@ -23,6 +23,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.utils.logging import disable_progress_bar
 
 from r1track.core import files, schema
+from r1track.core.errors import MissingFile, UserError
 from r1track.core.prompts import Messages
 
 disable_progress_bar()  # the stages have progress bars of their own
@@ -53,7 +54,7 @@ class Loaded:
 def resolve_model_dir(base: str, revision: str | None = None) -> Path:
     """The folder of a model: inside this package for `tiny`, the given folder, else a download from the hub.
 
-    Raises FileNotFoundError for what is none of these.
+    Raises MissingFile for what is none of these.
     """
     if files.on_hub(base):
         from huggingface_hub import snapshot_download
@@ -61,14 +62,14 @@ def resolve_model_dir(base: str, revision: str | None = None) -> Path:
         return Path(snapshot_download(base, revision=revision))
     path = files.resolve_path(base)
     if not (path / "config.json").is_file():
-        raise FileNotFoundError(f"model {base!r}: no folder with a config.json; give one, a hub id, or `tiny`")
+        raise MissingFile(f"model {base!r}: no folder with a config.json; give one, a hub id, or `tiny`")
     return path
 
 
 def load_processor(folder: Path, settings: schema.Model) -> ImageProcessorOnly:
     """The processor of the model in `folder`, with the configured pixel limits; prompts are padded on the left.
 
-    Raises ValueError for a model without a chat template.
+    Raises UserError for a model without a chat template.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     size = {"shortest_edge": settings.min_pixels, "longest_edge": settings.max_pixels}
@@ -77,7 +78,7 @@ def load_processor(folder: Path, settings: schema.Model) -> ImageProcessorOnly:
     if not template and (folder / "chat_template.json").is_file():  # where older repositories keep it
         template = files.read_json(folder / "chat_template.json")["chat_template"]
     if not template:
-        raise ValueError(f"{folder}: there is no chat template; take an Instruct model")
+        raise UserError(f"{folder}: there is no chat template; take an Instruct model")
     return ImageProcessorOnly(images, tokenizer, chat_template=template)
 
 

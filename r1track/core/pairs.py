@@ -8,6 +8,7 @@ import pyarrow.parquet
 from datasets import Dataset, Features, Image, List, Value, load_dataset
 
 from r1track.core import prompts
+from r1track.core.errors import MissingFile
 
 _box = List(Value("float64"), length=4)
 FEATURES = Features(
@@ -53,11 +54,11 @@ def load(folder: Path, *, cache: Path | None = None) -> Dataset:
     """The pairs in the shards of a folder (`.../pairs/train` or `.../pairs/val`), with the columns FEATURES.
 
     cache: folder for a memory-mapped copy; without it all pairs are read into memory.
-    Raises FileNotFoundError when there is no shard.
+    Raises MissingFile when there is no shard.
     """
     shards = sorted(str(p) for p in folder.glob("*.parquet"))
     if not shards:
-        raise FileNotFoundError(f"{folder}: no Parquet shards; run `r1track sample` first")
+        raise MissingFile(f"{folder}: no Parquet shards; run `r1track sample` first")
     if cache is None:
         return Dataset(pyarrow.parquet.ParquetDataset(shards).read())
     return load_dataset("parquet", data_files=shards, split="train", cache_dir=str(cache))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from r1track.core.boxes import Array
+from r1track.core.errors import MissingFile, UserError
 
 Flags = NDArray[np.bool_]
 LAYOUTS = {  # frames, boxes and description, relative to the folder of a sequence
@@ -72,10 +73,10 @@ class Sequence:
 def read_table(path: Path, columns: int, remedy: str) -> Array:
     """Read a text file of finite numbers, `columns` per line, separated by commas; shape (lines, columns).
 
-    Raises FileNotFoundError, or ValueError with file, line, value and `remedy`.
+    Raises UserError with file, line, value and `remedy`.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; {remedy}")
+        raise MissingFile(f"{path}: no such file; {remedy}")
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").rstrip().splitlines(), 1):
         try:
@@ -84,7 +85,7 @@ def read_table(path: Path, columns: int, remedy: str) -> Array:
             row = []
         if len(row) != columns or not all(map(math.isfinite, row)):
             kind = "one finite number" if columns == 1 else f"{columns} finite numbers with commas between"
-            raise ValueError(f"{path}, line {number}: expected {kind}, found {line!r}; {remedy}")
+            raise UserError(f"{path}, line {number}: expected {kind}, found {line!r}; {remedy}")
         rows.append(row)
     return np.array(rows, dtype=np.float64).reshape(-1, columns)
 
@@ -93,11 +94,11 @@ def read_list(root: Path) -> dict[str, Path]:
     """The folders of the sequences in `root/list.txt`, by name, in its order.
 
     A line is the folder of a sequence, relative to `root`. The name of a sequence is that of its folder, and is unique.
-    Raises FileNotFoundError or ValueError with file, line, value and remedy.
+    Raises UserError with file, line, value and remedy.
     """
     listing = root / "list.txt"
     if not listing.is_file():
-        raise FileNotFoundError(f"{listing}: no such file; give a split's folder, such as GOT-10k/val")
+        raise MissingFile(f"{listing}: no such file; give a split's folder, such as GOT-10k/val")
     lines = [(n, line.strip()) for n, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1)]
     folders: dict[str, Path] = {}
     for number, line in lines:
@@ -105,12 +106,12 @@ def read_list(root: Path) -> dict[str, Path]:
             continue
         folder = root / line
         if not folder.is_dir():
-            raise FileNotFoundError(f"{listing}, line {number}: no folder {folder}; unpack it or delete the line")
+            raise MissingFile(f"{listing}, line {number}: no folder {folder}; unpack it or delete the line")
         if folder.name in folders:
-            raise ValueError(f"{listing}, line {number}: the name {folder.name!r} stands twice; delete one")
+            raise UserError(f"{listing}, line {number}: the name {folder.name!r} stands twice; delete one")
         folders[folder.name] = folder
     if not folders:
-        raise ValueError(f"{listing}: names no sequence; write one folder per line")
+        raise UserError(f"{listing}: names no sequence; write one folder per line")
     return folders
 
 
@@ -122,14 +123,14 @@ def read_split(root: Path) -> list[Sequence]:
 
 
 def detect(folder: Path) -> str:
-    """The name in LAYOUTS of the layout of a sequence's folder. ValueError says which files were looked for."""
+    """The name in LAYOUTS of the layout of a sequence's folder. UserError says which files were looked for."""
     for layout, (frames, truth, _) in LAYOUTS.items():
         path = folder / truth.format(name=folder.name)
         if path.is_file() and next(folder.glob(frames), None):
             corners = len(_numbers(path.read_text(encoding="utf-8").partition("\n")[0])) == 8
             return "vot-flat" if layout == "got10k" and corners else layout
     patterns = ", ".join(f"{frames} with {truth} ({layout})" for layout, (frames, truth, _) in LAYOUTS.items())
-    raise ValueError(f"{folder}: no frames with boxes; looked for {patterns}; restore them from the data set's archive")
+    raise UserError(f"{folder}: no frames with boxes; looked for {patterns}; restore them from the data set's archive")
 
 
 def read_sequence(folder: Path, layout: str) -> Sequence:
@@ -141,7 +142,7 @@ def read_sequence(folder: Path, layout: str) -> Sequence:
         frames, boxes = frames[: len(boxes)], boxes[: len(frames)]
     n = len(frames)
     if len(boxes) not in (1, n):
-        raise ValueError(f"{truth}: {len(boxes)} rows for {n} frames; write one per frame or the first alone")
+        raise UserError(f"{truth}: {len(boxes)} rows for {n} frames; write one per frame or the first alone")
     lasot = [_label(folder / f"{reason}.txt", n, 1) for reason in ("full_occlusion", "out_of_view")]
     absent = np.any([_label(folder / "absence.label", n, 1), *lasot], axis=0)
     if len(boxes) == n:
@@ -162,7 +163,7 @@ def _boxes(path: Path, layout: str, frames: int) -> Array:
     if layout == "got10k":
         return read_table(path, 4, RESTORE)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file, which layout {layout} needs; {RESTORE}, or set sample.layout")
+        raise MissingFile(f"{path}: no such file, which layout {layout} needs; {RESTORE}, or set sample.layout")
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").rstrip().splitlines(), 1):
         try:
@@ -174,7 +175,7 @@ def _boxes(path: Path, layout: str, frames: int) -> Array:
         if len(row) == 8 and layout.startswith("vot"):  # four corners: the upright box that holds them
             row = [*np.min([row[::2], row[1::2]], 1), *np.ptp([row[::2], row[1::2]], 1)]
         if len(row) != 4 or any(map(math.isinf, row)):
-            raise ValueError(f"{path}, line {number}: no box of layout {layout}: {line[:80]!r}; {RESTORE}")
+            raise UserError(f"{path}, line {number}: no box of layout {layout}: {line[:80]!r}; {RESTORE}")
         rows.append([-1.0] * 4 if any(map(math.isnan, row)) else row)
     boxes = np.array(rows, dtype=np.float64).reshape(-1, 4)
     boxes[:, :2] -= layout == "otb"  # which counts pixels from 1
@@ -187,13 +188,13 @@ def _frames(folder: Path, pattern: str) -> tuple[Path, ...]:
     paths = list(folder.glob(pattern))
     stray = [path for path in paths if not path.stem.isdecimal()]
     if stray:
-        raise ValueError(f"{min(stray)}: not a numbered frame; delete it or move it elsewhere")
+        raise UserError(f"{min(stray)}: not a numbered frame; delete it or move it elsewhere")
     if not paths:
-        raise ValueError(f"{folder}: no frames ({pattern}); restore them from the data set's archive")
+        raise UserError(f"{folder}: no frames ({pattern}); restore them from the data set's archive")
     numbered = sorted((int(path.stem), path) for path in paths)
     for (before, _), (after, path) in pairwise(numbered):
         if after != before + 1:
-            raise ValueError(f"{path}: follows frame {before}, some are missing; restore them from the archive")
+            raise UserError(f"{path}: follows frame {before}, some are missing; restore them from the archive")
     return tuple(path for _, path in numbered)
 
 
@@ -207,10 +208,10 @@ def _label(path: Path, frames: int, most: int) -> Array:
     else:
         values = read_table(path, 1, "restore or delete it")[:, 0]
     if len(values) != frames:
-        raise ValueError(f"{path}: {len(values)} rows for {frames} frames; restore or delete it")
+        raise UserError(f"{path}: {len(values)} rows for {frames} frames; restore or delete it")
     wrong = np.flatnonzero(~np.isin(values, np.arange(most + 1)))
     if len(wrong):
-        raise ValueError(
+        raise UserError(
             f"{path}, line {wrong[0] + 1}: {values[wrong[0]]:g} is not one of 0 to {most}; restore or delete it"
         )
     return values

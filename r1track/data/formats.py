@@ -14,6 +14,7 @@ from datasets import Image, List, Value, load_dataset
 from PIL import Image as Picture
 
 from r1track.core import boxes, prompts
+from r1track.core.errors import UserError
 from r1track.core.pairs import PairRow
 from r1track.core.schema import Settings
 from r1track.data import shards
@@ -28,13 +29,13 @@ def plan(settings: Settings) -> tuple[dict[str, Any], dict[str, shards.Maker]]:
     """The manifest of the data set sample.hub, without what only the shards can tell, and the maker of every shard.
 
     The held-out rows are its split `test` or `validation` or, without either, random rows: it names no sequences.
-    Raises ValueError for a data set in another format.
+    Raises UserError for a data set in another format.
     """
     sample, makers = settings.sample, dict[str, shards.Maker]()
     splits = load_dataset(str(sample.hub), revision=sample.hub_revision)
     missing = COLUMNS["easyr1"].keys() - set(splits["train"].column_names if "train" in splits else [])
     if missing:
-        raise ValueError(f"sample.hub = {sample.hub!r}: its split train lacks {sorted(missing)}; take another data set")
+        raise UserError(f"sample.hub = {sample.hub!r}: its split train lacks {sorted(missing)}; take another data set")
     if not splits.keys() & {"test", "validation"}:
         splits = splits["train"].train_test_split(sample.val_share, seed=settings.seed)
     val = splits["test"] if "test" in splits else splits["validation"]

@@ -23,6 +23,7 @@ from datasets import disable_progress_bars
 from rich.progress import track as progress
 
 from r1track.core import config, files
+from r1track.core.errors import UserError
 from r1track.core.pairs import FEATURES
 from r1track.core.schema import Sample
 from r1track.core.sequences import detect, read_list
@@ -36,10 +37,10 @@ disable_progress_bars()  # this stage has a progress bar of its own
 def split(names: list[str], share: float, seed: int) -> tuple[list[str], list[str]]:
     """Names of the training and of the held-out sequences, at least one each, in the order of their seeded hashes.
 
-    Raises ValueError for fewer than two names.
+    Raises UserError for fewer than two names.
     """
     if len(names) < 2:
-        raise ValueError(f"{len(names)} sequence(s) cannot be split into training and held-out ones; give at least 2")
+        raise UserError(f"{len(names)} sequence(s) cannot be split into training and held-out ones; give at least 2")
     ordered = sorted(names, key=lambda name: hashlib.sha256(f"split:{seed}:{name}".encode()).digest())
     count = min(len(names) - 1, max(1, round(share * len(names))))
     return ordered[count:], ordered[:count]
@@ -74,7 +75,7 @@ def _plan(settings: config.Settings, root: Path) -> tuple[dict[str, Any], dict[s
 def _write_all(jobs: list[shards.Job], processes: int) -> Generator[tuple[str, shards.Shard], None, None]:
     """Write the shards, side by side in up to `processes` processes; yields name and content of each when it is done.
 
-    Raises ChildProcessError when a process dies.
+    Raises UserError when a process dies.
     """
     count = min(processes, len(jobs))
     if count <= 1:
@@ -85,7 +86,7 @@ def _write_all(jobs: list[shards.Job], processes: int) -> Generator[tuple[str, s
         for future in as_completed([pool.submit(shards.write, job) for job in jobs]):
             yield future.result()
     except BrokenProcessPool as error:
-        raise ChildProcessError(
+        raise UserError(
             f"one of {count} processes that write shards died; most likely memory ran out: give a smaller --processes. "
             "The same command continues from the finished shards"
         ) from error
@@ -94,14 +95,14 @@ def _write_all(jobs: list[shards.Job], processes: int) -> Generator[tuple[str, s
 
 
 def _write(jobs: list[shards.Job], processes: int, sample: Sample) -> dict[str, shards.Shard]:
-    """Write the shards; returns them by name, sorted. Raises ValueError for too many rejected draws."""
+    """Write the shards; returns them by name, sorted. Raises UserError for too many rejected draws."""
     written, rejected, wanted = {}, Counter[str](), sample.pairs + sample.val_pairs
     with closing(_write_all(jobs, processes)) as finished:
         for name, shard in progress(finished, "sample", len(jobs)):
             written[name] = shard
             rejected.update(shard.rejected)
             if rejected.total() > sample.max_rejected * wanted:
-                raise ValueError(
+                raise UserError(
                     f"{rejected.total()} draws rejected for {wanted} pairs, more than sample.max_rejected = "
                     f"{sample.max_rejected} for each: {dict(rejected.most_common(5))}; mend the data, or loosen "
                     "sample.min_visibility, sample.inside or sample.shift"
@@ -113,13 +114,13 @@ def run(settings: config.Settings, root: Path | None, out: Path, processes: int 
     """Write train/ and val/ shards, manifest and provenance to `out`: pairs of the split at `root`, or of sample.hub.
 
     processes: number of processes, 0 for one per core; the shards do not depend on it. form: also export the pairs in
-    this format, to `out`-form (formats). Raises FileNotFoundError or ValueError, with file and remedy, for data that
-    cannot be sampled, and ChildProcessError when a process dies.
+    this format, to `out`-form (formats). Raises UserError, with file and remedy, for data that
+    cannot be sampled, and UserError when a process dies.
     """
     if settings.sample.hub:
         root = None
     elif root is None:
-        raise ValueError("nothing to sample from; give --root, or set sample.hub")
+        raise UserError("nothing to sample from; give --root, or set sample.hub")
     provenance = files.Provenance("sample", {"list": root / "list.txt"} if root else {})
     manifest, makers = _plan(settings, root) if root else formats.plan(settings)
     manifest = {"settings": config.stage_values(settings, "sample"), **manifest}

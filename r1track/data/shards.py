@@ -24,6 +24,7 @@ from pydantic import BaseModel
 
 from r1track.core import boxes, files
 from r1track.core.crops import Crop, jitter_box
+from r1track.core.errors import UserError
 from r1track.core.pairs import PairRow
 from r1track.core.schema import Settings
 from r1track.core.sequences import Sequence, read_sequence
@@ -150,12 +151,12 @@ def _row(sequence: Sequence, pair: Pair, images: list[bytes]) -> PairRow:
 def pairs(parts: list[tuple[Path, int]], layout: str, settings: Settings) -> Iterator[PairRow | Rejection]:
     """Rows of the pairs of `parts` (folder of a sequence, number of pairs), and the reasons of rejected draws.
 
-    Raises ValueError for a sequence that cannot be read or has too few frames or boxes.
+    Raises UserError for a sequence that cannot be read or has too few frames or boxes.
     """
     for folder, wanted in parts:
         sequence, tries, drawn = read_sequence(folder, layout), 0, list[Pair]()
         if len(sequence.frames) < 2 or not sequence.complete:
-            raise ValueError(f"{folder}: a pair needs two frames with a box each; name the sequence in sample.exclude")
+            raise UserError(f"{folder}: a pair needs two frames with a box each; name the sequence in sample.exclude")
         digest = hashlib.sha256(f"{settings.seed}:{sequence.name}".encode()).digest()
         rng = np.random.default_rng(np.frombuffer(digest, np.uint32))
         while len(drawn) < wanted and tries < TRIES * wanted:

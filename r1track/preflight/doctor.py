@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from PIL import Image
 
 from r1track.core import config, files
+from r1track.core.errors import UserError
 from r1track.core.sequences import read_split
 from r1track.preflight import memory
 from r1track.training import backend
@@ -73,7 +74,7 @@ def _card(settings: config.Settings) -> Iterator[Line]:
         backend.check_versions(kind)
         trainers = ", ".join(f"{arm} by {backend.trainer_name(settings.train, arm)}" for arm in settings.train.arms)
         yield "ok", "train.backend", f"{settings.train.backend}, which is {kind} here; {trainers}"
-    except (ValueError, RuntimeError) as error:
+    except UserError as error:
         yield "error", "train.backend", str(error)
 
 
@@ -97,7 +98,7 @@ def _data(settings: config.Settings) -> Iterator[Line]:
                 Image.open(sequences[0].frames[0]).load()
                 content = f"{len(sequences)} sequences"
             yield "ok", field, f"{path}, {content}"
-        except (OSError, ValueError) as error:
+        except (OSError, UserError) as error:
             yield "error", field, f"{error}; or let the field name another split"
 
 
@@ -121,7 +122,7 @@ def examine(file: Path, budget: float | None = None) -> Diagnosis:
     try:
         settings = config.load(file)
         model, plans = memory.Model(settings), memory.plan(settings)
-    except (ValueError, FileNotFoundError) as error:  # ConfigError is a ValueError
+    except UserError as error:
         return Diagnosis([*lines, ("error", "configuration", str(error))], [], {}, budget, False)
     lines += [*_card(settings), _base(settings, model), *_data(settings), *_disk(settings, model)]
     large = [plan.stage for plan in plans if plan.peak[0] > budget]

@@ -18,6 +18,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from r1track.core import files, models
 from r1track.core.config_errors import PATCH, contradiction
+from r1track.core.errors import MissingFile
 from r1track.core.schema import Settings, Train
 from r1track.training import backend
 
@@ -79,14 +80,14 @@ def full_size(size: str) -> Qwen2_5_VLConfig:
 def shape_of(base: str, revision: str | None) -> Qwen2_5_VLConfig:
     """The shape of a base: `tiny`, a folder, one of the two published, or one in the hub's cache, without a download.
 
-    Raises FileNotFoundError for a shape that is not known here.
+    Raises MissingFile for a shape that is not known here.
     """
     if base in PUBLISHED:
         return full_size(PUBLISHED[base])
     file = files.resolve_path(base, revision) / "config.json"
     if not file.is_file():
         remedy = f"give a folder with a config.json, `tiny`, or a hub id that is in its cache (`hf download {base}`)"
-        raise FileNotFoundError(f"model.base = {base!r}: its shape is not known here; {remedy}")
+        raise MissingFile(f"model.base = {base!r}: its shape is not known here; {remedy}")
     return Qwen2_5_VLConfig.from_pretrained(file.parent)
 
 
@@ -219,7 +220,7 @@ def plan(settings: Settings) -> list[StagePlan]:
     """The stages that use a card: each arm of training, `merge`, `track`, and `vqa` with its largest images.
 
     `merge` sums on the CPU; of the models that then answer in turn, the largest is the base with the adapter beside it.
-    Raises FileNotFoundError where the base's shape is not known.
+    Raises MissingFile where the base's shape is not known.
     """
     model, largest = Model(settings), (settings.vqa.max_pixels or settings.model.max_pixels) // PATCH**2
     words = max((questions.max_tokens for questions in settings.vqa.sets.values()), default=0)

@@ -18,6 +18,7 @@ from markupsafe import Markup
 from scipy.stats import permutation_test
 
 from r1track.core import config, files
+from r1track.core.errors import UserError
 from r1track.core.files import ProvenanceRecord
 from r1track.core.statistics import holm
 from r1track.reporting.records import Json
@@ -104,10 +105,10 @@ class Table(NamedTuple):
 def run(folders: list[Path], out: Path) -> None:
     """Write index.html, compare.json, compare.md and provenance.json about the runs at `folders` to the folder `out`.
 
-    Raises ValueError for fewer than two folders or one given twice, FileNotFoundError naming the file that a run lacks.
+    Raises UserError for fewer than two folders or one given twice, MissingFile naming the file that a run lacks.
     """
     if len({folder.resolve() for folder in folders}) < max(2, len(folders)):
-        raise ValueError(f"{' '.join(map(str, folders))}: give two or more results folders, none of them twice")
+        raise UserError(f"{' '.join(map(str, folders))}: give two or more results folders, none of them twice")
     parts = [folder / part for folder in folders for part in ("config", "scores")]
     provenance = files.Provenance("compare", {str(part): part for part in parts})
     comparison, templates = compare(folders), environment()

@@ -44,7 +44,7 @@ class SequenceRow(NamedTuple):
 def run(settings: config.Settings, results: Path, out: Path) -> None:
     """Write index.html, summary.json, summary.md and provenance.json of the run at `results` to the folder `out`.
 
-    Raises FileNotFoundError or ValueError naming the file when results are missing or do not fit together.
+    Raises UserError naming the file when results are missing or do not fit together.
     """
     inputs = {name: results / name for name in ("config", "scores", "vqa/verdict.json")}
     provenance = files.Provenance("report", inputs)

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from r1track.core.boxes import Array, iou, xywh_to_xyxy, xyxy_to_xywh
+from r1track.core.errors import UserError
 from r1track.core.files import read_record
 from r1track.core.prompts import parse_box
 from r1track.core.sequences import Sequence, read_split
@@ -103,7 +104,7 @@ def read(
 
     tracks: results/<run>/tracks. name: of the set. root: its split. models: whose boxes are shown; the last one's
     answers are shown too. picks: from `choose` and `failures`; the latter are shown around their first failure.
-    Raises FileNotFoundError or ValueError when the tracks themselves cannot be read.
+    Raises UserError when the tracks themselves cannot be read.
     """
     tracked = {pick: {model: read_track(tracks / model / name, pick) for model in models} for _, pick in picks}
     try:
@@ -124,7 +125,7 @@ def _strip(sequence: Sequence, tracks: dict[str, Track], judged: str, rank: str,
     total, statuses = len(sequence.frames), tracks[judged].statuses
     for model, track in tracks.items():
         if not len(track.boxes) == total == len(sequence.boxes):
-            raise ValueError(f"{sequence.name} has {total} frames now, {len(track.boxes)} when {model} tracked it")
+            raise UserError(f"{sequence.name} has {total} frames now, {len(track.boxes)} when {model} tracked it")
     shown, first = np.unique(np.linspace(min(1, total - 1), total - 1, count).round().astype(int)).tolist(), 0
     if statuses and rank in FAILURES:
         at = statuses.index(rank)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from r1track.ability.records import Verdicts
 from r1track.core import config, files
+from r1track.core.errors import MissingFile, UserError
 from r1track.core.files import ProvenanceRecord, RecordT
 from r1track.reporting import paper
 from r1track.reporting.records import (
@@ -44,20 +45,18 @@ GENERAL = {
 
 
 def read(path: Path, stage: str) -> Any:
-    """A stage's JSON. Raises FileNotFoundError naming the file and the stage that writes it."""
+    """A stage's JSON. Raises MissingFile naming the file and the stage that writes it."""
     return files.read_json(_existing(path, stage))
 
 
 def read_as(record: type[RecordT], path: Path, stage: str) -> RecordT:
-    """A stage's JSON as a record; raises as `read`, and ValueError with file and field for one of another form."""
+    """A stage's JSON as a record; raises as `read`, and UserError with file and field for one of another form."""
     return files.read_record(_existing(path, stage), record)
 
 
 def _existing(path: Path, stage: str) -> Path:
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such file; run the stage `{stage}`, or all of them: `snakemake --cores all`"
-        )
+        raise MissingFile(f"{path}: no such file; run the stage `{stage}`, or all of them: `snakemake --cores all`")
     return path
 
 
@@ -66,7 +65,7 @@ def read_scores(results: Path) -> dict[str, dict[str, Scores]]:
     scored = {path.name for path in results.glob("scores/*") if path.is_dir()}
     tuned = sorted(scored - {BASE, *PEERS})
     if not tuned:
-        raise FileNotFoundError(f"{results / 'scores'}: no scores of a tuned model; run the stage `score`")
+        raise MissingFile(f"{results / 'scores'}: no scores of a tuned model; run the stage `score`")
     models = [BASE, *tuned, *(peer for peer in PEERS if peer in scored)]
     paths = results.glob("scores/*/*.json")
     sets = sorted({path.stem for path in paths if not path.name.endswith("provenance.json")})
@@ -153,7 +152,7 @@ def read_settings(results: Path) -> Json:
         path = results / "config" / f"{stage}.json"
         settings |= {} if stage == "toy" and not path.exists() else read(path, "settings")
     if "preset" not in settings:
-        raise ValueError(f"{results / 'config/report.json'}: names no preset; delete it and run `snakemake` again")
+        raise UserError(f"{results / 'config/report.json'}: names no preset; delete it and run `snakemake` again")
     return settings
 
 
@@ -220,7 +219,7 @@ def judgement(sets: dict[str, SetSummary], verdict: ArmVerdict) -> str:
 def summarise(results: Path) -> Summary:
     """The summary of the run at `results`.
 
-    Raises FileNotFoundError or ValueError naming the file when results are missing or do not fit together.
+    Raises UserError naming the file when results are missing or do not fit together.
     """
     scores = read_scores(results)
     verdicts = {
@@ -230,7 +229,7 @@ def summarise(results: Path) -> Summary:
     verdict = list(verdicts.values())[-1]
     tuned = [name for name in next(iter(scores.values())) if name not in (BASE, *PEERS)]
     if verdict.model not in tuned:
-        raise ValueError(
+        raise UserError(
             f"{results / 'vqa/verdict.json'}: the last verdict is about {verdict.model!r}, but the scores are of "
             f"{tuned}; run the stages `score` and `verdict` again"
         )

@@ -24,6 +24,7 @@ from rich.progress import track as progress
 
 from r1track.ability import records, verdict, vqa
 from r1track.core import config, files, schema
+from r1track.core.errors import MissingFile
 from r1track.core.files import ProvenanceRecord as Record
 from r1track.reporting import report
 from r1track.reporting.summary import read, result_of, root_of
@@ -46,7 +47,7 @@ class Finding(NamedTuple):
 
 
 class Run:
-    """A results folder, and its provenance records by their paths in it. Raises FileNotFoundError without a report."""
+    """A results folder, and its provenance records by their paths in it. Raises MissingFile without a report."""
 
     def __init__(self, results: Path):
         self.results, self.hash = results, cache(files.hash_path)
@@ -124,7 +125,7 @@ def _sources(run: Run, place: Path, record: Record) -> Iterator[Finding]:
 def _scores(run: Run, place: Path, record: Record) -> Iterator[Finding]:
     tracks, listing = (run.find(record.inputs[name].path) for name in ("tracks", "list"))
     if not tracks or not listing:
-        raise FileNotFoundError("the boxes or the true boxes are not there")
+        raise MissingFile("the boxes or the true boxes are not there")
     again = score.score(tracks, listing.parent, (record.settings or {})["score"]["draws"]).as_json()
     yield run.compare(record, result_of(place), files.read_json(run.results / result_of(place)), again)
 
@@ -174,7 +175,7 @@ CHECKS: dict[str, Check] = {
 
 
 def examine(results: Path) -> dict[str, list[Finding]]:
-    """All findings, by what was checked. Raises FileNotFoundError where there is no report."""
+    """All findings, by what was checked. Raises MissingFile where there is no report."""
     run, findings = Run(results), {kind: list[Finding]() for kind in CHECKS}
     for place, record in progress(run.records.items(), "verifying"):
         for kind in [kind for kind in CHECKS if kind in ("files", "sources", record.stage)]:

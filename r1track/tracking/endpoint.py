@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from r1track.core.crops import processed_size
+from r1track.core.errors import UserError
 from r1track.core.prompts import Messages
 from r1track.core.schema import Settings
 from r1track.tracking.views import Generate
@@ -23,7 +24,7 @@ from r1track.tracking.views import Generate
 try:
     import openai
 except ModuleNotFoundError as error:
-    raise ValueError("track.endpoint.url: needs the package openai; install it: `pip install openai`") from error
+    raise UserError("track.endpoint.url: needs the package openai; install it: `pip install openai`") from error
 
 log = logging.getLogger(__name__)
 KEY, PNG = "OPENAI_API_KEY", "data:image/png;base64,"
@@ -32,7 +33,7 @@ KEY, PNG = "OPENAI_API_KEY", "data:image/png;base64,"
 def connect(settings: Settings) -> Generate:
     """A function that sends questions to the server track.endpoint.url, for the model that it calls model.base.
 
-    Raises ValueError, with URL and remedy, for a wrong address, a server that is down or an unknown model. The function
+    Raises UserError, with URL and remedy, for a wrong address, a server that is down or an unknown model. The function
     raises it when the server refuses a question, or still fails after track.endpoint.retries more tries.
     """
     server, model, key = settings.track.endpoint, settings.model.base, os.environ.get(KEY, "").strip()
@@ -59,25 +60,25 @@ def _base_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.port == 0:
         url = url.rpartition("@")[2]
-        raise ValueError(f"endpoint {url!r}: give http://HOST:PORT/v1, without a password; a key is read from {KEY}")
+        raise UserError(f"endpoint {url!r}: give http://HOST:PORT/v1, without a password; a key is read from {KEY}")
     return url if parts.path.strip("/") else url.rstrip("/") + "/v1"
 
 
 def _check_model(client: openai.OpenAI, model: str) -> None:
-    """Raise ValueError where no server answers, or where it neither lists the model nor lets it answer one token."""
+    """Raise UserError where no server answers, or where it neither lists the model nor lets it answer one token."""
     try:
         models = client.with_options(timeout=10, max_retries=0).models.with_raw_response.list()
         listed = [entry["id"] for entry in json.loads(models.text)["data"]]
     except openai.APIConnectionError as error:
         cause = f"no server answers ({error.__cause__})"
-        raise ValueError(f"{client.base_url}: {cause}; start it, or correct the URL") from error
+        raise UserError(f"{client.base_url}: {cause}; start it, or correct the URL") from error
     except (openai.APIStatusError, ValueError, LookupError, TypeError):
         listed = []
     if model not in listed:
         try:  # with one retry: a server that failed to list its models may have closed the connection
             _complete(client.with_options(max_retries=1), model, "Hi", 1)
         except ValueError as error:
-            raise ValueError(f"{error}\nthe server lists these models, not {model!r}: {listed}") from error
+            raise UserError(f"{error}\nthe server lists these models, not {model!r}: {listed}") from error
 
 
 def _content(question: Messages, images: list[Image.Image], settings: Settings) -> list[dict[str, Any]]:
@@ -93,7 +94,7 @@ def _content(question: Messages, images: list[Image.Image], settings: Settings) 
 
 
 def _complete(client: openai.OpenAI, model: str, content: Any, max_tokens: int) -> str:
-    """The server's answer to one user message. Raises ValueError with URL, cause and remedy."""
+    """The server's answer to one user message. Raises UserError with URL, cause and remedy."""
     try:
         response = client.chat.completions.with_raw_response.create(
             model=model, messages=[{"role": "user", "content": content}], max_tokens=max_tokens, temperature=0,
@@ -102,7 +103,7 @@ def _complete(client: openai.OpenAI, model: str, content: Any, max_tokens: int) 
     except openai.APIStatusError as error:
         cause = f"{error.status_code} {_without_key(error.response.text)}"
         if error.status_code < 500 and error.status_code not in (408, 409, 429):  # else the client has tried again
-            raise ValueError(f"{error.response.url}: refused with {cause}\ncorrect URL, model or {KEY}") from error
+            raise UserError(f"{error.response.url}: refused with {cause}\ncorrect URL, model or {KEY}") from error
     except openai.APIConnectionError as error:  # time-outs are among them
         cause = f"{type(error.__cause__).__name__} {error.__cause__}"
     else:
@@ -110,9 +111,9 @@ def _complete(client: openai.OpenAI, model: str, content: Any, max_tokens: int) 
             return str(json.loads(response.text)["choices"][0]["message"]["content"] or "")
         except (ValueError, LookupError, TypeError) as error:
             body = _without_key(response.text)
-            raise ValueError(f"{response.url}: not an answer in OpenAI's form: {body!r}; correct the URL") from error
+            raise UserError(f"{response.url}: not an answer in OpenAI's form: {body!r}; correct the URL") from error
     remedy = "see to the server, or raise track.endpoint.timeout or track.endpoint.retries; the same command goes on"
-    raise ValueError(f"{client.base_url}: no answer; the last try ended with {cause}\n{remedy}")
+    raise UserError(f"{client.base_url}: no answer; the last try ended with {cause}\n{remedy}")
 
 
 def _log_failure(response: Any) -> None:

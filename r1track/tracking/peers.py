@@ -14,6 +14,7 @@ from PIL import Image
 
 from r1track.core import prompts
 from r1track.core.boxes import clip, xywh_to_xyxy
+from r1track.core.errors import UserError
 from r1track.tracking.views import Predict, Template, View
 
 NO_ANSWER = ""
@@ -73,8 +74,8 @@ PEERS = {"static": static, "template": template, "oracle": oracle, "csrt": csrt}
 
 
 def find(name: str) -> Predict:
-    """The peer of the given name, as a function of a batch of views. Raises ValueError for an unknown name."""
+    """The peer of the given name, as a function of a batch of views. Raises UserError for an unknown name."""
     if name not in PEERS:
-        raise ValueError(f"peer:{name}: no such peer; take one of {', '.join('peer:' + known for known in PEERS)}")
+        raise UserError(f"peer:{name}: no such peer; take one of {', '.join('peer:' + known for known in PEERS)}")
     peer = PEERS[name]
     return lambda views: [peer(view) for view in views]

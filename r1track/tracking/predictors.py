@@ -11,6 +11,7 @@ from PIL import Image
 from r1track.core import prompts
 from r1track.core.boxes import Array
 from r1track.core.crops import processed_size
+from r1track.core.errors import UserError
 from r1track.core.prompts import Messages
 from r1track.core.schema import Settings
 from r1track.tracking import peers
@@ -38,7 +39,7 @@ class Grounding(NamedTuple):
 def settings_for(settings: Settings, model: str, start: Literal["box", "text"] | None = None) -> Settings:
     """The settings for tracking with `model`: model.base names its weights; a `start` replaces track.start.
 
-    Peers neither think nor read, so they start from boxes. Raises ValueError for `extra` without track.extra.model.
+    Peers neither think nor read, so they start from boxes. Raises UserError for `extra` without track.extra.model.
     """
     extra = settings.track.extra
     changes: dict[str, dict[str, Any]] = {"model": {"base": model}, "track": {"start": start or settings.track.start}}
@@ -46,7 +47,7 @@ def settings_for(settings: Settings, model: str, start: Literal["box", "text"] |
         changes = {"task": {"think": False}, "track": {"start": "box"}}
     elif model == EXTRA:
         if extra.model is None:
-            raise ValueError("track.extra.model = null: there is no extra model; name its folder or hub id")
+            raise UserError("track.extra.model = null: there is no extra model; name its folder or hub id")
         changes["model"] = {"base": extra.model, "revision": extra.revision}
         changes["task"] = {"think": extra.think, "templates": 1}
         changes["track"]["max_tokens"] = extra.max_tokens
@@ -55,11 +56,11 @@ def settings_for(settings: Settings, model: str, start: Literal["box", "text"] |
 
 
 def load_predictor(settings: Settings, model: str) -> Predictor:
-    """The predictor of a model, with settings from `settings_for`. Raises ValueError for what cannot be loaded."""
+    """The predictor of a model, with settings from `settings_for`. Raises UserError for what cannot be loaded."""
     track = settings.track
     if model.startswith(PEER):
         if track.endpoint.url:
-            raise ValueError(f"track.endpoint.url: {model} needs no server; set it to null, or leave --endpoint out")
+            raise UserError(f"track.endpoint.url: {model} needs no server; set it to null, or leave --endpoint out")
         return Predictor(peers.find(model.removeprefix(PEER)), None)
     template = track.extra.prompt if model == EXTRA else None
     if track.endpoint.url:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from r1track.core.boxes import Array, iou, xywh_to_xyxy
+from r1track.core.errors import UserError
 from r1track.core.files import Provenance, write_json
 from r1track.core.sequences import Sequence, detect, read_list, read_split
 from r1track.tracking.track_files import Track, read_track
@@ -181,12 +182,12 @@ class Difference(NamedTuple):
 def paired_difference(scores_a: Scores, scores_b: Scores, draws: int, seed: int = SEED) -> Difference:
     """Pooled AO of `scores_a` minus that of `scores_b`, with a 95 % paired bootstrap interval over sequences.
 
-    Raises ValueError when the two are not of the same sequences and frames.
+    Raises UserError when the two are not of the same sequences and frames.
     """
     a, b = scores_a.sequences, scores_b.sequences
     unpaired = sorted(a.keys() ^ b.keys()) or [name for name in a if a[name].frames != b[name].frames]
     if unpaired:
-        raise ValueError(
+        raise UserError(
             f"scores of {scores_a.model} and {scores_b.model} on {scores_a.set} differ in the sequence "
             f"{unpaired[0]!r} or its frames, so they cannot be paired; score both on the same split"
         )
@@ -229,14 +230,14 @@ def _score_sequence(track: Track, sequence: Sequence, layout: str) -> tuple[Sequ
 def score(tracks: Path, root: Path, draws: int) -> Scores:
     """The scores of `tracks` (`<model>/<set>`) against the split at `root`.
 
-    draws: of the bootstrap. A sequence of which no frame counts enters no mean. Raises FileNotFoundError and
-    ValueError, with file and remedy, for what cannot be scored.
+    draws: of the bootstrap. A sequence of which no frame counts enters no mean.
+    Raises UserError, with file and remedy, for what cannot be scored.
     """
     rows, values, seconds = dict[str, SequenceScore](), list[Array](), list[Array]()
     layout = detect(next(iter(read_list(root).values())))
     for sequence in read_split(root):
         if not sequence.complete:
-            raise ValueError(
+            raise UserError(
                 f"{sequence.frames[0].parent / 'groundtruth.txt'}: holds the first box only (a test split), so there "
                 "is nothing to score against; score a val split, or hand the tracks to the benchmark's server"
             )
@@ -246,7 +247,7 @@ def score(tracks: Path, root: Path, draws: int) -> Scores:
         seconds.append(track.seconds)
     scored = [row for row in rows.values() if row.frames]
     if not scored:
-        raise ValueError(f"{root}: no frame after the first has a visible target, nothing to score; check cover.label")
+        raise UserError(f"{root}: no frame after the first has a visible target, nothing to score; check cover.label")
     passes, one_pass_means = [row for row in rows.values() if row.success_auc is not None], dict[str, Any]()
     for name in FIGURES if passes else ():
         one_pass_means[name], one_pass_means[f"{name}_interval"] = _mean([getattr(row, name) for row in passes], draws)

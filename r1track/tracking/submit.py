@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from r1track.core.boxes import Array
+from r1track.core.errors import UserError
 from r1track.core.files import Provenance, atomic_file
 from r1track.core.sequences import read_split
 from r1track.tracking.track_files import BOXES, TIMES
@@ -20,7 +21,7 @@ ROWS = {BOXES: re.compile(r"(-?\d+\.\d{3},){2}\d+\.\d{3},\d+\.\d{3}"), TIMES: re
 
 
 def verify(path: Path, root: Path | None = None) -> None:
-    """Raise ValueError, with file, line and remedy, for a zip that the server would refuse.
+    """Raise UserError, with file, line and remedy, for a zip that the server would refuse.
 
     root: the split; with it, the given first boxes and the lengths are compared too.
     """
@@ -28,14 +29,14 @@ def verify(path: Path, root: Path | None = None) -> None:
     with zipfile.ZipFile(path) as archive:
         expected = {form.format(name) for name in NAMES for form in ROWS}
         for file in sorted(expected ^ set(archive.namelist())):
-            raise ValueError(f"{file} is {'missing' if file in expected else 'too much'}; track the test split")
+            raise UserError(f"{file} is {'missing' if file in expected else 'too much'}; track the test split")
         for name in NAMES:
             boxes, times = (_read_rows(archive, form.format(name), ROWS[form]) for form in (BOXES, TIMES))
             boxes = boxes.reshape(-1, 4)
             if not len(times) == len(boxes) > 0 or not (boxes[:, 2:] > 0).all():
-                raise ValueError(f"{name} lacks boxes, their extent, or times; track it again, from boxes")
+                raise UserError(f"{name} lacks boxes, their extent, or times; track it again, from boxes")
             if split and (len(boxes) != len(split[name].frames) or abs(boxes[0] - split[name].boxes[0]).max() > 6e-4):
-                raise ValueError(f"{name}_001.txt has another first box or length than in {root}; track it")
+                raise UserError(f"{name}_001.txt has another first box or length than in {root}; track it")
 
 
 def _read_rows(archive: zipfile.ZipFile, file: str, row: re.Pattern[str]) -> Array:
@@ -43,7 +44,7 @@ def _read_rows(archive: zipfile.ZipFile, file: str, row: re.Pattern[str]) -> Arr
     lines = archive.read(file).decode().splitlines()
     for number, line in enumerate(lines, 1):
         if not row.fullmatch(line):
-            raise ValueError(f"{file}, line {number}: {line!r}; track it again")
+            raise UserError(f"{file}, line {number}: {line!r}; track it again")
     return np.array([line.split(",") for line in lines], dtype=np.float64)
 
 

@@ -26,6 +26,7 @@ from rich.progress import track as progress
 from r1track.core import prompts
 from r1track.core.boxes import Array
 from r1track.core.config import stage_values
+from r1track.core.errors import UserError
 from r1track.core.files import Provenance, cores, resumed_folder
 from r1track.core.schema import Settings, Task
 from r1track.core.sequences import Sequence, read_split
@@ -95,12 +96,12 @@ class LiveTrack:
 
 
 def open_frame(path: Path) -> Image.Image:
-    """An image file's pixels in RGB. Raises ValueError, with file and remedy, when it cannot be decoded."""
+    """An image file's pixels in RGB. Raises UserError, with file and remedy, when it cannot be decoded."""
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
     except OSError as error:
-        raise ValueError(f"{path}: cannot be decoded ({error}); restore it from the archive") from error
+        raise UserError(f"{path}: cannot be decoded ({error}); restore it from the archive") from error
 
 
 def follow(
@@ -147,15 +148,15 @@ def _advance(tracks: list[LiveTrack], predict: Predict, settings: Settings, reve
 
 
 def _check(sequences: list[Sequence], root: Path, start: str, oracle: bool) -> None:
-    """Raise ValueError for a sequence that cannot be tracked, before hours of work."""
+    """Raise UserError for a sequence that cannot be tracked, before hours of work."""
     for sequence in sequences:
         if start == "box" and not (sequence.boxes[0, 2:] > 0).all():
-            raise ValueError(
+            raise UserError(
                 f"{root}: {sequence.name}/groundtruth.txt, line 1: {sequence.boxes[0].tolist()} has no extent, so "
                 "there is nothing to track; take the sequence out of list.txt"
             )
         if oracle and not sequence.complete:
-            raise ValueError(f"{root}: {sequence.name} has its first box only; the oracle needs all, leave it out")
+            raise UserError(f"{root}: {sequence.name} has its first box only; the oracle needs all, leave it out")
 
 
 def _locate(sequences: list[Sequence], generate: Generate, settings: Settings, folder: Path) -> Iterator[Sequence]:
@@ -187,8 +188,8 @@ def run(settings: Settings, model: str, root: Path, out: Path, start: Literal["b
 
     model: a folder, a hub id, `tiny`, `peer:NAME`, `extra`, or the name that the server of track.endpoint knows. start:
     replaces track.start. `out` appears when all sequences are done. Until then the finished ones are in a hidden folder
-    beside it, from which a run with the same settings, model, server and sequences goes on. Raises FileNotFoundError
-    and ValueError, with file or URL and remedy, for data that cannot be tracked and for servers that do not answer.
+    beside it, from which a run with the same settings, model, server and sequences goes on. Raises UserError,
+    with file or URL and remedy, for data that cannot be tracked and for servers that do not answer.
     """
     stage = stage_values(settings, "track")
     settings, oracle = predictors.settings_for(settings, model, start), model == "peer:oracle"

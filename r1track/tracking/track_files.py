@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from r1track.core.boxes import Array
+from r1track.core.errors import UserError
 from r1track.core.files import atomic_folder
 from r1track.core.sequences import read_table
 
@@ -48,8 +49,8 @@ def write_track(folder: Path, track: Track) -> None:
 def read_track(folder: Path, name: str, frames: int | None = None) -> Track:
     """Read the track of the sequence `name` from `folder`, where `write_track` put it.
 
-    frames: how many the sequence has; without it, as many as there are boxes. Raises FileNotFoundError without boxes,
-    and ValueError, with file and remedy, for a file that cannot be read or has another number of rows.
+    frames: how many the sequence has; without it, as many as there are boxes. Raises MissingFile without boxes,
+    and UserError, with file and remedy, for a file that cannot be read or has another number of rows.
     """
     paths = [folder / form.format(name) for form in (BOXES, TIMES, STATUS)]
     boxes = read_table(paths[0], 4, REMEDY)
@@ -61,8 +62,8 @@ def read_track(folder: Path, name: str, frames: int | None = None) -> Track:
     frames = len(boxes) if frames is None else frames
     for path, count in zip(paths, (len(boxes), len(seconds), len(rows)), strict=True):
         if path.is_file() and count != frames:
-            raise ValueError(f"{path}: {count} rows for {frames} frames; {REMEDY}")
+            raise UserError(f"{path}: {count} rows for {frames} frames; {REMEDY}")
     statuses, answers = ([row.get(column) for row in rows] for column in ("status", "answer"))
     if None in statuses or None in answers:
-        raise ValueError(f"{paths[2]}: expected the columns frame, status and answer; {REMEDY}")
+        raise UserError(f"{paths[2]}: expected the columns frame, status and answer; {REMEDY}")
     return Track(name, boxes, seconds, [str(status) for status in statuses], [str(answer) for answer in answers])

@@ -17,6 +17,7 @@ from rich.progress import track as progress
 
 from r1track.core import files
 from r1track.core.boxes import area, clip, xywh_to_xyxy
+from r1track.core.errors import MissingFile, UserError
 from r1track.core.schema import Settings
 from r1track.core.sequences import Sequence
 from r1track.tracking import predictors
@@ -38,7 +39,7 @@ def frames(video: Path) -> Iterator[tuple[Image.Image, Fraction]]:
         return
     with av.open(str(video)) as container:
         if not container.streams.video:
-            raise ValueError(f"{video}: has no video stream; give a video or a folder of images")
+            raise UserError(f"{video}: has no video stream; give a video or a folder of images")
         for frame in container.decode(video=0):
             yield frame.to_image().rotate(frame.rotation, expand=True), container.streams.video[0].average_rate or RATE
 
@@ -71,23 +72,23 @@ def run(settings: Settings, video: Path, model: str, out: Path, start: list[floa
     """Track the target through `video`; write the drawn video to `out` (.mp4) and the boxes to a CSV file beside it.
 
     start: the box x, y, w, h in pixels of the first frame, or a description. model: as for `track`. preview: a JPEG
-    file. Raises FileNotFoundError and ValueError, with file and remedy, for an input or a start that cannot be used.
+    file. Raises UserError, with file and remedy, for an input or a start that cannot be used.
     """
     if out.suffix != ".mp4":
-        raise ValueError(f"--out {out}: not an .mp4 file; name one")
+        raise UserError(f"--out {out}: not an .mp4 file; name one")
     total = sum(1 for _ in progress(frames(video), "counting")) if video.exists() else 0
     if not total:
-        raise FileNotFoundError(f"{video}: no frames; give a video, or a folder of images ({', '.join(IMAGES)})")
+        raise MissingFile(f"{video}: no frames; give a video, or a folder of images ({', '.join(IMAGES)})")
     settings, (first, _) = predictors.settings_for(settings, model), next(frames(video))
     if not isinstance(start, str) and not (min(start[2:]) > 0 and area(clip(xywh_to_xyxy(start), *first.size)) > 0):
-        raise ValueError(f"--box {start}: no part of the first frame, {first.width} x {first.height}; give x,y,w,h")
+        raise UserError(f"--box {start}: no part of the first frame, {first.width} x {first.height}; give x,y,w,h")
     predict, generate = predictors.load_predictor(settings, model)
     if isinstance(start, str):
         if generate is None:
-            raise ValueError(f"--text {start!r}: {model} cannot read; give --box")
+            raise UserError(f"--text {start!r}: {model} cannot read; give --box")
         ((answer, box),) = predictors.ground(generate, [first], [start], settings)
         if box is None:
-            raise ValueError(
+            raise UserError(
                 f"--text {start!r}: no box in the answer {answer!r}; describe it in other words, or give --box"
             )
     else:

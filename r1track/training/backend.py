@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 
 from r1track.core import schema
+from r1track.core.errors import UserError
 
 log = logging.getLogger(__name__)
 Backend = Literal["unsloth", "transformers"]
@@ -30,12 +31,12 @@ def choose(wanted: Literal["auto", "unsloth", "transformers"]) -> Backend:
     """The backend to train with: `auto` takes Unsloth where there is a CUDA card and it is installed.
 
     Unsloth imports without a card too, but for text models only; so the card decides, not the import.
-    Raises ValueError when Unsloth is asked for by name and cannot run.
+    Raises UserError when Unsloth is asked for by name and cannot run.
     """
     installed, cuda = importlib.util.find_spec("unsloth") is not None, torch.cuda.is_available()
     if wanted == "unsloth" and not (installed and cuda):
         missing = "it is not installed" if not installed else "there is no CUDA card"
-        raise ValueError(f"train.backend = 'unsloth': {missing}; install environment.yml on a card, or take `auto`")
+        raise UserError(f"train.backend = 'unsloth': {missing}; install environment.yml on a card, or take `auto`")
     return "unsloth" if installed and cuda and wanted != "transformers" else "transformers"
 
 
@@ -49,7 +50,7 @@ def trainer_name(train: schema.Train, arm: str) -> Trainer:
 def check_versions(backend: Backend) -> None:
     """Refuse other versions of the patched libraries than those that the patches were written for; warn of others.
 
-    Raises RuntimeError naming package, version and remedy.
+    Raises UserError naming package, version and remedy.
     """
     for name, wanted in {**WRITTEN_FOR, **TRIED_WITH}.items():
         try:
@@ -59,7 +60,7 @@ def check_versions(backend: Backend) -> None:
         if installed == wanted or (name.startswith("unsloth") and backend != "unsloth"):
             continue
         if name in WRITTEN_FOR:
-            raise RuntimeError(
+            raise UserError(
                 f"{name} {installed} is installed; r1track/training/trl_patches.py was written for {wanted}: "
                 f"`pip install {name}=={wanted}`, or make the environment anew"
             )
@@ -69,8 +70,8 @@ def check_versions(backend: Backend) -> None:
 def enter(wanted: Literal["auto", "unsloth", "transformers"], scratch: Path) -> Backend:
     """Choose the backend and, if it is Unsloth, import it; its compiled kernels are cached under `scratch`.
 
-    Raises RuntimeError when TRL was imported before, which Unsloth could then no longer patch, and for versions that
-    the patches were not written for.
+    Raises UserError for versions that the patches were not written for, and RuntimeError when TRL was imported before:
+    Unsloth could then no longer patch it.
     """
     backend = choose(wanted)
     check_versions(backend)

@@ -16,6 +16,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
 from r1track.core import config, files, models
+from r1track.core.errors import UserError
 from r1track.core.pairs import held_out
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def _write_merged(folder: Path, adapter: Path, onto: str, out: Path) -> float:
     """Write the merged model and the base's own processor files to `out`; the share of the update that arrived.
 
     The share is the update's projection onto what changed: 1 but for rounding, which loses what is smaller than half a
-    unit in the last of 16 bits. Raises ValueError when the adapter changes nothing.
+    unit in the last of 16 bits. Raises UserError when the adapter changes nothing.
     """
     stored = files.read_json(folder / "config.json")
     dtype = {"float16": torch.float16}.get(stored.get("dtype", stored.get("torch_dtype")), torch.bfloat16)
@@ -68,7 +69,7 @@ def _write_merged(folder: Path, adapter: Path, onto: str, out: Path) -> float:
         arrived += (update * (moved.float() - weight.data.float())).sum().item()
         weight.data = moved
     if not arrived:
-        raise ValueError(f"{adapter}: the adapter changes no weight; train longer or raise train.learning_rate")
+        raise UserError(f"{adapter}: the adapter changes no weight; train longer or raise train.learning_rate")
     adapted.unload().save_pretrained(out)
     for pattern in NOT_WEIGHTS:
         for file in folder.glob(pattern):
@@ -88,7 +89,7 @@ def _agreements(
 
     agreement_original: with the adapter on the 16-bit base. agreement_as_trained: on the base as it was in training;
     None where that was the same. agreement: the one of the two that the merge is to keep, by merge.base.
-    Raises ValueError when it is below merge.min_agreement.
+    Raises UserError when it is below merge.min_agreement.
     """
     answers = _answers(settings, pairs, str(merged))
 
@@ -100,7 +101,7 @@ def _agreements(
     agreement = original if settings.merge.base == "original" or as_trained is None else as_trained
     log.info("merged and adapter-on agree on %.1f %% of %d held-out pairs", 100 * agreement, len(answers))
     if agreement < settings.merge.min_agreement:
-        raise ValueError(
+        raise UserError(
             f"{adapter}: adapter-on and merged answers agree on {agreement:.3f} of {len(answers)} held-out pairs, less "
             f"than merge.min_agreement = {settings.merge.min_agreement}; nothing was written"
         )
@@ -112,7 +113,7 @@ def run(settings: config.Settings, model: str, adapter: Path, pairs: Path | None
     """Merge `adapter` into `model`, compare greedy answers on held-out pairs, write weights, merge.json, provenance.
 
     Without pairs nothing is compared, and merge.json says so by nulls.
-    Raises ValueError, and writes nothing, when the merge is empty or changes too many answers, or when it is to be into
+    Raises UserError, and writes nothing, when the merge is empty or changes too many answers, or when it is to be into
     dequantised weights and nothing was quantised.
     """
     inputs: dict[str, Path | str] = {"model": model, "adapter": adapter}
@@ -120,7 +121,7 @@ def run(settings: config.Settings, model: str, adapter: Path, pairs: Path | None
     provenance = files.Provenance("merge", inputs, settings.model.revision)
     trained = files.read_record(adapter / "provenance.json", files.ProvenanceRecord).quantize
     if settings.merge.base == "dequantised" and trained == "none":
-        raise ValueError(f"{adapter}: trained over 16 bits, not over dequantised weights; take merge.base original")
+        raise UserError(f"{adapter}: trained over 16 bits, not over dequantised weights; take merge.base original")
     folder = models.resolve_model_dir(model, settings.model.revision)
     with files.atomic_folder(out, "merge") as temp_path:
         share = _write_merged(folder, adapter, settings.merge.base, temp_path)

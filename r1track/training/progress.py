@@ -17,6 +17,7 @@ from rich.table import Table
 from transformers import TrainerCallback
 
 from r1track.core import files
+from r1track.core.errors import UserError
 
 log = logging.getLogger(__name__)
 # The trainer's names, and ours in log.jsonl, one row per optimiser step.
@@ -104,7 +105,7 @@ class ProgressCallback(TrainerCallback):
         state.log_history[-1].update(costs)
         row = history(state.log_history[-1:])[0]
         if not math.isfinite(row["loss"]) or not math.isfinite(row.get("grad_norm", 0.0)):
-            raise FloatingPointError(
+            raise UserError(
                 f"the loss is {row['loss']} and its gradient's norm {row.get('grad_norm')} at step {row['step']}; "
                 "lower train.learning_rate, or train in bfloat16"
             )

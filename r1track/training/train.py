@@ -24,6 +24,7 @@ from transformers import PrinterCallback, ProgressCallback
 from trl import GRPOConfig, SFTConfig
 
 from r1track.core import config, files, models, prompts
+from r1track.core.errors import UserError
 from r1track.core.pairs import load as open_pairs
 from r1track.core.pairs import questions
 from r1track.training import backend, progress, rewards, trl_patches
@@ -59,9 +60,9 @@ def _common(settings: config.Settings, scratch: Path) -> dict[str, Any]:
     """Trainer arguments that both arms share."""
     train, cuda = settings.train, torch.cuda.is_available()
     if train.optimizer == "adamw_8bit" and not cuda:
-        raise ValueError("train.optimizer = 'adamw_8bit': needs a CUDA card; take adamw_torch")
+        raise UserError("train.optimizer = 'adamw_8bit': needs a CUDA card; take adamw_torch")
     if train.report_to != "none" and importlib.util.find_spec(train.report_to) is None:
-        raise ValueError(f"train.report_to = {train.report_to!r}: not installed; `pip install {train.report_to}`")
+        raise UserError(f"train.report_to = {train.report_to!r}: not installed; `pip install {train.report_to}`")
     return {
         "output_dir": str(scratch),
         "seed": settings.seed,
@@ -164,12 +165,12 @@ def _with_images(batch: dict[str, Any]) -> dict[str, Any]:
 def with_answers(pairs: Dataset, think: bool) -> Dataset:
     """The pairs with the columns `prompt` and `completion`, for sft.
 
-    With `think` the pairs must have the column `thought`, the text before the box; else ValueError.
+    With `think` the pairs must have the column `thought`, the text before the box; else UserError.
     """
     texts = [prompts.numbers(box) for box in pairs["answer"]]
     if think:
         if "thought" not in pairs.column_names:
-            raise ValueError("task.think: sft needs pairs with a column `thought`, which `sample` does not write")
+            raise UserError("task.think: sft needs pairs with a column `thought`, which `sample` does not write")
         texts = [prompts.thoughtful(*both) for both in zip(pairs["thought"], texts, strict=True)]
     return with_prompts(pairs, think, [[{"role": "assistant", "content": text}] for text in texts])
 
@@ -209,13 +210,13 @@ def make_watch(settings: config.Settings, arm: str, scratch: Path) -> progress.P
 def make_trainer(settings: config.Settings, arm: str, folder: Path, pairs: Path, scratch: Path) -> Any:
     """TRL's trainer for the arm, over the weights in `folder`; the adapter's weights are float32.
 
-    Raises ValueError for fewer pairs than a rollout has prompts, and for trainer arguments that are not left as given.
+    Raises UserError for fewer pairs than a rollout has prompts, and for trainer arguments that are not left as given.
     """
     train, processor = settings.train, models.load_processor(folder, settings.model)
     rows = open_pairs(pairs / "train", cache=scratch / "cache")
     prompts_per_rollout = train.prompts_per_step * train.rollout_steps
     if arm == "grpo" and len(rows) < prompts_per_rollout:  # the trainer would end at step 0, without an error
-        raise ValueError(
+        raise UserError(
             f"{pairs}: {len(rows)} pairs are fewer than the {prompts_per_rollout} prompts of a rollout; sample more, "
             "or lower train.prompts_per_step or train.rollout_steps"
         )
@@ -247,8 +248,8 @@ def make_trainer(settings: config.Settings, arm: str, folder: Path, pairs: Path,
 def run(settings: config.Settings, arm: str, model: str, pairs: Path, scratch: Path, out: Path) -> None:
     """Train the arm on pairs/train and write the adapter, the log, the examples and the provenance to `out`.
 
-    Raises FileNotFoundError for missing pairs or model, ValueError for arguments that the trainer would not keep,
-    FloatingPointError when the loss is not finite.
+    Raises MissingFile for missing pairs or model, UserError for arguments that the trainer would not keep,
+    UserError when the loss is not finite.
     """
     files.check_replaceable(out, "train")
     kind = backend.enter(settings.train.backend, scratch)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from r1track.core.errors import UserError
 from r1track.core.models import is_frozen
 from r1track.training.image_cache import ImageCache
 from r1track.training.shared_prefix import shared
@@ -54,22 +55,22 @@ def arguments(kind: type[Any], values: dict[str, Any]) -> Any:
     """Trainer arguments of this kind, each as it was given.
 
     Unsloth's kinds drop names that they do not know and change some values, with no more than a printed line.
-    Raises ValueError naming what was dropped or changed.
+    Raises UserError naming what was dropped or changed.
     """
     unknown = set(values) - {field.name for field in dataclasses.fields(kind)}
     if unknown:
-        raise ValueError(f"{kind.__name__} has no {sorted(unknown)}; the installed TRL is not the one that is pinned")
+        raise UserError(f"{kind.__name__} has no {sorted(unknown)}; the installed TRL is not the one that is pinned")
     args = kind(**values)
     check_arguments(args, values)
     return args
 
 
 def check_arguments(args: Any, values: dict[str, Any]) -> None:
-    """Raise ValueError naming a trainer argument that is no longer what was given."""
+    """Raise UserError naming a trainer argument that is no longer what was given."""
     for name, value in values.items():
         now = getattr(args, name)
         if name != "report_to" and getattr(now, "value", now) != value:
-            raise ValueError(f"{type(args).__name__}.{name}: {value!r} became {now!r}; give a value that is left alone")
+            raise UserError(f"{type(args).__name__}.{name}: {value!r} became {now!r}; give a value that is left alone")
 
 
 class SharedPrefixTrainer(GRPOTrainer):

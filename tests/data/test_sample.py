@@ -29,6 +29,7 @@ from r1track.core import config, files, prompts
 from r1track.core import pairs as pairs_module
 from r1track.core.boxes import area, clip, iou, xywh_to_xyxy
 from r1track.core.crops import Crop
+from r1track.core.errors import UserError
 from r1track.core.sequences import Sequence, read_split
 from r1track.data import sample, toy
 from r1track.data import shards as shard_files
@@ -87,9 +88,7 @@ def test_a_process_that_dies_ends_the_stage_with_a_remedy(
 ) -> None:
     with monkeypatch.context() as broken:
         broken.setattr(shard_files, "start", die)
-        with pytest.raises(
-            ChildProcessError, match=r"one of 2 processes .* died; .* give a smaller --processes\. The same"
-        ):
+        with pytest.raises(UserError, match=r"one of 2 processes .* died; .* give a smaller --processes\. The same"):
             sample.run(settings(), root, tmp_path / "pairs", processes=2)
     assert not (tmp_path / "pairs").exists()
     sample.run(settings(), root, tmp_path / "pairs", processes=2)

@@ -16,6 +16,7 @@ import torch
 from pins import pins
 
 from r1track.core import config, models
+from r1track.core.errors import UserError
 from r1track.training import backend
 
 
@@ -120,7 +121,7 @@ def test_another_version_of_a_patched_library_is_refused_and_of_another_only_tol
     machine(monkeypatch, installed=True, cuda=True)
     kind = backend.choose(wanted)
     if refused:
-        with pytest.raises(RuntimeError, match=rf"{name} 9\.9\.9 is installed.*pip install {name}=={versions[name]}"):
+        with pytest.raises(UserError, match=rf"{name} 9\.9\.9 is installed.*pip install {name}=={versions[name]}"):
             backend.check_versions(kind)
     else:
         backend.check_versions(kind)
@@ -137,6 +138,6 @@ def test_a_wrong_version_stops_the_train_command_before_pairs_or_weights_are_rea
     pairs = tmp_path / "pairs"
     pairs.mkdir()
     (pairs / "manifest.json").write_text("{}")
-    with pytest.raises(RuntimeError, match=r"trl 1\.15\.0 is installed"):
+    with pytest.raises(UserError, match=r"trl 1\.15\.0 is installed"):
         train.run(config.resolve({}), "grpo", "tiny", pairs, tmp_path / "scratch", tmp_path / "out")
     assert not (tmp_path / "scratch").exists()

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from r1track.core import files
+from r1track.core.errors import UserError
 from r1track.training import progress
 
 
@@ -52,7 +53,7 @@ def test_the_file_has_a_line_per_step_at_once_and_again_after_a_checkpoint(tmp_p
 @pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (0.1, math.nan)])
 def test_a_loss_or_gradient_that_is_not_finite_stops_the_run(loss: float, norm: float, tmp_path: Path) -> None:
     watching, state = begun(tmp_path)
-    with pytest.raises(FloatingPointError, match=r"the loss is .* at step 1; lower train\.learning_rate"):
+    with pytest.raises(UserError, match=r"the loss is .* at step 1; lower train\.learning_rate"):
         logged(watching, state, loss=loss, grad_norm=norm)
 
 

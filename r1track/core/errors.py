@@ -1,0 +1,84 @@
+"""Errors: what a user can mend, apart from faults of this program."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+MEMORY = "most likely memory ran out: `r1track doctor` names settings that make a stage fit (more in docs/faq.md)"
+RIGHT = "give yourself the right to it, or give another place"
+SPACE = "free some space there"
+REMEDIES = {
+    errno.ENOSPC: SPACE,
+    errno.EDQUOT: "free some space within your quota",
+    errno.EROFS: "make it writable, or give another place",
+    errno.EACCES: RIGHT,
+    errno.EPERM: RIGHT,
+    errno.ENOMEM: MEMORY,
+    errno.EMFILE: "raise the limit of open files: `ulimit -n 65536`",
+    errno.EIO: "the disk or the network fails; see the system's log",
+    errno.ESTALE: "the network folder went away; mount it again",
+}
+GO_ON = "then the same command goes on"
+
+
+class UserError(ValueError):
+    """What the user can mend: the message names file or field, value and remedy. The exit status is 2.
+
+    It is a ValueError because pydantic wants one from a field's check.
+    """
+
+
+class MissingFile(UserError, FileNotFoundError):
+    """A file or folder that is not there."""
+
+
+def environment_fault(error: BaseException, place: Path | None = None) -> str | None:
+    """What of the machine stopped the program, with place and remedy, or None if it was something else.
+
+    place: what was written, for errors that name no file. The errors behind `error` are read too.
+    """
+    behind: BaseException | None = error
+    while behind is not None:
+        if type(behind).__name__ in ("MemoryError", "OutOfMemoryError") or "allocate memory" in str(behind):
+            return f"{str(behind) or 'no memory is left'}; {MEMORY}"
+        code, named = _code(behind), getattr(behind, "filename", None)
+        where = Path(named) if isinstance(named, str) else place
+        if code in REMEDIES:
+            free = f" ({_free(where) / 1e9:.1f} GB are free)" if where and REMEDIES[code] == SPACE else ""
+            return f"{f'{where}: ' if where else ''}{os.strerror(code)}{free}; {REMEDIES[code]}, {GO_ON}"
+        if behind is error and isinstance(named, str) and isinstance(code, int):
+            return f"{named}: {os.strerror(code)}; correct the path"
+        behind = behind.__cause__ or behind.__context__
+    return None
+
+
+def _code(error: BaseException) -> int | None:
+    """The system's number of an error; libraries that are not Python's own give it in words, or not at all."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    if "PytorchStreamWriter failed" in str(error):  # torch.save says no more when the disk is full
+        return errno.ENOSPC
+    return next((code for code in REMEDIES if f"os error {code})" in str(error)), None)
+
+
+def _free(path: Path) -> int:
+    """Bytes that are free where `path` is to be."""
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
+    return shutil.disk_usage(existing).free
+
+
+@contextmanager
+def naming(place: Path) -> Iterator[None]:
+    """What the machine stops in this block, such as a full disk, is a UserError that names `place`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        fault = environment_fault(error, place)
+        if fault is None:
+            raise
+        raise UserError(fault) from error
