@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import AutoModelForImageTextToText, GenerationConfig, PreTrainedTokenizerFast, Qwen2_5_VLConfig
 
-from r1track.core import files, models, prompts
+from r1track.core import folders, models, prompts
 from r1track.core.schema import Settings
 from r1track.data import sample, toy
 from r1track.preflight import memory
@@ -98,7 +98,7 @@ def write_base(shape: str, folder: Path) -> None:
         model = AutoModelForImageTextToText.from_config(make_config(shape, processor.tokenizer), dtype=torch.bfloat16)
     eos, pad = processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id
     model.generation_config = GenerationConfig(do_sample=False, eos_token_id=[eos, pad], pad_token_id=pad)
-    with files.atomic_folder(folder) as out:
+    with folders.atomic_folder(folder) as out:
         model.save_pretrained(out, max_shard_size="4GB")
         processor.save_pretrained(out)
         for name in ("processor_config.json", "tokenizer_config.json"):

@@ -8,7 +8,7 @@ from toys import toy_split
 from typer.testing import CliRunner
 
 from r1track.cli import app
-from r1track.core import files
+from r1track.core import files, folders
 
 
 def run(*words: str | Path) -> tuple[int, str]:
@@ -63,7 +63,7 @@ def test_what_the_stage_did_not_write_is_not_replaced(
     assert code == 2
     assert FORBIDDEN[where] in output
     assert files.hash_path(place) == before
-    assert not [path for path in place.rglob(".*") if path.name.endswith((".part", ".partial"))]
+    assert not [path for path in place.rglob(".*") if path.name.endswith((".part", ".partial", ".lock", ".old"))]
 
 
 def test_a_stage_replaces_its_own_result_and_an_empty_folder(place: Path, tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_the_check_is_made_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"out: holds files that `train` did not write.*give another --out"):
-        files.check_replaceable(tmp_path / "out", "train")
-    with pytest.raises(ValueError, match="is not empty"), files.atomic_folder(tmp_path / "out"):
+        folders.check_replaceable(tmp_path / "out", "train")
+    with pytest.raises(ValueError, match="is not empty"), folders.atomic_folder(tmp_path / "out"):
         pytest.fail("the work began")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -21,7 +21,7 @@ from rich.progress import track as progress_bar
 from sight import Sight, learn_to_see, patches, places, rate_at
 from torch.nn import functional
 
-from r1track.core.files import atomic_folder
+from r1track.core.folders import atomic_folder
 
 logger = logging.getLogger(__name__)
 RATE, SHARES = 2e-3, {"vqa": 6, "ground": 12, "pair": 14}  # highest learning rate; questions of each kind in 32

@@ -23,6 +23,7 @@ from r1track.ability import questions as question_sets
 from r1track.ability.questions import Item
 from r1track.ability.records import Answer, Manifest, Repeat, ScoredAnswer, SetFigures
 from r1track.core import config, files, prompts, schema
+from r1track.core.folders import resumed_folder
 
 if TYPE_CHECKING:
     from r1track.ability.kl import Probe
@@ -50,7 +51,7 @@ def run(settings: config.Settings, model: str, out: Path, pairs: Path | None = N
     weights = record.inputs["model"].sha256
     stage = config.stage_values(settings, "vqa")
     manifest = Manifest(model=model, weights=weights, commit=files.git_commit(), settings=stage)
-    with files.resumed_folder(out, manifest.as_json(), "vqa") as work:
+    with resumed_folder(out, manifest.as_json(), "vqa") as work:
         path = work / "manifest.json"
         sets = dict(files.read_record(path, Manifest).sets) if path.is_file() else {}
         probes = [] if folder == base else _probes(settings, chosen, pairs)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from pathlib import Path
 
 MEMORY = "most likely memory ran out: `r1track doctor` names settings that make a stage fit (more in docs/faq.md)"
 RIGHT = "give yourself the right to it, or give another place"
-SPACE = "free some space there"
+SPACE, PATH = "free some space there", "correct the path"
 REMEDIES = {
     errno.ENOSPC: SPACE,
     errno.EDQUOT: "free some space within your quota",
@@ -20,8 +21,7 @@ REMEDIES = {
     errno.EMFILE: "raise the limit of open files: `ulimit -n 65536`",
     errno.EIO: "the disk or the network fails; see the system's log",
     errno.ESTALE: "the network folder went away; mount it again",
-}
-GO_ON = "then the same command goes on"
+} | dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP), PATH)
 
 
 class UserError(ValueError):
@@ -46,11 +46,10 @@ def environment_fault(error: BaseException, place: Path | None = None) -> str | 
             return f"{str(behind) or 'no memory is left'}; {MEMORY}"
         code, named = _code(behind), getattr(behind, "filename", None)
         where = Path(named) if isinstance(named, str) else place
-        if code in REMEDIES:
+        if code in REMEDIES and (behind is error or REMEDIES[code] != PATH):
             free = f" ({_free(where) / 1e9:.1f} GB are free)" if where and REMEDIES[code] == SPACE else ""
-            return f"{f'{where}: ' if where else ''}{os.strerror(code)}{free}; {REMEDIES[code]}, {GO_ON}"
-        if behind is error and isinstance(named, str) and isinstance(code, int):
-            return f"{named}: {os.strerror(code)}; correct the path"
+            go_on = "" if REMEDIES[code] == PATH else ", then the same command goes on"
+            return f"{f'{where}: ' if where else ''}{os.strerror(code)}{free}; {REMEDIES[code]}{go_on}"
         behind = behind.__cause__ or behind.__context__
     return None
 
@@ -59,9 +58,10 @@ def _code(error: BaseException) -> int | None:
     """The system's number of an error; libraries that are not Python's own give it in words, or not at all."""
     if isinstance(error, OSError) and error.errno:
         return error.errno
-    if "PytorchStreamWriter failed" in str(error):  # torch.save says no more when the disk is full
-        return errno.ENOSPC
-    return next((code for code in REMEDIES if f"os error {code})" in str(error)), None)
+    if "enforce fail at inline_container" in str(error) and "Reader" not in str(error):
+        return errno.ENOSPC  # torch.save says no more when the disk is full
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return int(number[1]) if number else None
 
 
 def _free(path: Path) -> int:

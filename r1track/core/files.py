@@ -1,26 +1,28 @@
-"""Files: atomic writes, hashes and provenance. A file or folder has its final name only when it is complete."""
+"""Files: atomic writes, hashes and provenance. A file has its final name only when it is complete."""
 
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import platform
 import re
 import resource
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from r1track.core.errors import UserError
+from r1track.core.errors import UserError, naming
 
+log = logging.getLogger(__name__)
 PACKAGES = (
     "r1track", "torch", "torchvision", "torchao", "triton", "transformers", "trl", "peft", "accelerate", "datasets",
     "bitsandbytes", "unsloth", "unsloth_zoo", "xformers", "numpy", "pillow",
@@ -28,85 +30,56 @@ PACKAGES = (
 RecordT = TypeVar("RecordT", bound=BaseModel)
 
 
-def _temp_path(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
+def open_locked(file: Path) -> TextIO:
+    """Open a file for appending, under a lock. Raises BlockingIOError while another process holds it.
+
+    The lock belongs to the open file: the kernel frees it when the process ends, however it ends.
+    """
+    while True:
+        stream = file.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.close()
+            raise
+        except OSError as error:  # a network file system without locks
+            log.warning("%s: cannot be locked (%s); do not write there twice at once", file, error.strerror)
+            return stream
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(stream.fileno()), file.stat()):
+                return stream
+        stream.close()  # its holder has just renamed or removed it
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`: renamed to it at the end of the block, removed after an exception."""
-    temp_path = _temp_path(path)
-    try:
-        yield temp_path
-        temp_path.replace(path)
-    finally:
-        temp_path.unlink(missing_ok=True)
+    """A temporary path beside `path`: renamed to it at the end of the block, removed after an exception.
 
-
-def check_replaceable(path: Path, stage: str | None = None) -> None:
-    """Refuse to replace what is at `path`, unless it is an empty folder or one that `stage` wrote.
-
-    A folder is a stage's if the provenance in it, or beside it, says so. Raises UserError with the remedy for all
-    else: a file, a link, another folder, the working folder or one that holds it.
+    Raises UserError while another process writes the same file.
     """
-    reason = ""
-    if path.is_symlink():
-        reason = "is a link"
-    elif path.exists() and not path.is_dir():
-        reason = "is a file"
-    elif path.exists() and Path.cwd().is_relative_to(path.resolve()):
-        reason = "holds the working folder"
-    elif path.exists() and any(path.iterdir()) and stage not in _writers(path):
-        reason = f"holds files that `{stage}` did not write" if stage else "is not empty"
-    if reason:
-        raise UserError(f"{path}: {reason}, so it is not replaced; give another --out, or remove it yourself")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temp_path = path.with_name(f".{path.name}.part")
+    with naming(path):
+        try:
+            lock = open_locked(temp_path)
+        except BlockingIOError:
+            raise UserError(f"{path}: is being written by another process; wait for its end") from None
+        with lock:
+            lock.truncate(0)
+            try:
+                yield temp_path
+                sync(temp_path)
+                temp_path.replace(path)
+            finally:
+                temp_path.unlink(missing_ok=True)
 
 
-def _writers(folder: Path) -> set[str | None]:
-    """The stages whose provenance is in a folder or beside it."""
-    places = [place / "provenance.json" for place in (folder, folder.parent)]
-    records = [read_json(place) for place in places if place.is_file()]
-    return {record.get("stage") for record in records if isinstance(record, dict)}
-
-
-@contextmanager
-def atomic_folder(path: Path, stage: str | None = None) -> Iterator[Path]:
-    """A temporary empty folder beside `path`: replaces `path` at the end of the block, removed after an exception.
-
-    Raises UserError, before the block, for what `check_replaceable` refuses.
-    """
-    check_replaceable(path, stage)
-    temp_path = _temp_path(path)
-    shutil.rmtree(temp_path, ignore_errors=True)
-    temp_path.mkdir(parents=True)
-    try:
-        yield temp_path
-        if path.exists():
-            shutil.rmtree(path)
-        temp_path.replace(path)
-    finally:
-        shutil.rmtree(temp_path, ignore_errors=True)
-
-
-@contextmanager
-def resumed_folder(path: Path, identity: dict[str, Any], stage: str) -> Iterator[Path]:
-    """As atomic_folder, but after an exception the folder stays, for the next run with an equal `identity` (JSON).
-
-    The block must write every file in it atomically.
-    """
-    check_replaceable(path, stage)
-    temp_path = path.with_name(f".{path.name}.partial")
-    identity_file = temp_path / ".identity.json"
-    if not identity_file.exists() or read_json(identity_file) != identity:
-        shutil.rmtree(temp_path, ignore_errors=True)
-        temp_path.mkdir(parents=True)
-        write_json(identity_file, identity)
-    yield temp_path
-    identity_file.unlink()
-    if path.exists():
-        shutil.rmtree(path)
-    temp_path.replace(path)
+def sync(path: Path) -> None:
+    """Have the system write a file, or all files of a folder, to the disk."""
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
 
 
 def write_text(path: Path, text: str) -> None:
@@ -180,10 +153,10 @@ def hash_file(path: Path) -> str:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file in a folder, by its path in it; without hidden files and provenance."""
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    hashed = [path for path in paths if not path.name.startswith(".") and not path.name.endswith("provenance.json")]
-    return {path.relative_to(folder).as_posix(): hash_file(path) for path in hashed}
+    """SHA-256 of every file in a folder, by its path in it; without provenance and what is hidden."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.endswith("provenance.json")]
+    names = {path.relative_to(folder).as_posix(): path for path in paths}
+    return {name: hash_file(path) for name, path in names.items() if not f"/{name}".count("/.")}
 
 
 def hash_path(path: Path) -> str:

@@ -8,6 +8,7 @@ from pyarrow import Table
 from pyarrow.parquet import read_table, write_table
 
 from r1track.core import files, prompts
+from r1track.core.folders import atomic_folder
 from r1track.core.pairs import PairRow
 from r1track.data import shards
 from r1track.data.formats import COLUMNS
@@ -19,7 +20,7 @@ def export(pairs: Path, form: str, think: bool) -> None:
     """Write the pairs in the folder `pairs` in a format, to the folder `pairs`-form beside it."""
     columns, think = Features(COLUMNS[form]), think and form == "easyr1"  # pairs hold no reasoning to learn
     provenance = files.Provenance("export", {"pairs": pairs / "manifest.json"})
-    with files.atomic_folder(pairs.with_name(f"{pairs.name}-{form}"), "export") as folder:
+    with atomic_folder(pairs.with_name(f"{pairs.name}-{form}"), "export") as folder:
         for shard in sorted(pairs.glob("*/*.parquet")):
             (folder / shard.parent.name).mkdir(exist_ok=True)
             rows = [_converted(row, think) for row in read_table(shard).to_pylist()]

@@ -24,6 +24,7 @@ from rich.progress import track as progress
 
 from r1track.core import config, files
 from r1track.core.errors import UserError
+from r1track.core.folders import resumed_folder
 from r1track.core.pairs import FEATURES
 from r1track.core.schema import Sample
 from r1track.core.sequences import detect, read_list
@@ -124,7 +125,7 @@ def run(settings: config.Settings, root: Path | None, out: Path, processes: int 
     provenance = files.Provenance("sample", {"list": root / "list.txt"} if root else {})
     manifest, makers = _plan(settings, root) if root else formats.plan(settings)
     manifest = {"settings": config.stage_values(settings, "sample"), **manifest}
-    with files.resumed_folder(out, json.loads(json.dumps(manifest)), "sample") as folder:
+    with resumed_folder(out, json.loads(json.dumps(manifest)), "sample") as folder:
         jobs = [shards.Job(folder / name, make, FEATURES.arrow_schema) for name, make in makers.items()]
         written = _write(jobs, processes or files.cores(), settings.sample)
         for name, content in manifest["splits"].items():

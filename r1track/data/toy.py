@@ -16,7 +16,8 @@ from PIL import Image
 from rich.progress import track as progress
 
 from r1track.core.boxes import Array, clip
-from r1track.core.files import Provenance, atomic_folder
+from r1track.core.files import Provenance
+from r1track.core.folders import atomic_folder
 from r1track.core.schema import Settings
 
 WIDTH, HEIGHT = 192, 144
@@ -246,6 +247,7 @@ def write_split(folder: Path, split: str, *, sequences: int, length: int, seed: 
 def run(settings: Settings, out: Path) -> None:
     """Write the splits `out/train` and `out/val` and the provenance of both."""
     provenance, toy = Provenance("toy", {}), settings.toy
-    for split, sequences in (("train", toy.train_sequences), ("val", toy.val_sequences)):
-        write_split(out / split, split, sequences=sequences, length=toy.length, seed=toy.seed)
-    provenance.write(out / "provenance.json", seed=toy.seed)
+    with atomic_folder(out, "toy") as folder:
+        for split, sequences in (("train", toy.train_sequences), ("val", toy.val_sequences)):
+            write_split(folder / split, split, sequences=sequences, length=toy.length, seed=toy.seed)
+        provenance.write(folder / "provenance.json", seed=toy.seed)

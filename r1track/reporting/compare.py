@@ -20,6 +20,7 @@ from scipy.stats import permutation_test
 from r1track.core import config, files
 from r1track.core.errors import UserError
 from r1track.core.files import ProvenanceRecord
+from r1track.core.folders import atomic_folder
 from r1track.core.statistics import holm
 from r1track.reporting.records import Json
 from r1track.reporting.report import HERE, environment, number
@@ -117,7 +118,7 @@ def run(folders: list[Path], out: Path) -> None:
         templates.get_template(f"compare.{kind}.j2").render(tables=_tables(comparison), css=css)
         for kind in ("html", "md")
     )
-    with files.atomic_folder(out, "compare") as temp_path:
+    with atomic_folder(out, "compare") as temp_path:
         files.write_text(temp_path / "index.html", page)
         files.write_text(temp_path / "compare.md", text)
         files.write_json(temp_path / "compare.json", comparison.as_json())

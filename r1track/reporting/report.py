@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from markupsafe import Markup
 
 from r1track.core import config, files, schema
+from r1track.core.folders import atomic_folder
 from r1track.reporting import plots, strips
 from r1track.reporting.records import Summary
 from r1track.reporting.summary import BASE, read_log, read_records, read_scores, read_verdicts, root_of, summarise
@@ -52,7 +53,7 @@ def run(settings: config.Settings, results: Path, out: Path) -> None:
     templates = environment()
     page = templates.get_template("page.html.j2").render(summary=summary, **_page_parts(settings, results, summary))
     text = templates.get_template("summary.md.j2").render(summary=summary)
-    with files.atomic_folder(out, "report") as temp_path:
+    with atomic_folder(out, "report") as temp_path:
         files.write_text(temp_path / "index.html", page)
         files.write_json(temp_path / "summary.json", summary.model_dump(mode="json"))
         files.write_text(temp_path / "summary.md", text)

@@ -27,7 +27,8 @@ from r1track.core import prompts
 from r1track.core.boxes import Array
 from r1track.core.config import stage_values
 from r1track.core.errors import UserError
-from r1track.core.files import Provenance, cores, resumed_folder
+from r1track.core.files import Provenance, cores
+from r1track.core.folders import resumed_folder
 from r1track.core.schema import Settings, Task
 from r1track.core.sequences import Sequence, read_split
 from r1track.tracking import predictors

@@ -12,7 +12,7 @@ import numpy as np
 
 from r1track.core.boxes import Array
 from r1track.core.errors import UserError
-from r1track.core.files import atomic_folder
+from r1track.core.folders import atomic_folder
 from r1track.core.sequences import read_table
 
 BOXES, TIMES, STATUS = "{0}/{0}_001.txt", "{0}/{0}_time.txt", "{0}/{0}_status.csv"  # by the sequence's name

@@ -17,6 +17,7 @@ from peft.tuners.lora import LoraLayer
 
 from r1track.core import config, files, models
 from r1track.core.errors import UserError
+from r1track.core.folders import atomic_folder
 from r1track.core.pairs import held_out
 
 log = logging.getLogger(__name__)
@@ -123,7 +124,7 @@ def run(settings: config.Settings, model: str, adapter: Path, pairs: Path | None
     if settings.merge.base == "dequantised" and trained == "none":
         raise UserError(f"{adapter}: trained over 16 bits, not over dequantised weights; take merge.base original")
     folder = models.resolve_model_dir(model, settings.model.revision)
-    with files.atomic_folder(out, "merge") as temp_path:
+    with atomic_folder(out, "merge") as temp_path:
         share = _write_merged(folder, adapter, settings.merge.base, temp_path)
         measured: dict[str, Any] = {"pairs": 0} | dict.fromkeys(AGREEMENTS)
         if pairs:

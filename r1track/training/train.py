@@ -24,7 +24,8 @@ from transformers import PrinterCallback, ProgressCallback
 from trl import GRPOConfig, SFTConfig
 
 from r1track.core import config, files, models, prompts
-from r1track.core.errors import UserError
+from r1track.core.errors import UserError, naming
+from r1track.core.folders import atomic_folder, locked
 from r1track.core.pairs import load as open_pairs
 from r1track.core.pairs import questions
 from r1track.training import backend, progress, rewards, trl_patches
@@ -248,10 +249,14 @@ def make_trainer(settings: config.Settings, arm: str, folder: Path, pairs: Path,
 def run(settings: config.Settings, arm: str, model: str, pairs: Path, scratch: Path, out: Path) -> None:
     """Train the arm on pairs/train and write the adapter, the log, the examples and the provenance to `out`.
 
-    Raises MissingFile for missing pairs or model, UserError for arguments that the trainer would not keep,
-    UserError when the loss is not finite.
+    One process at a time may write to `out` and to `scratch`. Raises UserError for missing pairs or model, for
+    arguments that the trainer would not keep, and when the loss is not finite.
     """
-    files.check_replaceable(out, "train")
+    with atomic_folder(out, "train") as temp_path, locked(scratch):
+        _train(settings, arm, model, pairs, scratch, temp_path)
+
+
+def _train(settings: config.Settings, arm: str, model: str, pairs: Path, scratch: Path, out: Path) -> None:
     kind = backend.enter(settings.train.backend, scratch)
     provenance = files.Provenance("train", {"pairs": pairs / "manifest.json", "model": model}, settings.model.revision)
     folder = models.resolve_model_dir(model, settings.model.revision)
@@ -265,7 +270,7 @@ def run(settings: config.Settings, arm: str, model: str, pairs: Path, scratch: P
         log.info("resuming from %s", checkpoint)
     watching = make_watch(settings, arm, scratch)
     trainer.add_callback(watching)
-    with watching.live:
+    with watching.live, naming(scratch):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     rows = progress.history(trainer.state.log_history)
     seconds = sum(row["seconds"] for row in rows)
@@ -274,12 +279,11 @@ def run(settings: config.Settings, arm: str, model: str, pairs: Path, scratch: P
         "trainer": backend.trainer_name(settings.train, arm), "settings": stage,
         "shared_prefix": arm == "grpo" and settings.train.shared_prefix,
     }  # fmt: skip
-    with files.atomic_folder(out, "train") as temp_path:
-        trainer.model.save_pretrained(temp_path)
-        (temp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        if arm == "grpo":
-            shutil.copytree(scratch / "examples", temp_path / "examples")
-        provenance.write(temp_path / "provenance.json", seed=settings.seed, notes=notes)
+    trainer.model.save_pretrained(out)
+    (out / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if arm == "grpo":
+        shutil.copytree(scratch / "examples", out / "examples")
+    provenance.write(out / "provenance.json", seed=settings.seed, notes=notes)
     measure = "reward" if arm == "grpo" else "loss"
     seen = [row[measure] for row in rows if measure in row]
     log.info("%s: %s %.3f -> %.3f over %d steps", arm, measure, seen[0], seen[-1], len(rows))

@@ -1,0 +1,137 @@
+"""Folders: a result folder appears when it is complete, one process writes it, and it replaces only its own kind.
+
+Beside `path` a stage keeps `.NAME.lock` and its unfinished work, `.NAME.part` or `.NAME.partial`. Whoever gets the lock
+removes what a killed process left (docs/reliability.md).
+"""
+
+import logging
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from r1track.core.errors import UserError, naming
+from r1track.core.files import open_locked, read_json, sync, write_json
+
+log = logging.getLogger(__name__)
+MARK = ".identity.json"  # in unfinished work: what it is the work of
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock on what is written at `path`. Raises UserError, naming the holder, where another process has it."""
+    file = path.with_name(f".{path.name}.lock")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        stream = open_locked(file)
+    except BlockingIOError:
+        holder = file.read_text(encoding="utf-8") if file.exists() else "another process"
+        raise UserError(f"{path}: is being written by {holder}; wait for its end, or end it") from None
+    with stream:
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S %Z')}")
+        stream.flush()
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+
+
+def check_replaceable(path: Path, stage: str | None = None) -> None:
+    """Refuse to replace what is at `path`, unless it is an empty folder or one that `stage` wrote.
+
+    A folder is a stage's if the provenance in it, or beside it, says so. Raises UserError with the remedy for all
+    else: a file, a link, another folder, the working folder or one that holds it.
+    """
+    reason = ""
+    if path.name in ("", ".."):
+        reason = "has no name of its own"
+    elif path.is_symlink():
+        reason = "is a link"
+    elif path.exists() and not path.is_dir():
+        reason = "is a file"
+    elif path.exists() and Path.cwd().is_relative_to(path.resolve()):
+        reason = "holds the working folder"
+    elif path.exists() and any(path.iterdir()) and stage not in _writers(path):
+        reason = f"holds files that `{stage}` did not write" if stage else "is not empty"
+    if reason:
+        raise UserError(f"{path}: {reason}, so it is not replaced; give another --out, or remove it yourself")
+
+
+def _writers(folder: Path) -> set[str | None]:
+    """The stages whose provenance is in a folder or beside it."""
+    places = [place / "provenance.json" for place in (folder, folder.parent)]
+    records = [read_json(place) for place in places if place.is_file()]
+    return {record.get("stage") for record in records if isinstance(record, dict)}
+
+
+@contextmanager
+def atomic_folder(path: Path, stage: str | None = None) -> Iterator[Path]:
+    """A temporary empty folder beside `path`: replaces `path` at the end of the block, removed after an exception.
+
+    Raises UserError, before the block, for what `check_replaceable` refuses, and while another process writes it.
+    """
+    check_replaceable(path, stage)
+    with locked(path), naming(path):
+        _restore(path)
+        temp_path = path.with_name(f".{path.name}.part")
+        shutil.rmtree(temp_path, ignore_errors=True)
+        temp_path.mkdir()
+        try:
+            yield temp_path
+            _replace(path, temp_path)
+        finally:
+            shutil.rmtree(temp_path, ignore_errors=True)
+
+
+@contextmanager
+def resumed_folder(path: Path, identity: dict[str, Any], stage: str) -> Iterator[Path]:
+    """As atomic_folder, but after an exception the folder stays, for the next run with an equal `identity` (JSON).
+
+    The block must write every file in it atomically.
+    """
+    check_replaceable(path, stage)
+    with locked(path), naming(path):
+        _restore(path)
+        temp_path = path.with_name(f".{path.name}.partial")
+        if (path / MARK).exists():  # killed when it was complete, just before the mark was removed
+            path.replace(temp_path)
+        if temp_path.exists() and (not (temp_path / MARK).exists() or read_json(temp_path / MARK) != identity):
+            log.warning("%s: unfinished work of other settings or inputs is removed", path)
+            shutil.rmtree(temp_path)
+        for leftover in sorted(temp_path.rglob(".*.*")):
+            _remove(leftover, unless=MARK)
+        temp_path.mkdir(exist_ok=True)
+        write_json(temp_path / MARK, identity)
+        yield temp_path
+        _replace(path, temp_path)
+        (path / MARK).unlink()
+
+
+def _remove(leftover: Path, unless: str) -> None:
+    if leftover.is_dir():
+        shutil.rmtree(leftover)
+    elif leftover.name != unless:
+        leftover.unlink(missing_ok=True)
+
+
+def _restore(path: Path) -> None:
+    """Put back, or remove, the replaced folder that a process left which was killed between the two renames."""
+    old = path.with_name(f".{path.name}.old")
+    if old.exists() and not path.exists():
+        old.replace(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _replace(path: Path, temp_path: Path) -> None:
+    """Give a complete folder its name; what was there goes only when the new one is in its place."""
+    sync(temp_path)
+    old = path.with_name(f".{path.name}.old")
+    if path.exists():
+        path.replace(old)
+    temp_path.replace(path)
+    shutil.rmtree(old, ignore_errors=True)
