@@ -25,16 +25,18 @@ MARK = ".identity.json"  # in unfinished work: what it is the work of
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock on what is written at `path`. Raises UserError, naming the holder, where another process has it."""
     file = path.with_name(f".{path.name}.lock")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        stream = open_locked(file)
-    except BlockingIOError:
-        holder = file.read_text(encoding="utf-8") if file.exists() else "another process"
-        raise UserError(f"{path}: is being written by {holder}; wait for its end, or end it") from None
-    with stream:
+    now = time.strftime("%Y-%m-%d %H:%M:%S %Z")
+    with naming(path):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            stream = open_locked(file)
+        except BlockingIOError:
+            holder = file.read_text(encoding="utf-8") if file.exists() else "another process"
+            raise UserError(f"{path}: is being written by {holder}; wait for its end, or end it") from None
         stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S %Z')}")
+        stream.write(f"process {os.getpid()} on {socket.gethostname()}, since {now}")
         stream.flush()
+    with stream:
         try:
             yield
         finally:
