@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -66,15 +67,33 @@ def words(stage: str, run: Path, folder: Path) -> list[str]:
 
 def trial(command: list[str], folder: Path, kill_at: int = 0) -> tuple[int, int, str]:
     """Exit code (-9 when killed), operations on files below `folder`, and output of a command."""
-    report = folder.with_name(f"{folder.name}.log")
-    process = FORK.Process(target=_run, args=(command, folder, kill_at, report))
+    process, report = begin(command, folder, kill_at, signal.SIGKILL)
+    return end(process, report)
+
+
+def begin(command: list[str], folder: Path, moment: int = 0, sent: int = signal.SIGSTOP) -> tuple[Any, Path]:
+    """The process of a command, which sends itself a signal at a moment, and the file of its output."""
+    report = folder.with_name(f"{folder.name}.{time.monotonic_ns()}.log")
+    process = FORK.Process(target=_run, args=(command, folder, moment, sent, report))
     process.start()
+    return process, report
+
+
+def end(process: Any, report: Path) -> tuple[int, int, str]:
+    """As `trial`, when the process ends."""
     process.join()
     output = report.read_text()
     return process.exitcode or 0, output.count("\n#operation"), output
 
 
-def _run(command: list[str], folder: Path, kill_at: int, report: Path) -> None:
+def wait_until_stopped(process: Any) -> None:
+    """Return when the process has stopped itself, and not ended."""
+    while process.is_alive() and Path(f"/proc/{process.pid}/stat").read_text().rpartition(") ")[2][0] != "T":
+        time.sleep(0.02)
+    assert process.is_alive()
+
+
+def _run(command: list[str], folder: Path, moment: int, sent: int, report: Path) -> None:
     import torch
     from typer.testing import CliRunner
 
@@ -88,8 +107,8 @@ def _run(command: list[str], folder: Path, kill_at: int, report: Path) -> None:
         changes = event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir")
         if (changes or (event == "open" and (arguments[2] or 0) & WRITES)) and str(arguments[0]).startswith(inside):
             os.write(stream, b"\n#operation")
-            if next(count) == kill_at:
-                os.kill(os.getpid(), signal.SIGKILL)
+            if next(count) == moment:
+                os.kill(os.getpid(), sent)
 
     sys.addaudithook(on_event)
     result = CliRunner().invoke(app, command)
