@@ -7,7 +7,7 @@ CARD := .venv-card/bin
 PYTHON312 ?= $(shell for p in python3.12 $(HOME)/.pyenv/versions/3.12.*/bin/python $(PYTHON); do \
 	"$$p" -c "import sys; sys.exit(sys.version_info[:2] != (3, 12))" 2>/dev/null && echo "$$p" && break; done)
 
-.PHONY: install demo test test-card docs lock
+.PHONY: install demo test test-card torture docs lock
 
 install: .venv/installed
 
@@ -46,3 +46,7 @@ docs: install
 # What is installed now, as constraints for everyone: no local versions, no paths.
 lock:
 	$(BIN)/python -m pip freeze --exclude-editable | sed -E '/^#|@/d; s/\+cpu$$//' > requirements.lock
+
+# What a hundred kills, full disks and hostile servers do (docs/reliability.md): some twenty minutes.
+torture: install
+	KILLS=100 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/reliability --numprocesses auto --dist loadfile

@@ -3,12 +3,14 @@ import atexit
 import os
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from r1track import failures, plan
 from r1track.core import config as configuration
 from r1track.core.errors import UserError
 from r1track.core.files import write_json
+from r1track.core.folders import locked
 
 
 configfile: "config.yaml"
@@ -23,7 +25,17 @@ except UserError as error:
 
 
 BEGAN = time.time()
+LOCK = ExitStack()
+atexit.register(LOCK.close)
 shell.prefix(failures.SHELL_PREFIX)
+
+
+# In place of Snakemake's own lock, which stays after a kill until somebody removes it.
+onstart:
+    try:
+        LOCK.enter_context(locked(Path(PLAN.results)))
+    except UserError as error:
+        sys.exit(f"error: {error}")
 
 
 # At exit, so that the summary or the failures stand below Snakemake's own messages.

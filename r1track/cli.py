@@ -6,6 +6,7 @@ A command imports its stage when it runs, so that `--help` is fast. Wrong input 
 
 import logging
 import re
+import signal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -78,6 +79,12 @@ def main(log_file: Annotated[Path | None, typer.Option("--log", help="Also write
     logging.getLogger("r1track").setLevel(logging.DEBUG)
     logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)  # warns of kernels that nothing here needs
     logging.captureWarnings(True)
+    signal.signal(signal.SIGTERM, _end)
+
+
+def _end(number: int, _: Any) -> None:
+    """Let the blocks that are open clean up: locks and unfinished folders are removed."""
+    raise SystemExit(128 + number)
 
 
 @app.command()

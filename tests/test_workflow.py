@@ -15,7 +15,7 @@ import yaml
 from typer.main import get_command
 
 from r1track import cli, plan
-from r1track.core import config
+from r1track.core import config, folders
 
 ROOT = config.ROOT
 MODELS = ("base", "grpo", "static", "template", "oracle")
@@ -233,6 +233,14 @@ def write_split(folder: Path, *names: str) -> Path:
     folder.mkdir()
     (folder / "list.txt").write_text("".join(f"{name}\n" for name in names))
     return folder
+
+
+def test_a_second_workflow_of_the_same_run_is_refused_before_its_first_job(finished: Path) -> None:
+    with folders.locked(finished / RESULTS):
+        done = snakemake(finished, "--nolock", "--forceall")
+    assert done.returncode == 1
+    assert f"error: {RESULTS}: is being written by process {os.getpid()} on " in done.stdout + done.stderr
+    assert "rule settings" not in done.stdout + done.stderr
 
 
 def test_data_that_do_not_exist_are_refused_with_field_path_and_remedy(tmp_path: Path) -> None:

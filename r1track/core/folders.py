@@ -58,7 +58,7 @@ def check_replaceable(path: Path, stage: str | None = None) -> None:
         reason = "is a file"
     elif path.exists() and Path.cwd().is_relative_to(path.resolve()):
         reason = "holds the working folder"
-    elif path.exists() and any(path.iterdir()) and stage not in _writers(path):
+    elif any(not file.is_dir() for file in path.rglob("*")) and stage not in _writers(path):
         reason = f"holds files that `{stage}` did not write" if stage else "is not empty"
     if reason:
         raise UserError(f"{path}: {reason}, so it is not replaced; give another --out, or remove it yourself")

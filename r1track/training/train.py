@@ -30,6 +30,7 @@ from r1track.core.pairs import load as open_pairs
 from r1track.core.pairs import questions
 from r1track.training import backend, progress, rewards, trl_patches
 from r1track.training.shared_prefix import make_rollout
+from r1track.training.stopping import StopCallback
 
 log = logging.getLogger(__name__)
 Reward = Callable[..., list[float]]
@@ -269,9 +270,14 @@ def _train(settings: config.Settings, arm: str, model: str, pairs: Path, scratch
     if checkpoint:
         log.info("resuming from %s", checkpoint)
     watching = make_watch(settings, arm, scratch)
-    trainer.add_callback(watching)
-    with watching.live, naming(scratch):
+    stop = StopCallback(settings.train.rollout_steps if arm == "grpo" else 1)
+    for callback in (watching, stop):
+        trainer.add_callback(callback)
+    with watching.live, naming(scratch), stop.listening():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.state.global_step < steps:
+        log.warning("stopped by a signal after step %d; the same command goes on from there", trainer.state.global_step)
+        raise SystemExit(128 + stop.received)
     rows = progress.history(trainer.state.log_history)
     seconds = sum(row["seconds"] for row in rows)
     notes = {

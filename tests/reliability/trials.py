@@ -71,8 +71,11 @@ def trial(command: list[str], folder: Path, kill_at: int = 0) -> tuple[int, int,
     return end(process, report)
 
 
-def begin(command: list[str], folder: Path, moment: int = 0, sent: int = signal.SIGSTOP) -> tuple[Any, Path]:
-    """The process of a command, which sends itself a signal at a moment, and the file of its output."""
+def begin(command: list[str], folder: Path, moment: int | Path = 0, sent: int = signal.SIGSTOP) -> tuple[Any, Path]:
+    """The process of a command, which sends itself a signal at a moment, and the file of its output.
+
+    moment: the number of an operation, or the file whose first opening for writing it is.
+    """
     report = folder.with_name(f"{folder.name}.{time.monotonic_ns()}.log")
     process = FORK.Process(target=_run, args=(command, folder, moment, sent, report))
     process.start()
@@ -93,7 +96,7 @@ def wait_until_stopped(process: Any) -> None:
     assert process.is_alive()
 
 
-def _run(command: list[str], folder: Path, moment: int, sent: int, report: Path) -> None:
+def _run(command: list[str], folder: Path, moment: int | Path, sent: int, report: Path) -> None:
     import torch
     from typer.testing import CliRunner
 
@@ -101,13 +104,15 @@ def _run(command: list[str], folder: Path, moment: int, sent: int, report: Path)
 
     torch.set_num_threads(1)
     count, stream = itertools.count(1), os.open(report, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    inside = f"{folder}{os.sep}"
+    inside, moments = f"{folder}{os.sep}", [moment]
 
     def on_event(event: str, arguments: tuple[Any, ...]) -> None:
         changes = event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir")
         if (changes or (event == "open" and (arguments[2] or 0) & WRITES)) and str(arguments[0]).startswith(inside):
             os.write(stream, b"\n#operation")
-            if next(count) == moment:
+            number = next(count)
+            if moments and (number == moments[0] or str(arguments[0]) == str(moments[0])):
+                moments.clear()
                 os.kill(os.getpid(), sent)
 
     sys.addaudithook(on_event)

@@ -1,0 +1,73 @@
+"""A whole workflow, killed at random moments: the same command goes on to the same results, and no hand is needed.
+
+The number of kills is a tenth of `KILLS`, which `make torture` sets; `make test` leaves this to it.
+"""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from test_kills import KILLS
+from trials import CONFIG, hidden
+
+from r1track.core import config, files
+
+COMMAND = [sys.executable, "-m", "snakemake", "--snakefile", str(config.ROOT / "Snakefile"), "--cores", "2",
+           "--workflow-profile", str(config.ROOT / "profiles" / "default"), "--configfile", "config.yaml"]  # fmt: skip
+TIMES = ("provenance.json", "_time.txt", "log.jsonl", "index.html", "summary.json", "summary.md", ".log", ".tsv")
+
+
+def begin(folder: Path) -> subprocess.Popen[str]:
+    """The workflow of the small run in `folder`, in a session of its own."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.yaml").write_text(
+        yaml.safe_dump(CONFIG | {"verdict": CONFIG["verdict"] | {"on_regression": "warn"}})
+    )
+    place = {**os.environ, "PYTHONPATH": str(config.ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        COMMAND, cwd=folder, env=place, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def end(workflow: subprocess.Popen[str]) -> None:
+    output = workflow.communicate()[0]
+    assert workflow.returncode == 0, output[-4000:]
+
+
+def results(folder: Path) -> dict[str, str]:
+    """Hashes of the results that hold no times."""
+    hashes = files.hashes(folder / "results")
+    return {name: digest for name, digest in hashes.items() if not name.endswith(TIMES)}
+
+
+def kill_session(workflow: subprocess.Popen[str]) -> None:
+    subprocess.run(["pkill", "-9", "-s", str(workflow.pid)], check=False)
+    workflow.communicate()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """The folder of an undisturbed workflow, and the seconds that it took."""
+    folder, began = tmp_path_factory.mktemp("whole"), time.monotonic()
+    end(begin(folder))
+    return folder, time.monotonic() - began
+
+
+@pytest.mark.skipif("KILLS" not in os.environ, reason="takes minutes: `make torture`")
+def test_a_killed_workflow_goes_on_to_the_same_results_without_a_hand(whole, tmp_path):
+    folder, seconds = whole
+    moments, kills = random.Random(11), max(1, KILLS // 10)
+    for kill in range(kills):
+        workflow = begin(tmp_path)
+        time.sleep(moments.uniform(0.05, 0.9) * seconds / (1 + kill % 3))
+        kill_session(workflow)
+    end(begin(tmp_path))
+    assert results(tmp_path) == results(folder)
+    left = [name for name in hidden(tmp_path / "results") + hidden(tmp_path / "scratch") if "snakemake" not in name]
+    assert left == []
