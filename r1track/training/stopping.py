@@ -1,4 +1,4 @@
-"""Stopping: a training that gets SIGTERM or SIGINT saves at the end of its step; the same command goes on from there."""
+"""Stopping: after SIGTERM or SIGINT a training saves at the end of its step; the same command goes on from there."""
 
 import os
 import signal
