@@ -51,7 +51,8 @@ def write_data(root: Path, sequences: int) -> None:
         np.savetxt(folder / "groundtruth.txt", np.hstack([corners, np.tile([w, h], (LENGTH, 1))]), "%.2f", ",")
     names = [path.name for path in sorted((root / "many").iterdir())]
     (root / "few").mkdir()
-    (root / "few" / "list.txt").write_text("".join(f"../many/{name}\n" for name in names[: 1 + sequences // SEVERAL]))
+    (root / "few" / "many").symlink_to("../many")
+    (root / "few" / "list.txt").write_text("".join(f"many/{name}\n" for name in names[: 1 + sequences // SEVERAL]))
     (root / "many" / "list.txt").write_text("\n".join(names))
 
 

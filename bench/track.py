@@ -50,7 +50,7 @@ def shares(sequences: list[Sequence], model: str) -> dict[str, float]:
     loaded = models.load(model, settings.model)
     models.load = lambda *_: loaded
     spent = {
-        "reading frames (beside the rest)": timed(track, "open_frame"),
+        "reading frames (beside the rest)": timed(track, "read_image"),
         "vision tower": timed(loaded.model.model.visual, "forward"),
         "prefixes, with their vision": timed(generation.Decoder, "prefixes"),
         "decoding tokens": timed(generation.Decoder, "decode"),

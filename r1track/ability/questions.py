@@ -1,7 +1,6 @@
 """Question sets: how they are loaded, and which of their questions are asked."""
 
 import hashlib
-import io
 import json
 import logging
 from collections import Counter
@@ -20,6 +19,7 @@ from r1track.core import prompts, schema
 from r1track.core.boxes import xywh_to_xyxy
 from r1track.core.crops import processed_size
 from r1track.core.errors import UserError
+from r1track.core.images import decode, read_stored
 
 log = logging.getLogger(__name__)
 
@@ -46,15 +46,14 @@ class Item:
         """SHA-256 of the image file's bytes: questions about one image share it."""
         return hashlib.sha256(self.read()).hexdigest()
 
+    @property
+    def image_name(self) -> str:
+        """What messages call the image."""
+        return f"{self.field}: image of question {self.doc_id} ({self.question[:200]!r})"
+
     def picture(self) -> Image.Image:
-        """The image, RGB. Raises UserError when it is missing or its bytes are no image."""
-        try:
-            return Image.open(io.BytesIO(self.read())).convert("RGB")
-        except (OSError, TypeError) as error:
-            raise UserError(
-                f"{self.field}: image of question {self.doc_id} ({self.question!r}) cannot be read: {error}; "
-                "download the set again, or take another revision"
-            ) from error
+        """The image, RGB, upright. Raises UserError when it is missing or its bytes are no image."""
+        return decode(self.read(), self.image_name, upright=True)
 
 
 def choose(answers: Sequence[str], items: int, seed: int) -> list[int]:
@@ -82,7 +81,7 @@ def load(name: str, spec: schema.VqaSet, seed: int, model: schema.Model) -> list
     import datasets
 
     field = f"vqa.sets.{name}"
-    rows = _rows(spec, field)
+    rows, folder = _rows(spec, field)
     columns = [c for c in dict.fromkeys((spec.question, spec.answer, spec.options, spec.group, spec.id)) if c]
     columns += [column for column in ("dataset",) if column in rows.features]
     missing = [column for column in ("image", *columns) if column not in rows.features]
@@ -90,7 +89,7 @@ def load(name: str, spec: schema.VqaSet, seed: int, model: schema.Model) -> list
         fault = f"no column {', '.join(missing)}" if missing else "no pictures in the column image"
         raise UserError(f"{field}: {spec.source} has {fault}; its columns: {sorted(rows.features)}")
     stored = rows.select_columns("image").cast_column("image", datasets.Image(decode=False))
-    items = [_item(field, index, row, spec, stored) for index, row in enumerate(rows.select_columns(columns))]
+    items = [_item(field, index, row, spec, stored, folder) for index, row in enumerate(rows.select_columns(columns))]
     twice = [doc_id for doc_id, count in Counter(item.doc_id for item in items).items() if count > 1]
     if twice:
         raise UserError(f"{field}.id = {spec.id!r}: {len(twice)} ids occur twice, first {twice[0]!r}; set it to null")
@@ -112,13 +111,15 @@ def load(name: str, spec: schema.VqaSet, seed: int, model: schema.Model) -> list
     return [_with_image_size(items[scorable[index]], model) for index in chosen]
 
 
-def _rows(spec: schema.VqaSet, field: str) -> Any:
+def _rows(spec: schema.VqaSet, field: str) -> tuple[Any, Path]:
+    """The rows of a set, and the folder where those of its images lie that are files."""
     import datasets
 
     if spec.source == "easy-vqa":
         return _easy_vqa(spec, field)
     try:
-        return datasets.load_dataset(spec.source, spec.subset, split=spec.split, revision=spec.revision)
+        rows = datasets.load_dataset(spec.source, spec.subset, split=spec.split, revision=spec.revision)
+        return rows, Path(spec.source)
     except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
         raise UserError(
             f"{field}: cannot load split {spec.split!r} of {spec.source!r}: {error}; check source, subset, split, "
@@ -126,7 +127,7 @@ def _rows(spec: schema.VqaSet, field: str) -> Any:
         ) from error
 
 
-def _easy_vqa(spec: schema.VqaSet, field: str) -> Any:
+def _easy_vqa(spec: schema.VqaSet, field: str) -> tuple[Any, Path]:
     import datasets
 
     try:
@@ -138,11 +139,12 @@ def _easy_vqa(spec: schema.VqaSet, field: str) -> Any:
     questions, answers, images = getattr(easy_vqa, f"get_{spec.split}_questions")()
     paths = getattr(easy_vqa, f"get_{spec.split}_image_paths")()
     rows = {"image": [str(paths[image]) for image in images], "question": questions, "answer": answers}
-    return datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image(decode=False))
+    stored = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image(decode=False))
+    return stored, Path(easy_vqa.__file__).parent
 
 
-def _item(field: str, index: int, row: dict[str, Any], spec: schema.VqaSet, stored: Any) -> Item:
-    """The item of a row; a box stays in pixels of the image file. stored: the images, not decoded."""
+def _item(field: str, index: int, row: dict[str, Any], spec: schema.VqaSet, stored: Any, folder: Path) -> Item:
+    """The item of a row; a box stays in pixels of the image file. stored: the images, not decoded; or in `folder`."""
     question, answer = row[spec.question], row[spec.answer]
     question = str((question[0] if isinstance(question, list) and question else question) or "")
     if spec.metric == "box" and answer:
@@ -157,11 +159,10 @@ def _item(field: str, index: int, row: dict[str, Any], spec: schema.VqaSet, stor
     # OCRBench scores its handwritten formulas differently from its other texts.
     metric = "formula" if row.get("dataset") == "HME100k" else spec.metric
 
-    def read() -> bytes:
-        image = stored[index]["image"]
-        return bytes(image["bytes"] or Path(image["path"]).read_bytes())
-
-    return Item(field, str(row[spec.id] if spec.id else index), question, targets, metric, read)
+    doc_id = str(row[spec.id] if spec.id else index)
+    item = Item(field, doc_id, question, targets, metric, lambda: read_stored(stored[index]["image"], name, folder))
+    name = item.image_name
+    return item
 
 
 def _with_image_size(item: Item, model: schema.Model) -> Item:

@@ -3,35 +3,40 @@
 A split is a folder with `list.txt` and one folder per sequence. In the GOT-10k layout this holds the frames
 `00000001.jpg`, ... and `groundtruth.txt` (x, y, w, h per frame; one row only where the other boxes are not published),
 and may hold `absence.label`, `cover.label` (visible eighths), `cut_by_image.label`, `meta_info.ini` and `nlp.txt`. No
-image is opened.
+image is opened. docs/inputs.md says what is read and what is refused.
 """
 
 import math
+import os
 import re
+from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from r1track.core.boxes import Array
 from r1track.core.errors import MissingFile, UserError
+from r1track.core.images import SUFFIXES, is_image, read_size
+from r1track.core.text import numbers, read_text
 
 Flags = NDArray[np.bool_]
-LAYOUTS = {  # frames, boxes and description, relative to the folder of a sequence
-    "got10k": ("*.jpg", "groundtruth.txt", "nlp.txt"),
-    "otb": ("img/*.jpg", "groundtruth_rect.txt", "nlp.txt"),
-    "lasot": ("img/*.jpg", "groundtruth.txt", "nlp.txt"),
-    "tnl2k": ("imgs/*.[jp][pn]g", "groundtruth.txt", "language.txt"),
-    "vot": ("color/*.jpg", "groundtruth.txt", "nlp.txt"),
-    "vot-flat": ("*.jpg", "groundtruth.txt", "nlp.txt"),  # until 2017; four corners a row tell it from GOT-10k
-    "nfs": ("*.jpg", "../{name}.txt", "nlp.txt"),
-    "trackingnet": ("*.jpg", "../../anno/{name}.txt", "nlp.txt"),
-    "uav123": ("*.jpg", "../../../anno/UAV123/{name}.txt", "nlp.txt"),
+LAYOUTS = {  # images, boxes and description, relative to the folder of a sequence
+    "got10k": ("*", "groundtruth.txt", "nlp.txt"),
+    "otb": ("img/*", "groundtruth_rect.txt", "nlp.txt"),
+    "lasot": ("img/*", "groundtruth.txt", "nlp.txt"),
+    "tnl2k": ("imgs/*", "groundtruth.txt", "language.txt"),
+    "vot": ("color/*", "groundtruth.txt", "nlp.txt"),
+    "vot-flat": ("*", "groundtruth.txt", "nlp.txt"),  # until 2017; four corners a row tell it from GOT-10k
+    "nfs": ("*", "../{name}.txt", "nlp.txt"),
+    "trackingnet": ("*", "../../anno/{name}.txt", "nlp.txt"),
+    "uav123": ("*", "../../../anno/UAV123/{name}.txt", "nlp.txt"),
 }
 RESTORE = "restore it from the data set's archive"
+LARGEST = 1e6  # of any number in annotation and tracks
+LONGEST_TEXT = 2000  # characters of a description
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,52 +68,55 @@ class Sequence:
 
         A few sequences have frames of several sizes.
         """
-        match = re.fullmatch(r"\((\d+), *(\d+)\)", self.meta.get("resolution", ""))
-        if match:
-            return int(match[1]), int(match[2])
-        with Image.open(self.frames[0]) as image:  # reads the header only
-            return image.size
+        match = re.fullmatch(r"\(([1-9]\d{0,5}), *([1-9]\d{0,5})\)", self.meta.get("resolution", ""), re.ASCII)
+        return (int(match[1]), int(match[2])) if match else read_size(self.frames[0])
 
 
 def read_table(path: Path, columns: int, remedy: str) -> Array:
-    """Read a text file of finite numbers, `columns` per line, separated by commas; shape (lines, columns).
+    """Read a text file of finite numbers, `columns` per line, see `numbers`; shape (lines, columns).
 
     Raises UserError with file, line, value and `remedy`.
     """
-    if not path.is_file():
-        raise MissingFile(f"{path}: no such file; {remedy}")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").rstrip().splitlines(), 1):
-        try:
-            row = [float(value) for value in line.split(",")]
-        except ValueError:
-            row = []
-        if len(row) != columns or not all(map(math.isfinite, row)):
-            kind = "one finite number" if columns == 1 else f"{columns} finite numbers with commas between"
-            raise UserError(f"{path}, line {number}: expected {kind}, found {line!r}; {remedy}")
+    for number, line in enumerate(read_text(path, remedy).rstrip().splitlines(), 1):
+        row = _row(line)
+        if len(row) != columns or not all(abs(value) <= LARGEST for value in row):  # NaN is not
+            kind = "one finite number" if columns == 1 else f"{columns} finite numbers"
+            raise UserError(f"{path}, line {number}: expected {kind} up to {LARGEST:g}, found {line[:80]!r}; {remedy}")
         rows.append(row)
     return np.array(rows, dtype=np.float64).reshape(-1, columns)
+
+
+def _row(line: str) -> list[float]:
+    """The numbers of a line, [] where it holds anything else."""
+    try:
+        return numbers(line)
+    except ValueError:
+        return []
 
 
 def read_list(root: Path) -> dict[str, Path]:
     """The folders of the sequences in `root/list.txt`, by name, in its order.
 
-    A line is the folder of a sequence, relative to `root`. The name of a sequence is that of its folder, and is unique.
-    Raises UserError with file, line, value and remedy.
+    A line is the folder of a sequence, relative to `root` and below it; links lead where their owner wants. The name of
+    a sequence is that of its folder, and is unique. Raises UserError with file, line, value and remedy.
     """
     listing = root / "list.txt"
-    if not listing.is_file():
-        raise MissingFile(f"{listing}: no such file; give a split's folder, such as GOT-10k/val")
-    lines = [(n, line.strip()) for n, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1)]
+    lines = read_text(listing, "give a split's folder, such as GOT-10k/val").splitlines()
+    present = {entry.name for entry in os.scandir(root)}  # one system call, for thousands of sequences
+    missing = [line for line in map(str.strip, lines) if line not in present and not os.path.isdir(root / line)]  # noqa: PTH112
     folders: dict[str, Path] = {}
-    for number, line in lines:
+    for number, line in enumerate(map(str.strip, lines), 1):
         if not line:
             continue
-        folder = root / line
-        if not folder.is_dir():
-            raise MissingFile(f"{listing}, line {number}: no folder {folder}; unpack it or delete the line")
+        place, folder = f"{listing}, line {number}:", root / line
+        if not line.isprintable() or line.startswith("/") or any(part.startswith("..") for part in Path(line).parts):
+            raise UserError(f"{place} {line!r} is no path below {root}; name a folder there, or a link to one")
+        if line in missing:
+            count = f"{len(missing)} of {len(lines)} are missing"
+            raise MissingFile(f"{place} no folder {folder}; unpack it or delete the line ({count})")
         if folder.name in folders:
-            raise UserError(f"{listing}, line {number}: the name {folder.name!r} stands twice; delete one")
+            raise UserError(f"{place} the name {folder.name!r} stands twice; delete one")
         folders[folder.name] = folder
     if not folders:
         raise UserError(f"{listing}: names no sequence; write one folder per line")
@@ -126,11 +134,14 @@ def detect(folder: Path) -> str:
     """The name in LAYOUTS of the layout of a sequence's folder. UserError says which files were looked for."""
     for layout, (frames, truth, _) in LAYOUTS.items():
         path = folder / truth.format(name=folder.name)
-        if path.is_file() and next(folder.glob(frames), None):
-            corners = len(_numbers(path.read_text(encoding="utf-8").partition("\n")[0])) == 8
+        if path.is_file() and any(map(is_image, folder.glob(frames))):
+            corners = len(_row(read_text(path).partition("\n")[0])) == 8
             return "vot-flat" if layout == "got10k" and corners else layout
     patterns = ", ".join(f"{frames} with {truth} ({layout})" for layout, (frames, truth, _) in LAYOUTS.items())
-    raise UserError(f"{folder}: no frames with boxes; looked for {patterns}; restore them from the data set's archive")
+    raise UserError(
+        f"{folder}: no frames with boxes; looked for {patterns}, frames being {', '.join(SUFFIXES)}; restore them from "
+        "the data set's archive"
+    )
 
 
 def read_sequence(folder: Path, layout: str) -> Sequence:
@@ -150,12 +161,17 @@ def read_sequence(folder: Path, layout: str) -> Sequence:
     cover, cut = _label(folder / "cover.label", n, 8), _label(folder / "cut_by_image.label", n, 1) == 1
     # In two training sequences of GOT-10k all labels are 0 by mistake. Without labels, an absent target is invisible.
     visibility = cover / 8 if cover.any() else np.where(absent, 0.0, np.nan)
-    text = (folder / text_file).read_text(encoding="utf-8").strip() if (folder / text_file).is_file() else ""
-    return Sequence(folder.name, frames, boxes, absent, visibility, cut, _meta(folder / "meta_info.ini"), text or None)
+    text, meta = _optional(folder / text_file).strip(), _optional(folder / "meta_info.ini")
+    if len(text) > LONGEST_TEXT:
+        raise UserError(f"{folder / text_file}: {len(text)} characters; describe the target in {LONGEST_TEXT} at most")
+    pairs = (line.partition(":") for line in meta.splitlines())  # `key: value`, which is no INI file
+    fields = {key.strip(): value.strip() for key, colon, value in pairs if colon}
+    return Sequence(folder.name, frames, boxes, absent, visibility, cut, fields, text or None)
 
 
-def _numbers(line: str) -> list[str]:
-    return re.split(r"[,\s]+", line.strip())
+def _optional(path: Path) -> str:
+    """The text of a file, "" where there is none."""
+    return read_text(path) if os.path.lexists(path) else ""
 
 
 def _boxes(path: Path, layout: str, frames: int) -> Array:
@@ -165,16 +181,13 @@ def _boxes(path: Path, layout: str, frames: int) -> Array:
     if not path.is_file():
         raise MissingFile(f"{path}: no such file, which layout {layout} needs; {RESTORE}, or set sample.layout")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").rstrip().splitlines(), 1):
-        try:
-            row = [float(value) for value in _numbers(line)[slice(1, 7) if layout == "nfs" else slice(None)]]
-        except ValueError:
-            row = []
+    for number, line in enumerate(read_text(path, RESTORE).rstrip().splitlines(), 1):
+        row = _row(" ".join(line.split()[1:7]) if layout == "nfs" else line)
         if len(row) == 6 and layout == "nfs":  # two corners, frame, whether the target is lost
             row = [row[0], row[1], row[2] - row[0], row[3] - row[1]] if not row[5] else [math.nan] * 4
         if len(row) == 8 and layout.startswith("vot"):  # four corners: the upright box that holds them
             row = [*np.min([row[::2], row[1::2]], 1), *np.ptp([row[::2], row[1::2]], 1)]
-        if len(row) != 4 or any(map(math.isinf, row)):
+        if len(row) != 4 or any(abs(value) > LARGEST for value in row):
             raise UserError(f"{path}, line {number}: no box of layout {layout}: {line[:80]!r}; {RESTORE}")
         rows.append([-1.0] * 4 if any(map(math.isnan, row)) else row)
     boxes = np.array(rows, dtype=np.float64).reshape(-1, 4)
@@ -184,29 +197,33 @@ def _boxes(path: Path, layout: str, frames: int) -> Array:
 
 
 def _frames(folder: Path, pattern: str) -> tuple[Path, ...]:
-    """The numbered images of a folder, in order of their numbers."""
-    paths = list(folder.glob(pattern))
-    stray = [path for path in paths if not path.stem.isdecimal()]
-    if stray:
-        raise UserError(f"{min(stray)}: not a numbered frame; delete it or move it elsewhere")
-    if not paths:
-        raise UserError(f"{folder}: no frames ({pattern}); restore them from the data set's archive")
-    numbered = sorted((int(path.stem), path) for path in paths)
+    """The numbered images of a folder, in order of their numbers: `7.jpg`, `frame_0007.PNG`.
+
+    Where there are several kinds, only the first of SUFFIXES counts.
+    """
+    kinds = {path: path.suffix.lower().replace(".jpeg", ".jpg") for path in folder.glob(pattern) if is_image(path)}
+    if not kinds:
+        raise UserError(f"{folder}: no frames ({pattern}{', '.join(SUFFIXES)}); {RESTORE}")
+    first = min(kinds.values(), key=SUFFIXES.index)
+    names = {path: re.fullmatch(r"(.*?)(\d+)", path.stem) for path, kind in kinds.items() if kind == first}
+    prefixes = Counter(name and name[1] for name in names.values())
+    common = max(prefixes, key=lambda prefix: (prefixes[prefix], prefix is not None))
+    if stray := [path for path, name in names.items() if name is None or name[1] != common]:
+        raise UserError(f"{min(stray)}: not a numbered frame; delete it or move it elsewhere, or name all frames alike")
+    numbered = sorted((int(name[2]), path) for path, name in names.items() if name)
     for (before, _), (after, path) in pairwise(numbered):
         if after != before + 1:
-            raise UserError(f"{path}: follows frame {before}, some are missing; restore them from the archive")
+            fault = "some are missing; restore them from the archive" if after > before else "as it does; delete one"
+            raise UserError(f"{path}: follows frame {before}, {fault}")
     return tuple(path for _, path in numbered)
 
 
 def _label(path: Path, frames: int, most: int) -> Array:
     """Per-frame whole numbers from 0 to `most`, shape (frames,); all 0 where there is no such file."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         return np.zeros(frames)
-    if path.suffix == ".txt":  # LaSOT's stand in one line
-        labels = _numbers(path.read_text(encoding="utf-8"))
-        values = np.array([float(label) if label in ("0", "1") else math.nan for label in labels])
-    else:
-        values = read_table(path, 1, "restore or delete it")[:, 0]
+    one_line = path.suffix == ".txt"  # as LaSOT's
+    values = np.array(_row(read_text(path))) if one_line else read_table(path, 1, "restore or delete it")[:, 0]
     if len(values) != frames:
         raise UserError(f"{path}: {len(values)} rows for {frames} frames; restore or delete it")
     wrong = np.flatnonzero(~np.isin(values, np.arange(most + 1)))
@@ -215,11 +232,3 @@ def _label(path: Path, frames: int, most: int) -> Array:
             f"{path}, line {wrong[0] + 1}: {values[wrong[0]]:g} is not one of 0 to {most}; restore or delete it"
         )
     return values
-
-
-def _meta(path: Path) -> dict[str, str]:
-    """The `key: value` lines of a meta_info.ini, which is no INI file; empty where there is none."""
-    if not path.is_file():
-        return {}
-    pairs = (line.partition(":") for line in path.read_text(encoding="utf-8").splitlines())
-    return {key.strip(): value.strip() for key, colon, value in pairs if colon}

@@ -1,4 +1,4 @@
-"""Text: the one reader of the text files that people write, such as annotation, lists, descriptions and configuration."""
+"""Text: the one reader of the text files that people write: annotation, lists, descriptions, configuration."""
 
 import re
 from pathlib import Path

@@ -25,6 +25,7 @@ from pydantic import BaseModel
 from r1track.core import boxes, files
 from r1track.core.crops import Crop, jitter_box
 from r1track.core.errors import UserError
+from r1track.core.images import read_reduced
 from r1track.core.pairs import PairRow
 from r1track.core.schema import Settings
 from r1track.core.sequences import Sequence, read_sequence
@@ -34,7 +35,6 @@ BATCH = 64  # pairs whose frames are read together, and rows that are written to
 # Policy `paper`: side of the crop over sqrt(w * h) of the box, and displacement of the crop relative to its side.
 FACTORS, JITTER = (2.0, 8.0), 0.2
 SPARE = 1.1  # a decoded frame has at least this many pixels per crop pixel, along a side
-DECODE = {k: getattr(cv2, f"IMREAD_REDUCED_COLOR_{k}") for k in (2, 4, 8)} | {1: cv2.IMREAD_COLOR}
 JPEG = (cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
 Rejection = str  # why a draw gave no pair
 Maker = Callable[[], Iterable[PairRow | Rejection]]
@@ -100,18 +100,9 @@ def draw(sequence: Sequence, settings: Settings, rng: np.random.Generator, most:
             yield str(search)
 
 
-def decode(path: Path, crops: Iterable[Crop]) -> tuple[cv2.typing.MatLike | None, int]:
-    """A frame as a BGR array (height, width, 3), decoded 1, 2, 4 or 8 times smaller, and that factor.
-
-    The factor is the largest one that leaves enough pixels for the crops. The array is None where the file is truncated
-    or no image.
-    """
-    data, spare = path.read_bytes(), min(1 / crop.scale for crop in crops) / SPARE
-    jpeg = data.startswith(b"\xff\xd8")
-    reduced = max(k for k in DECODE if k == 1 or (jpeg and k <= spare))
-    complete = data and (not jpeg or b"\xff\xd9" in data[-1024:])  # OpenCV fills the rest of a truncated JPEG with grey
-    pixels, flags = np.frombuffer(data, np.uint8), DECODE[reduced] | cv2.IMREAD_IGNORE_ORIENTATION
-    return cv2.imdecode(pixels, flags) if complete else None, reduced
+def decode(path: Path, crops: Iterable[Crop]) -> tuple[cv2.typing.MatLike, int]:
+    """A frame with no more pixels than its crops need, as `read_reduced` gives it."""
+    return read_reduced(path, min(1 / crop.scale for crop in crops) / SPARE)
 
 
 def cut(sequence: Sequence, pairs: list[Pair], least: float) -> Iterator[PairRow | Rejection]:
@@ -122,10 +113,13 @@ def cut(sequence: Sequence, pairs: list[Pair], least: float) -> Iterator[PairRow
     encoded: dict[tuple[int, Crop], bytes] = {}
     faults: dict[int, str] = {}
     for t in sorted(crops):
-        (frame, reduced), box = decode(sequence.frames[t], crops[t]), boxes.xywh_to_xyxy(sequence.boxes[t])
-        if frame is None:
+        box = boxes.xywh_to_xyxy(sequence.boxes[t])
+        try:
+            frame, reduced = decode(sequence.frames[t], crops[t])
+        except UserError:
             faults[t] = f"frame cannot be decoded: {sequence.frames[t]}"
-        elif boxes.area(boxes.clip(box, *np.multiply(frame.shape[1::-1], reduced))) < least * boxes.area(box):
+            continue
+        if boxes.area(boxes.clip(box, *np.multiply(frame.shape[1::-1], reduced))) < least * boxes.area(box):
             faults[t] = "target outside the image"
         else:
             for crop in crops[t]:

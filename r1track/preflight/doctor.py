@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import torch
 from packaging.requirements import Requirement
-from PIL import Image
 
 from r1track.core import config, files
 from r1track.core.errors import UserError
+from r1track.core.images import read_image
 from r1track.core.sequences import read_split
 from r1track.preflight import memory
 from r1track.training import backend
@@ -95,7 +95,7 @@ def _data(settings: config.Settings) -> Iterator[Line]:
             content = "drawn by the stage `toy`"
             if not path.startswith("toy/"):
                 sequences = read_split(Path(path))
-                Image.open(sequences[0].frames[0]).load()
+                read_image(sequences[0].frames[0])
                 content = f"{len(sequences)} sequences"
             yield "ok", field, f"{path}, {content}"
         except (OSError, UserError) as error:

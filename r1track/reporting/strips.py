@@ -14,6 +14,7 @@ from PIL import Image
 from r1track.core.boxes import Array, iou, xywh_to_xyxy, xyxy_to_xywh
 from r1track.core.errors import UserError
 from r1track.core.files import read_record
+from r1track.core.images import read_image
 from r1track.core.prompts import parse_box
 from r1track.core.sequences import Sequence, read_split
 from r1track.reporting.records import Record
@@ -144,11 +145,10 @@ def _frame(sequence: Sequence, tracks: dict[str, Track], judged: str, t: int) ->
 
 
 def _picture(path: Path, boxes: list[tuple[str, Array]]) -> Picture:
-    with Image.open(path) as image:
-        width, height = image.size
-        image.thumbnail((SIDE, SIDE))
-        stream = io.BytesIO()
-        image.convert("RGB").save(stream, "JPEG", quality=QUALITY)
+    image, stream = read_image(path), io.BytesIO()
+    width, height = image.size
+    image.thumbnail((SIDE, SIDE))
+    image.save(stream, "JPEG", quality=QUALITY)
     source = f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
     return Picture(width, height, source, [(name, np.round(box, 1).tolist()) for name, box in boxes])
 

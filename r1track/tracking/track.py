@@ -29,6 +29,7 @@ from r1track.core.config import stage_values
 from r1track.core.errors import UserError
 from r1track.core.files import Provenance, cores
 from r1track.core.folders import resumed_folder
+from r1track.core.images import read_image
 from r1track.core.schema import Settings, Task
 from r1track.core.sequences import Sequence, read_split
 from r1track.tracking import predictors
@@ -96,15 +97,6 @@ class LiveTrack:
         return Track(self.sequence.name, np.stack(self.boxes), np.array(self.seconds), self.statuses, self.answers)
 
 
-def open_frame(path: Path) -> Image.Image:
-    """An image file's pixels in RGB. Raises UserError, with file and remedy, when it cannot be decoded."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be decoded ({error}); restore it from the archive") from error
-
-
 def follow(
     sequences: list[Sequence],
     predict: Predict,
@@ -112,7 +104,7 @@ def follow(
     *,
     reveal: bool = False,
     tick: Callable[[int], None] = lambda frames: None,
-    read: Callable[[Sequence, int], Image.Image] = lambda sequence, t: open_frame(sequence.frames[t]),
+    read: Callable[[Sequence, int], Image.Image] = lambda sequence, t: read_image(sequence.frames[t]),
 ) -> Iterator[Track]:
     """Track the sequences from their first boxes, track.batch at a time, the longest first; yield each when it is done.
 
@@ -168,7 +160,7 @@ def _locate(sequences: list[Sequence], generate: Generate, settings: Settings, f
     for k in progress(range(0, len(sequences), settings.track.batch), "finding targets"):
         batch = sequences[k : k + settings.track.batch]
         described = [sequence for sequence in batch if sequence.text]
-        images = [open_frame(sequence.frames[0]) for sequence in described]
+        images = [read_image(sequence.frames[0]) for sequence in described]
         texts = [str(sequence.text) for sequence in described]
         groundings = predictors.ground(generate, images, texts, settings)
         by_name = dict(zip([sequence.name for sequence in described], groundings, strict=True))

@@ -18,30 +18,38 @@ from rich.progress import track as progress
 from r1track.core import files
 from r1track.core.boxes import area, clip, xywh_to_xyxy
 from r1track.core.errors import MissingFile, UserError
+from r1track.core.images import LARGEST, SUFFIXES, is_image, read_image
 from r1track.core.schema import Settings
 from r1track.core.sequences import Sequence
 from r1track.tracking import predictors
 from r1track.tracking.motion import UNSEEN, clip_and_widen
-from r1track.tracking.track import follow, open_frame
+from r1track.tracking.track import follow
 from r1track.tracking.track_files import Track
 
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 RATE = Fraction(25)  # frames per second where the input gives none, as a folder does
 COLUMNS, ROWS, WIDTH = 4, 3, 320  # frames in a row and in a column of the preview, and pixels of a frame's width
 
 
 def frames(video: Path) -> Iterator[tuple[Image.Image, Fraction]]:
-    """The frames of a video file, upright, or of a folder (2.jpg before 10.jpg), each with the frames per second."""
+    """The frames of a video file or of a folder (2.jpg before 10.jpg), upright, each with the frames per second.
+
+    Raises UserError, with file and remedy, for what cannot be decoded.
+    """
     if video.is_dir():
-        paths = [path for path in video.iterdir() if path.suffix.lower() in IMAGES]
-        for path in sorted(paths, key=lambda path: (len(path.name), path.name)):
-            yield open_frame(path), RATE
+        for path in sorted(filter(is_image, video.iterdir()), key=lambda path: (len(path.name), path.name)):
+            yield read_image(path, upright=True), RATE
         return
-    with av.open(str(video)) as container:
-        if not container.streams.video:
-            raise UserError(f"{video}: has no video stream; give a video or a folder of images")
-        for frame in container.decode(video=0):
-            yield frame.to_image().rotate(frame.rotation, expand=True), container.streams.video[0].average_rate or RATE
+    try:  # without the option, a playlist could name addresses in the network
+        with av.open(str(video), options={"protocol_whitelist": "file"}) as container:
+            if not container.streams.video:
+                raise UserError(f"{video}: has no video stream; give a video or a folder of images")
+            stream = container.streams.video[0]
+            if stream.width * stream.height > LARGEST:
+                raise UserError(f"{video}: {stream.width} x {stream.height} pixels are too many; give a smaller copy")
+            for frame in container.decode(stream):
+                yield frame.to_image().rotate(frame.rotation, expand=True), stream.average_rate or RATE
+    except av.FFmpegError as error:
+        raise UserError(f"{video}: cannot be decoded ({error.strerror}); give a whole video or a folder") from error
 
 
 def _draw(track: Track, video: Path, out: Path, preview: Path | None) -> None:
@@ -76,9 +84,9 @@ def run(settings: Settings, video: Path, model: str, out: Path, start: list[floa
     """
     if out.suffix != ".mp4":
         raise UserError(f"--out {out}: not an .mp4 file; name one")
-    total = sum(1 for _ in progress(frames(video), "counting")) if video.exists() else 0
+    total = sum(1 for _ in progress(frames(video), "counting")) if video.is_dir() or video.is_file() else 0
     if not total:
-        raise MissingFile(f"{video}: no frames; give a video, or a folder of images ({', '.join(IMAGES)})")
+        raise MissingFile(f"{video}: no frames; give a video, or a folder of images ({', '.join(SUFFIXES)})")
     settings, (first, _) = predictors.settings_for(settings, model), next(frames(video))
     if not isinstance(start, str) and not (min(start[2:]) > 0 and area(clip(xywh_to_xyxy(start), *first.size)) > 0):
         raise UserError(f"--box {start}: no part of the first frame, {first.width} x {first.height}; give x,y,w,h")

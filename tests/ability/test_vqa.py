@@ -231,7 +231,7 @@ def test_questions_on_one_image_share_its_hash(stored, pictures):
 def test_a_broken_image_is_refused_with_its_question_before_anything_is_asked(stored, pictures):
     pictures[0]["bytes"] = b"no image"
     source = stored({"question": ["colour?", "size?"], "answer": ["red", "blue"]})
-    with pytest.raises(ValueError, match=r"vqa\.sets\.mine: image of question 0 \('colour\?.*'\) cannot be read"):
+    with pytest.raises(ValueError, match=r"vqa\.sets\.mine: image of question 0 \('colour\?.*'\) cannot be decoded"):
         load(schema.VqaSet(source=source, items=2))
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from toys import REAL, bare_sequence, needs_real, toy_split
 
+from r1track.core.errors import UserError
 from r1track.core.schema import Sample
 from r1track.core.sequences import LAYOUTS, detect, read_list, read_sequence, read_split
 from r1track.data.toy import HEIGHT, WIDTH
@@ -37,10 +38,26 @@ def test_a_toy_split_reads_back_as_it_was_written(toy):
 
 def test_lines_of_the_list_may_be_paths_and_the_last_part_is_the_name(tmp_path):
     bare_sequence(tmp_path / "deep" / "down", "clip", BOXES)
-    root = tmp_path / "split"
-    root.mkdir()
-    (root / "list.txt").write_text("../deep/down/clip\n\n")
-    assert [s.name for s in read_split(root)] == ["clip"]
+    (tmp_path / "list.txt").write_text("deep/down/clip\n\n")
+    assert [s.name for s in read_split(tmp_path)] == ["clip"]
+
+
+def test_a_link_in_the_split_leads_where_its_owner_wants(tmp_path):
+    bare_sequence(tmp_path / "elsewhere", "clip", BOXES)
+    (tmp_path / "split").mkdir()
+    (tmp_path / "split" / "mine").symlink_to("../elsewhere/clip")
+    (tmp_path / "split" / "list.txt").write_text("mine\n")
+    assert [s.name for s in read_split(tmp_path / "split")] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    "line", ["../clip", "..", "a/../../clip", "/clip", "{root}/clip", "cl\0ip", "\x1b[31mclip", "x/.."]
+)
+def test_no_line_of_the_list_leads_out_of_its_folder(line, tmp_path):
+    bare_sequence(tmp_path, "clip", BOXES)
+    (tmp_path / "list.txt").write_text("clip\n" + line.format(root=tmp_path))
+    with pytest.raises(UserError, match=r"list\.txt, line 2: .* is no path below .*; name a folder there, or a link"):
+        read_split(tmp_path)
 
 
 def test_labels_are_optional_and_their_absence_is_unknown_visibility(tmp_path):
@@ -90,7 +107,10 @@ def delete(name):
 DAMAGE = {
     "no list": (delete("../list.txt"), r"list\.txt: no such file; give a split's folder"),
     "empty list": (write("../list.txt", "\n \n"), r"list\.txt: names no sequence; write one folder"),
-    "missing folder": (write("../list.txt", "clip\ngone\n"), r"list\.txt, line 2: no folder .*gone; unpack it"),
+    "missing folder": (
+        write("../list.txt", "clip\ngone\n"),
+        r"list\.txt, line 2: no folder .*gone; unpack it .*1 of 2 are",
+    ),
     "the same name twice": (write("../list.txt", "clip\n./clip\n"), r"list\.txt, line 2: the name 'clip' stands twice"),
     "no ground truth": (
         delete("groundtruth.txt"),
@@ -240,7 +260,7 @@ def test_a_folder_of_no_layout_and_a_wrong_guess_say_what_was_looked_for(tmp_pat
         read_split(tmp_path)
     assert all(f"{frames} with {truth} ({name})" in str(caught.value) for name, (frames, truth, _) in LAYOUTS.items())
     folder = write_clip(tmp_path / "other", "vot")
-    with pytest.raises(ValueError, match=r"clip: no frames \(img/\*\.jpg\)"):
+    with pytest.raises(ValueError, match=r"clip: no frames \(img/\*\.jpg, \.jpeg, \.png, \.webp, \.bmp\); restore"):
         read_sequence(folder, "otb")
     folder = write_clip(tmp_path / "third", "lasot")
     with pytest.raises(

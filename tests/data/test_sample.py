@@ -407,7 +407,7 @@ def test_what_cannot_be_sampled_is_refused(root: Path, tmp_path: Path) -> None:
         truth.write_text("1,2,3,4\n")
     with pytest.raises(ValueError, match=r"Toy_Train_\d+: a pair needs two frames with a box each; .*sample\.exclude"):
         sample.run(settings(), first, tmp_path / "none")
-    with pytest.raises(ValueError, match=r"no frames \(img/\*\.jpg\)"):
+    with pytest.raises(ValueError, match=r"no frames \(img/\*\.jpg, .*\); restore"):
         sample.run(settings(layout="otb"), root, tmp_path / "none", processes=1)
     assert not (tmp_path / "none").exists()
     with pytest.raises(FileNotFoundError, match="run `r1track sample` first"):

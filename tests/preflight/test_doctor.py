@@ -74,7 +74,7 @@ def test_data_that_are_not_there_empty_or_without_frames_are_named_with_their_fi
     errors = bad(found)
     assert set(errors) == {"data.train", "data.sets.broken", "data.sets.empty", "data.sets.gone"}
     assert errors["data.train"][1].startswith("nowhere/list.txt: no such file; give a split's folder")
-    assert "cannot identify image file" in errors["data.sets.broken"][1]
+    assert errors["data.sets.broken"][1].startswith("broken/one/00000001.jpg: cannot be decoded")
     assert errors["data.sets.empty"][1].startswith("empty/list.txt: names no sequence")
     assert ("ok", "data.sets.whole", "whole, 2 sequences") in found.lines
     assert not found.well

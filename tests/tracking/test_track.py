@@ -288,9 +288,10 @@ def test_many_at_once_give_the_boxes_of_one_at_a_time(toy, tmp_path, answer_with
 def test_sequences_of_unequal_length_are_replaced_as_they_end(toy, long_toy, tmp_path):
     root = tmp_path / "mixed"
     root.mkdir()
-    short = [f"../short/{s.name}" for s in read_split(toy)]
-    (tmp_path / "short").symlink_to(toy)
-    (root / "list.txt").write_text("\n".join([*short, str(long_toy / "Toy_Val_000005")]) + "\n")
+    short = [f"short/{s.name}" for s in read_split(toy)]
+    (root / "short").symlink_to(toy)
+    (root / "long").symlink_to(long_toy / "Toy_Val_000005")
+    (root / "list.txt").write_text("\n".join([*short, "long"]) + "\n")
     sizes = []
     oracle = peers.find("oracle")
 
