@@ -5,7 +5,6 @@ A command imports its stage when it runs, so that `--help` is fast. Wrong input 
 """
 
 import logging
-import re
 import signal
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -175,12 +174,13 @@ def video(
     endpoint: Server = None,
 ) -> None:
     """Track one target through a video and draw its boxes."""
-    from r1track.tracking.video import run
+    from r1track.tracking.video import parse_box, run
 
-    if bool(box) == bool(text) or not re.fullmatch(r"-?\d+(\.\d*)?(,-?\d+(\.\d*)?){3}", box or "0,0,0,0"):
+    if bool(box) == bool(text):
         raise UserError(f"--box {box} --text {text}: give one of the two, a box as x,y,w,h")
+    start = parse_box(box) if box else str(text)
     settings = _served(config.load(config_file) if config_file else schema.Settings(), endpoint)
-    run(settings, source, model, out, [float(v) for v in box.split(",")] if box else str(text), preview)
+    run(settings, source, model, out, start, preview)
 
 
 @app.command()

@@ -100,11 +100,18 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPa
     assert isinstance(result.exception, KeyError)
 
 
-@pytest.mark.parametrize("words", [(), ("--box", "1,2,3"), ("--box", "1,2,3,x"), ("--box", "1,2,3,4", "--text", "dog")])
+@pytest.mark.parametrize("words", [(), ("--box", "1,2,3,4", "--text", "dog")])
 def test_a_video_needs_a_box_or_a_text(words: tuple[str, ...]) -> None:
     result = run("video", "clip.mp4", "--model", "tiny", "--out", "out.mp4", *words)
     assert result.exit_code == 2
     assert "give one of the two, a box as x,y,w,h" in result.stderr
+
+
+@pytest.mark.parametrize("box", ["1,2,3", "1,2,3,x", "1,,3,4", "1,2,3,4,5", "1,2,3,nan", "1,2,3,4_0", "1;2;3;4", " "])
+def test_a_box_is_four_numbers(box: str) -> None:
+    result = run("video", "clip.mp4", "--model", "tiny", "--out", "out.mp4", "--box", box)
+    assert result.exit_code == 2
+    assert f"--box '{box}': no four numbers; give a box as x,y,w,h" in result.stderr
 
 
 def test_the_toy_command_writes_both_splits(tmp_path: Path) -> None:

@@ -169,8 +169,11 @@ def _with_image_size(item: Item, model: schema.Model) -> Item:
     """The item with its image's pixel count, and a box, xyxy, in pixels of the image as the model sees it."""
     width, height = item.picture().size
     targets = item.targets
-    if item.metric == "box":
+    try:
         model_width, model_height = processed_size((width, height), model)
+    except UserError as error:
+        raise UserError(f"{item.image_name} has {error}, or take another set") from error
+    if item.metric == "box":
         scale = np.array([model_width / width, model_height / height] * 2)
         targets = [prompts.numbers(json.loads(target) * scale) for target in targets]
     return replace(item, targets=targets, pixels=width * height)

@@ -41,6 +41,7 @@ def run(settings: config.Settings, base: Path, tuned: Sequence[Path], out: Path)
     A loss of ability is a result, not an error: `gate` stops the run for it, after the report is written. Raises
     UserError for folders that hold no answers, or have the same name.
     """
+    files.check_file(out, "verdict")
     inputs = {"base": base, **{f"tuned {folder.name}": folder for folder in tuned}}
     record = files.Provenance("verdict", inputs)
     if len({folder.name for folder in tuned}) < len(tuned):

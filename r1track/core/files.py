@@ -146,6 +146,17 @@ def resolve_path(name: str | Path, revision: str | None = None) -> Path:
     return Path(cached).parent if isinstance(cached, str) else Path(name)
 
 
+def check_file(path: Path, stage: str | None = None) -> None:
+    """Refuse to replace what is at `path`, unless the provenance beside it says that `stage` wrote the file.
+
+    Raises UserError with the remedy.
+    """
+    place = path.with_name(f"{path.name}.provenance.json")
+    record = read_json(place) if place.is_file() and path.is_file() and not path.is_symlink() else {}
+    if os.path.lexists(path) and not (stage and isinstance(record, dict) and record.get("stage") == stage):
+        raise UserError(f"{path}: is there, and this command did not write it; give another name, or remove it")
+
+
 def hash_file(path: Path) -> str:
     """SHA-256 of a file's bytes, as hexadecimal digits."""
     with path.open("rb") as stream:

@@ -72,19 +72,20 @@ class Sequence:
         return (int(match[1]), int(match[2])) if match else read_size(self.frames[0])
 
 
-def read_table(path: Path, columns: int, remedy: str) -> Array:
+def read_table(path: Path, columns: int | None, remedy: str) -> Array:
     """Read a text file of finite numbers, `columns` per line, see `numbers`; shape (lines, columns).
 
-    Raises UserError with file, line, value and `remedy`.
+    Without `columns`, as many as the first line has. Raises UserError with file, line, value and `remedy`.
     """
     rows = []
     for number, line in enumerate(read_text(path, remedy).rstrip().splitlines(), 1):
         row = _row(line)
+        columns = columns or max(1, len(row))
         if len(row) != columns or not all(abs(value) <= LARGEST for value in row):  # NaN is not
             kind = "one finite number" if columns == 1 else f"{columns} finite numbers"
             raise UserError(f"{path}, line {number}: expected {kind} up to {LARGEST:g}, found {line[:80]!r}; {remedy}")
         rows.append(row)
-    return np.array(rows, dtype=np.float64).reshape(-1, columns)
+    return np.array(rows, dtype=np.float64).reshape(-1, columns or 1)
 
 
 def _row(line: str) -> list[float]:

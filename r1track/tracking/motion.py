@@ -32,14 +32,13 @@ def update_box(
 def clip_and_widen(corners: ArrayLike, size: tuple[int, int], min_side: float) -> Array:
     """The box of `corners` (in frame pixels), cropped to the frame and never shifted.
 
-    size: width and height of the frame. A side shorter than `min_side` is widened around its centre; at the border the
-    centre moves inwards, just as far as the widened side needs.
+    size: width and height of the frame. A side shorter than `min_side`, or than a smaller frame, is widened around its
+    centre; at the border the centre moves inwards, just as far as the widened side needs.
     """
-    box = clip(corners, *size)
-    extent, limit = box[2:] - box[:2], np.array(size, dtype=np.float64)
-    centre = np.clip((box[:2] + box[2:]) / 2, min_side / 2, limit - min_side / 2)
-    small = extent < min_side
-    low, high = np.where(small, centre - min_side / 2, box[:2]), np.where(small, centre + min_side / 2, box[2:])
+    box, limit = clip(corners, *size), np.array(size, dtype=np.float64)
+    half = np.minimum(min_side, limit) / 2
+    centre, small = np.clip((box[:2] + box[2:]) / 2, half, limit - half), box[2:] - box[:2] < 2 * half
+    low, high = np.where(small, centre - half, box[:2]), np.where(small, centre + half, box[2:])
     return xyxy_to_xywh(np.concatenate([low, high]))
 
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from r1track.core.boxes import Array, iou, xywh_to_xyxy
 from r1track.core.errors import UserError
-from r1track.core.files import Provenance, write_json
+from r1track.core.files import Provenance, check_file, write_json
 from r1track.core.sequences import Sequence, detect, read_list, read_split
 from r1track.tracking.track_files import Track, read_track
 
@@ -273,6 +273,7 @@ def score(tracks: Path, root: Path, draws: int) -> Scores:
 
 def run(tracks: Path, root: Path, out: Path, draws: int) -> None:
     """Score `tracks` against the split at `root` and write the scores to the JSON file `out`, see `score`."""
+    check_file(out, "score")
     provenance = Provenance("score", {"tracks": tracks, "list": root / "list.txt"})
     write_json(out, score(tracks, root, draws).as_json())
     notes = {"settings": {"score": {"draws": draws}}}

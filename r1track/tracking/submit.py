@@ -12,9 +12,9 @@ import numpy as np
 
 from r1track.core.boxes import Array
 from r1track.core.errors import UserError
-from r1track.core.files import Provenance, atomic_file
+from r1track.core.files import Provenance, atomic_file, check_file
 from r1track.core.sequences import read_split
-from r1track.tracking.track_files import BOXES, TIMES
+from r1track.tracking.track_files import BOXES, TIMES, as_text, read_result
 
 NAMES = tuple(f"GOT-10k_Test_{number:06d}" for number in range(1, 181))
 ROWS = {BOXES: re.compile(r"(-?\d+\.\d{3},){2}\d+\.\d{3},\d+\.\d{3}"), TIMES: re.compile(r"\d+\.\d+")}
@@ -49,11 +49,13 @@ def _read_rows(archive: zipfile.ZipFile, file: str, row: re.Pattern[str]) -> Arr
 
 
 def run(tracks: Path, out: Path, root: Path | None = None) -> None:
-    """Write the zip `out` from what `track` wrote, see `verify` for what is refused."""
+    """Write the zip `out` from what `track` or another toolkit wrote, see `verify` for what is refused."""
+    check_file(out, "submit")
     provenance = Provenance("submit", {"tracks": tracks})
     with atomic_file(out) as temp_path:
         with zipfile.ZipFile(temp_path, "w", zipfile.ZIP_DEFLATED) as archive:
-            for file in sorted(tracks.glob("*/*.txt")):
-                archive.write(file, f"{file.parent.name}/{file.name}")
+            for name in NAMES:
+                for form, text in as_text(*read_result(tracks, name, remedy="track the test split")).items():
+                    archive.writestr(form.format(name), text)
         verify(temp_path, root)
     provenance.write(out.with_name(f"{out.name}.provenance.json"))

@@ -26,6 +26,7 @@ from rich.progress import track as progress
 from r1track.core import prompts
 from r1track.core.boxes import Array
 from r1track.core.config import stage_values
+from r1track.core.crops import fits
 from r1track.core.errors import UserError
 from r1track.core.files import Provenance, cores
 from r1track.core.folders import resumed_folder
@@ -159,17 +160,19 @@ def _locate(sequences: list[Sequence], generate: Generate, settings: Settings, f
     """
     for k in progress(range(0, len(sequences), settings.track.batch), "finding targets"):
         batch = sequences[k : k + settings.track.batch]
-        described = [sequence for sequence in batch if sequence.text]
-        images = [read_image(sequence.frames[0]) for sequence in described]
-        texts = [str(sequence.text) for sequence in described]
-        groundings = predictors.ground(generate, images, texts, settings)
-        by_name = dict(zip([sequence.name for sequence in described], groundings, strict=True))
+        images = {sequence.name: read_image(sequence.frames[0]) for sequence in batch if sequence.text}
+        shown = {name: image for name, image in images.items() if fits(image.size)}
+        texts = [str(sequence.text) for sequence in batch if sequence.name in shown]
+        groundings = predictors.ground(generate, [*shown.values()], texts, settings)
+        by_name = dict(zip(shown, groundings, strict=True))
         for sequence in batch:
             answer, box = by_name.get(sequence.name, ("", None))
             if box is not None:
                 yield replace(sequence, boxes=np.concatenate([box[None], sequence.boxes[1:]]))
                 continue
             reason = f"no box of {sequence.text!r} in {answer!r}" if sequence.text else "it has no description"
+            if sequence.name in images.keys() - shown.keys():
+                reason = f"its first frame has {images[sequence.name].size} pixels, too narrow for the model"
             log.warning("%s: not tracked, scored as zero: %s", sequence.name, reason)
             n = len(sequence.frames)
             statuses, answers = ["init", *["failed"] * (n - 1)], [answer, *[""] * (n - 1)]

@@ -4,6 +4,7 @@ Frames are decoded as they are needed, three times: to count them, to track, and
 the OpenCV that is installed has none; there is a preview picture.
 """
 
+import math
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import partial
@@ -17,10 +18,12 @@ from rich.progress import track as progress
 
 from r1track.core import files
 from r1track.core.boxes import area, clip, xywh_to_xyxy
+from r1track.core.crops import fits
 from r1track.core.errors import MissingFile, UserError
 from r1track.core.images import LARGEST, SUFFIXES, is_image, read_image
 from r1track.core.schema import Settings
 from r1track.core.sequences import Sequence
+from r1track.core.text import numbers
 from r1track.tracking import predictors
 from r1track.tracking.motion import UNSEEN, clip_and_widen
 from r1track.tracking.track import follow
@@ -76,14 +79,30 @@ def _draw(track: Track, video: Path, out: Path, preview: Path | None) -> None:
             sheet.save(temp_path, "JPEG")
 
 
+def parse_box(text: str) -> list[float]:
+    """The four numbers of a box, as a line of groundtruth.txt holds them. Raises UserError for anything else."""
+    try:
+        x, y, w, h = (value for value in numbers(text) if math.isfinite(value))
+    except ValueError:
+        raise UserError(f"--box {text!r}: no four numbers; give a box as x,y,w,h") from None
+    return [x, y, w, h]
+
+
 def run(settings: Settings, video: Path, model: str, out: Path, start: list[float] | str, preview: Path | None) -> None:
     """Track the target through `video`; write the drawn video to `out` (.mp4) and the boxes to a CSV file beside it.
 
     start: the box x, y, w, h in pixels of the first frame, or a description. model: as for `track`. preview: a JPEG
     file. Raises UserError, with file and remedy, for an input or a start that cannot be used.
     """
+    table = out.with_suffix(".csv")
     if out.suffix != ".mp4":
         raise UserError(f"--out {out}: not an .mp4 file; name one")
+    if preview and preview.resolve() in (out.resolve(), table.resolve()):
+        raise UserError(f"--preview {preview}: is written by --out already; give another name")
+    for path in (out, table, *([preview] if preview else [])):
+        files.check_file(path)
+        if video.is_dir() and path.resolve().parent == video.resolve():
+            raise UserError(f"{path}: lies among the frames; give a name elsewhere")
     total = sum(1 for _ in progress(frames(video), "counting")) if video.is_dir() or video.is_file() else 0
     if not total:
         raise MissingFile(f"{video}: no frames; give a video, or a folder of images ({', '.join(SUFFIXES)})")
@@ -92,8 +111,9 @@ def run(settings: Settings, video: Path, model: str, out: Path, start: list[floa
         raise UserError(f"--box {start}: no part of the first frame, {first.width} x {first.height}; give x,y,w,h")
     predict, generate = predictors.load_predictor(settings, model)
     if isinstance(start, str):
-        if generate is None:
-            raise UserError(f"--text {start!r}: {model} cannot read; give --box")
+        if generate is None or not fits(first.size):
+            reason = f"{first.size} pixels are too narrow for the model" if generate else f"{model} cannot read"
+            raise UserError(f"--text {start!r}: {reason}; give --box")
         ((answer, box),) = predictors.ground(generate, [first], [start], settings)
         if box is None:
             raise UserError(
@@ -110,4 +130,4 @@ def run(settings: Settings, video: Path, model: str, out: Path, start: list[floa
     _draw(track, video, out, preview)
     boxes = [",".join(f"{v:.3f}" for v in box) for box in track.boxes]
     rows = [f"{t},{box},{status}\n" for t, (box, status) in enumerate(zip(boxes, track.statuses, strict=True), 1)]
-    files.write_text(out.with_suffix(".csv"), "".join(["frame,x,y,w,h,status\n", *rows]))
+    files.write_text(table, "".join(["frame,x,y,w,h,status\n", *rows]))

@@ -260,12 +260,14 @@ def test_a_kept_ability_is_logged_in_one_line(base, tmp_path, caplog):
 def test_a_write_that_breaks_leaves_the_old_verdict(base, tmp_path, monkeypatch):
     out = tmp_path / "verdict.json"
     out.write_text("old")
+    out.with_name("verdict.json.provenance.json").write_text('{"stage": "verdict"}')
     judged = verdict.judge(base, base, RULE).model_copy(update={"difference": float("nan")})
     monkeypatch.setattr(verdict, "judge", lambda *_: judged)
     with pytest.raises(ValueError, match="not JSON compliant"):
         run(RULE, base, [base], out)
     assert out.read_text() == "old"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "verdict.json"]
+    files = ["base", "verdict.json", "verdict.json.provenance.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
 
 
 def soft(folder, scores):

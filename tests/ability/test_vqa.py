@@ -6,13 +6,16 @@ from collections import Counter
 from pathlib import Path
 
 import datasets
+import pyarrow
 import pytest
 import yaml
 from PIL import Image
+from pyarrow import parquet
 
 from r1track.ability import metrics, records, verdict, vqa
 from r1track.ability import questions as question_sets
 from r1track.core import config, files, models, prompts, schema
+from r1track.core.errors import UserError
 
 TINY = config.resolve({"preset": "demo"}).model
 PRESET = config.resolve({"preset": "r1track-5k"})
@@ -233,6 +236,34 @@ def test_a_broken_image_is_refused_with_its_question_before_anything_is_asked(st
     source = stored({"question": ["colour?", "size?"], "answer": ["red", "blue"]})
     with pytest.raises(ValueError, match=r"vqa\.sets\.mine: image of question 0 \('colour\?.*'\) cannot be decoded"):
         load(schema.VqaSet(source=source, items=2))
+
+
+@pytest.mark.parametrize("size", [(201, 1), (3, 604)])
+def test_an_image_that_the_model_refuses_is_named_before_anything_is_asked(size, stored, pictures, tmp_path):
+    Image.new("RGB", size).save(tmp_path / "narrow.png")
+    pictures[1]["bytes"] = (tmp_path / "narrow.png").read_bytes()
+    source = stored({"question": ["colour?", "size?"], "answer": ["red", "blue"]})
+    with pytest.raises(
+        UserError, match=rf"mine: image of question 1 \('size\?.*\) has {size[0]} x {size[1]} pixels: longer"
+    ):
+        load(schema.VqaSet(source=source, items=2))
+    Image.new("RGB", (200, 1)).save(tmp_path / "narrow.png")
+    pictures[1]["bytes"] = (tmp_path / "narrow.png").read_bytes()
+    source = stored({"question": ["a?", "size?"], "answer": ["red", "blue"]}, split="again")
+    item = load(schema.VqaSet(source=source, split="again", items=2))[1]
+    models.load_processor(models.TINY, TINY)(text=["<|image_pad|>"], images=[item.picture()])  # which raises for more
+
+
+@pytest.mark.parametrize("path", ["/etc/hostname", "../secret.png", "/dev/zero", "gone.png", None])
+def test_an_image_that_lies_outside_of_its_set_is_refused_with_its_question(path, stored, pictures, tmp_path):
+    source = Path(stored({"question": ["colour?", "size?"], "answer": ["red", "blue"]}))
+    images = [{"bytes": None, "path": path}, pictures[1]]
+    rows = [{"image": image, "question": "colour?", "answer": "red"} for image in images]
+    features = datasets.Features({"image": datasets.Image(), "question": TEXT, "answer": TEXT})
+    parquet.write_table(pyarrow.Table.from_pylist(rows, features.arrow_schema), source / "test.parquet")
+    Image.new("RGB", (9, 9)).save(tmp_path / "secret.png")
+    with pytest.raises(UserError, match=r"mine: image of question 0 .*(outside of|cannot be decoded)"):
+        load(schema.VqaSet(source=str(source), items=2))
 
 
 def test_ids_that_stand_twice_are_refused_by_name(stored):

@@ -104,7 +104,45 @@ def delete(name):
     return lambda folder: (folder / name).unlink()
 
 
+def test_annotation_is_read_in_any_encoding_with_a_mark_and_with_any_separator(tmp_path):
+    folder = bare_sequence(tmp_path, "clip", BOXES, cover=[8, 8, 4])
+    (folder / "nlp.txt").write_text("a red ball")
+    (expected,) = read_split(tmp_path)
+    paths = (*folder.glob("*.t*"), *folder.glob("*.label"), tmp_path / "list.txt")
+    texts = {path: path.read_text().replace(",", "\t").replace("\n", "\r\n") for path in paths}
+    for encoding in ("utf-8-sig", "utf-16"):
+        for path, text in texts.items():
+            path.write_bytes(text.encode(encoding))
+        (s,) = read_split(tmp_path)
+        np.testing.assert_array_equal(s.boxes, expected.boxes)
+        np.testing.assert_array_equal(s.visibility, expected.visibility)
+        assert (s.name, s.text) == ("clip", "a red ball")
+
+
+def test_frames_may_have_any_usual_suffix_in_any_case_and_a_name_before_their_number(tmp_path):
+    folder = bare_sequence(tmp_path, "clip", BOXES)
+    for number, name in enumerate(("frame_0009.JPG", "frame_0010.jpeg", "frame_0011.jpg"), 1):
+        (folder / f"{number:08d}.jpg").rename(folder / name)
+    for beside in ("._frame_0009.jpg", "frame_0009.png", "mask.png", "frame_12.txt"):  # hidden, other kinds
+        (folder / beside).touch()
+    assert [p.name for p in read_split(tmp_path)[0].frames] == ["frame_0009.JPG", "frame_0010.jpeg", "frame_0011.jpg"]
+
+
 DAMAGE = {
+    "a number twice": (write("2.jpg", ""), r"2\.jpg: follows frame 2, as it does; delete one"),
+    "names of two kinds": (write("frame_4.jpg", ""), r"frame_4\.jpg: not a numbered frame; .* name all frames alike"),
+    "a huge box": (write("groundtruth.txt", "1,2,3,4\n1,2,1e200,4\n"), r"groundtruth\.txt, line 2: .* up to 1e\+06"),
+    "an empty field": (write("groundtruth.txt", "1,2,3,4\n1,,3,4\n"), r"groundtruth\.txt, line 2: .*'1,,3,4'"),
+    "underscores": (write("groundtruth.txt", "1,2,3,4\n1,2,3_0,4\n"), r"groundtruth\.txt, line 2: .*'1,2,3_0,4'"),
+    "Latin-1": (
+        lambda folder: (folder / "nlp.txt").write_bytes("grüner Ball".encode("latin-1")),
+        r"nlp\.txt: byte 2 is no UTF-8; save the file as UTF-8",
+    ),
+    "a description without end": (write("nlp.txt", "a" * 2001), r"nlp\.txt: 2001 characters; describe the target in"),
+    "a device as labels": (
+        lambda folder: (folder / "cover.label").symlink_to("/dev/zero"),
+        r"cover\.label: no such file; restore",
+    ),
     "no list": (delete("../list.txt"), r"list\.txt: no such file; give a split's folder"),
     "empty list": (write("../list.txt", "\n \n"), r"list\.txt: names no sequence; write one folder"),
     "missing folder": (

@@ -165,6 +165,19 @@ def test_a_described_target_is_tracked_from_where_it_was_found(toy, tmp_path, an
     assert json.loads((tmp_path / "out" / "provenance.json").read_text())["start"] == "text"
 
 
+def test_a_first_frame_too_narrow_for_the_model_fails_its_own_sequence_only(toy, tmp_path, answer_with, caplog):
+    names = [sequence.name for sequence in read_split(toy)]
+    honest = truthful(toy)
+    Image.new("RGB", (805, 4)).save(toy / names[1] / "00000001.jpg")
+    Image.new("RGB", (4, 801)).save(toy / names[2] / "00000001.jpg")
+    requests = answer_with(honest)
+    track.run(wide(), "some/model", toy, tmp_path / "out", "text")
+    assert sum(grounds(text) for _, text, *_ in requests) == 2
+    for name, size in zip(names[1:3], ("805, 4", "4, 801"), strict=True):
+        assert f"{name}: not tracked, scored as zero: its first frame has ({size}) pixels, too narrow" in caplog.text
+    assert score.score(tmp_path / "out", toy, 100).sequences_failed == 2
+
+
 def test_a_target_that_is_not_found_fails_its_own_sequence_only(toy, tmp_path, answer_with, caplog):
     describe(toy, ["red dog", None, "green cow", "old hen"])
     honest = truthful(toy)

@@ -229,7 +229,7 @@ FAULTS = {
     "missing track": ("seq1_001.txt", None, r"seq1_001\.txt: no such file; run `r1track track` again"),
     "short track": ("seq1_001.txt", "1,2,3,4\n" * 29, r"seq1_001\.txt: 29 rows for 30 frames; run"),
     "infinite box": ("seq1_001.txt", "1,2,3,4\n1,2,inf,4\n", r"seq1_001\.txt, line 2: .*finite.*'1,2,inf,4'; run"),
-    "spaces": ("seq1_001.txt", "1 2 3 4\n", r"seq1_001\.txt, line 1: expected 4 finite numbers"),
+    "semicolons": ("seq1_001.txt", "1;2;3;4\n", r"seq1_001\.txt, line 1: expected 4 finite numbers"),
     "short times": ("seq1_time.txt", "0.1\n" * 5, r"seq1_time\.txt: 5 rows for 30 frames; run"),
     "short status": (
         "seq1_status.csv",

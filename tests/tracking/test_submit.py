@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from toys import bare_sequence
 
+from r1track.core.errors import UserError
 from r1track.tracking import submit
 
 LENGTHS = {name: 2 + number % 3 for number, name in enumerate(submit.NAMES)}
@@ -105,5 +106,27 @@ def test_refused_tracks_leave_no_zip(test_split: tuple[Path, Path], tmp_path: Pa
 def test_tracks_of_another_split_are_refused(test_split: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "Toy").mkdir()
     (tmp_path / "Toy" / "Toy_001.txt").write_text("1.000,2.000,3.000,4.000\n")
-    with pytest.raises(ValueError, match=r"GOT-10k_Test_000001_001\.txt is missing; track the test split"):
+    with pytest.raises(ValueError, match=r"GOT-10k_Test_000001_001\.txt: no such file; track the test split"):
         submit.run(tmp_path, tmp_path / "base.zip")
+
+
+def test_tracks_of_pytracking_are_packed_in_the_form_of_the_server(
+    test_split: tuple[Path, Path], whole: Path, tmp_path: Path
+) -> None:
+    for name in submit.NAMES:
+        rows = (test_split[0] / name / f"{name}_001.txt").read_text()
+        (tmp_path / f"{name}.txt").write_text(rows.replace(",", "\t").replace(".000", ""))
+        times = (test_split[0] / name / f"{name}_time.txt").read_text()
+        (tmp_path / f"{name}_time.txt").write_text("".join(f"{t},0.5\n" for t in times.split()))
+    submit.run(tmp_path, tmp_path / "out.zip", test_split[1])
+    with zipfile.ZipFile(whole) as ours, zipfile.ZipFile(tmp_path / "out.zip") as theirs:
+        assert {name: ours.read(name) for name in ours.namelist()} == {n: theirs.read(n) for n in theirs.namelist()}
+
+
+def test_a_file_that_is_no_submission_is_not_replaced(test_split: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "thesis.zip").write_text("mine")
+    with pytest.raises(UserError, match=r"thesis\.zip: is there, and this command did not write it; give another name"):
+        submit.run(test_split[0], tmp_path / "thesis.zip")
+    assert (tmp_path / "thesis.zip").read_text() == "mine"
+    for _ in range(2):  # its own it replaces
+        submit.run(test_split[0], tmp_path / "base.zip")

@@ -103,6 +103,16 @@ def test_a_small_side_is_widened_around_its_centre_and_the_other_is_left_alone()
     assert box.tolist() == [49, 30, 4, 20]
 
 
+@pytest.mark.parametrize("size", [(3, 80), (80, 3), (2, 2), (1, 1), (4, 4)])
+def test_no_box_leaves_a_frame_that_is_smaller_than_the_smallest_side(size):
+    for corners in ([0, 0, 1, 1], [-9, -9, 99, 99], [1, 1, 1, 1], [50, 50, 60, 60]):
+        x, y, w, h = motion.clip_and_widen(corners, size, 4.0)
+        assert min(x, y) >= 0
+        assert x + w <= size[0]
+        assert y + h <= size[1]
+        assert (w, h) >= (min(4, size[0]), min(4, size[1]))
+
+
 def test_a_box_wholly_outside_becomes_a_smallest_box_at_the_border():
     box, status = moved([0, 0, 10, 3])
     assert box.tolist() == [0, 0, 4, 4]

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from r1track.core.errors import UserError
 from r1track.tracking.track_files import Track, read_track, write_track
 
 TRACK = Track(
@@ -55,3 +56,37 @@ def test_a_damaged_status_file_is_named(text: str, message: str, tmp_path: Path)
     (tmp_path / "clip" / "clip_status.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
         read_track(tmp_path, "clip")
+
+
+BOXES, TIMES = "1.000,2.000,30.000,40.000\n1.250,2.500,30.000,40.125\n", "0.5\n0.25\n"
+KINDS = {  # what peers write: its files
+    "got10k on GOT-10k, three runs": {
+        "clip/clip_001.txt": BOXES,
+        "clip/clip_002.txt": "9,9,9,9\n" * 2,
+        "clip/clip_time.txt": "0.50000000,0.6,0.7\n0.25000000,0.3,0.4\n",
+    },
+    "got10k on other sets": {"clip.txt": BOXES, "times/clip_time.txt": TIMES},
+    "pytracking": {"clip.txt": BOXES.replace(",", "\t"), "clip_time.txt": TIMES},
+    "pytracking, before it had times": {"clip.txt": BOXES.replace(",", "\t")},
+    "blanks, saved on Windows": {"clip.txt": "\ufeff" + BOXES.replace(",", " ").replace("\n", "\r\n")},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tracks_of_other_toolkits_are_read(kind: str, tmp_path: Path) -> None:
+    for name, text in KINDS[kind].items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    track = read_track(tmp_path, "clip", 2)
+    assert (track.boxes == TRACK.boxes).all()
+    assert track.seconds.tolist() == ([0.5, 0.25] if any("time" in name for name in KINDS[kind]) else [])
+    assert track.statuses == []
+    with pytest.raises(UserError, match=r"clip.*\.txt: 2 rows for 3 frames; run"):
+        read_track(tmp_path, "clip", 3)
+
+
+def test_columns_of_times_that_change_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "clip.txt").write_text(BOXES)
+    (tmp_path / "clip_time.txt").write_text("0.1,0.2\n0.1\n")
+    with pytest.raises(UserError, match=r"clip_time\.txt, line 2: expected 2 finite numbers .*'0\.1'"):
+        read_track(tmp_path, "clip", 2)

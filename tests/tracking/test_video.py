@@ -1,6 +1,7 @@
 """Claims about following a target through a video: what is written, frame for frame, and what is refused."""
 
 import csv
+import os
 import struct
 import weakref
 from fractions import Fraction
@@ -14,6 +15,7 @@ from toys import bare_sequence, toy_split
 
 from r1track.core import config, models, prompts, schema
 from r1track.core.boxes import Array, iou, xywh_to_xyxy
+from r1track.core.errors import UserError
 from r1track.core.sequences import Sequence, read_split
 from r1track.tracking import predictors, track, video
 
@@ -173,6 +175,53 @@ def test_a_long_video_is_never_held_in_memory_whole(
 BOX = [10.0, 10.0, 20.0, 20.0]
 
 
+def test_nothing_that_is_there_is_replaced(clip: Sequence, tmp_path: Path) -> None:
+    """The source, other files, links and folders stay as they are; nor do two outputs get one name."""
+    source, frames = encode(list(clip.frames[:2]), tmp_path / "clip.mp4"), clip.frames[0].parent
+    (tmp_path / "notes.csv").write_text("mine")
+    (tmp_path / "photo.jpg").write_text("mine")
+    (tmp_path / "link.mp4").symlink_to("nowhere.mp4")
+    (tmp_path / "folder.mp4").mkdir()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    new = tmp_path / "new.mp4"
+    for out, preview, message in (
+        (source, None, r"clip\.mp4: is there, and this command did not write it; give another name"),
+        (tmp_path / "notes.mp4", None, r"notes\.csv: is there"),
+        (tmp_path / "link.mp4", None, r"link\.mp4: is there"),
+        (tmp_path / "folder.mp4", None, r"folder\.mp4: is there"),
+        (new, tmp_path / "photo.jpg", r"photo\.jpg: is there"),
+        (new, source, r"clip\.mp4: is there"),
+        (new, new, r"--preview .*new\.mp4: is written by --out already"),
+        (new, tmp_path / "x" / ".." / "new.csv", r"--preview .*new\.csv: is written by --out already"),
+    ):
+        with pytest.raises(UserError, match=message):
+            video.run(SETTINGS, source, "peer:static", out, BOX, preview)
+    with pytest.raises(UserError, match=r"sheet\.jpg: lies among the frames; give a name elsewhere"):
+        video.run(SETTINGS, frames, "peer:static", new, BOX, frames / "sheet.jpg")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize("text", ["8,8,20,20", "8, 8, 20, 20", "8\t8\t20\t20", "8e0 8 2.0e1 20", "8.,+8,20.0,20"])
+def test_a_box_is_given_as_a_line_of_groundtruth_holds_it(text: str) -> None:
+    assert video.parse_box(text) == [8, 8, 20, 20]
+
+
+def test_a_playlist_cannot_name_an_address_in_the_network(tmp_path: Path) -> None:
+    (tmp_path / "list.m3u8").write_text("#EXTM3U\n#EXTINF:10,\nhttp://127.0.0.1:9/clip.ts\n#EXT-X-ENDLIST\n")
+    with pytest.raises(UserError, match=r"list\.m3u8: "):
+        next(video.frames(tmp_path / "list.m3u8"))
+
+
+def test_a_first_frame_too_narrow_for_the_model_needs_a_box(tmp_path: Path) -> None:
+    (tmp_path / "frames").mkdir()
+    for number in (1, 2):
+        Image.new("RGB", (810, 4)).save(tmp_path / "frames" / f"{number}.png")
+    with pytest.raises(UserError, match=r"--text 'dog': \(810, 4\) pixels are too narrow for the model; give --box"):
+        video.run(SETTINGS, tmp_path / "frames", "tiny", tmp_path / "out.mp4", "dog", None)
+    video.run(SETTINGS, tmp_path / "frames", "peer:static", tmp_path / "out.mp4", [9.0, 1.0, 3.0, 2.0], None)
+    assert table(tmp_path / "out.csv")[0].tolist() == [[8.5, 0, 4, 4]] * 2
+
+
 @pytest.mark.parametrize(
     ("box", "message"),
     [
@@ -192,11 +241,15 @@ def test_a_box_outside_the_first_frame_is_refused(
 def test_what_is_no_video_is_refused(clip: Sequence, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "words.mp4").write_text("no video at all")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "device.mp4").symlink_to("/dev/zero")
     bare_sequence(tmp_path, "broken", [BOX])
     for name, message in (
         ("gone.mp4", r"gone\.mp4: no frames; give a video, or a folder of images"),
         ("empty", r"empty: no frames"),
-        ("words.mp4", r"words\.mp4"),
+        ("words.mp4", r"words\.mp4: cannot be decoded \(.+\); give a whole video"),
+        ("pipe.mp4", r"pipe\.mp4: no frames; give a video"),
+        ("device.mp4", r"device\.mp4: no frames; give a video"),
         ("broken", r"00000001\.jpg: cannot be decoded"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
