@@ -74,15 +74,6 @@ def decode(data: bytes, name: str, *, upright: bool = False) -> Image.Image:
         raise _fault(name, error) from error
 
 
-def standard(data: bytes, name: str) -> bytes:
-    """An image file's bytes; those of a PNG of 8 bits where it has 16, which other readers clip to white."""
-    if not _open(data, name).mode.startswith("I"):
-        return data
-    stream = io.BytesIO()
-    decode(data, name, upright=True).save(stream, "PNG")
-    return stream.getvalue()
-
-
 def read_image(path: Path, *, upright: bool = False) -> Image.Image:
     """The pixels of an image file, RGB, see `decode`. Raises UserError, with file and remedy, if it has none."""
     return decode(read_bytes(path, f"{path}:"), f"{path}:", upright=upright)

@@ -6,6 +6,7 @@ and may hold `absence.label`, `cover.label` (visible eighths), `cut_by_image.lab
 image is opened. docs/inputs.md says what is read and what is refused.
 """
 
+import logging
 import math
 import os
 import re
@@ -22,6 +23,7 @@ from r1track.core.errors import MissingFile, UserError
 from r1track.core.images import SUFFIXES, is_image, read_size
 from r1track.core.text import numbers, read_text
 
+log = logging.getLogger(__name__)
 Flags = NDArray[np.bool_]
 LAYOUTS = {  # images, boxes and description, relative to the folder of a sequence
     "got10k": ("*", "groundtruth.txt", "nlp.txt"),
@@ -97,17 +99,21 @@ def _row(line: str) -> list[float]:
 
 
 def read_list(root: Path) -> dict[str, Path]:
-    """The folders of the sequences in `root/list.txt`, by name, in its order.
+    """The folders of the sequences in `root/list.txt`, by name, in its order; without it, all folders, sorted.
 
     A line is the folder of a sequence, relative to `root` and below it; links lead where their owner wants. The name of
     a sequence is that of its folder, and is unique. Raises UserError with file, line, value and remedy.
     """
     listing = root / "list.txt"
-    lines = read_text(listing, "give a split's folder, such as GOT-10k/val").splitlines()
+    lines = sorted(path.name for path in root.glob("[!.]*/")) if not os.path.lexists(listing) else []
+    if lines:
+        log.warning("%s: there is no list.txt, so its %d folders are read, sorted by name", root, len(lines))
+    else:
+        lines = [*map(str.strip, read_text(listing, "give a split's folder, such as GOT-10k/val").splitlines())]
     present = {entry.name for entry in os.scandir(root)}  # one system call, for thousands of sequences
-    missing = [line for line in map(str.strip, lines) if line not in present and not os.path.isdir(root / line)]  # noqa: PTH112
+    missing = [line for line in lines if line not in present and not os.path.isdir(root / line)]  # noqa: PTH112
     folders: dict[str, Path] = {}
-    for number, line in enumerate(map(str.strip, lines), 1):
+    for number, line in enumerate(lines, 1):
         if not line:
             continue
         place, folder = f"{listing}, line {number}:", root / line

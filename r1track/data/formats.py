@@ -5,15 +5,16 @@ data set on the hub in this format can be trained on (sample.hub). `sharegpt` ha
 `export` writes both.
 """
 
+import io
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from datasets import Image, List, Value, load_dataset
+from PIL import Image as Picture
 
 from r1track.core import boxes, prompts
 from r1track.core.errors import UserError
-from r1track.core.images import decode, read_stored, standard
 from r1track.core.pairs import PairRow
 from r1track.core.schema import Settings
 from r1track.data import shards
@@ -42,22 +43,18 @@ def plan(settings: Settings) -> tuple[dict[str, Any], dict[str, shards.Maker]]:
         rows = rows.select(range(min(most, len(rows)))).cast_column("images", List(Image(decode=False)))
         for k, start in enumerate(range(0, len(rows), sample.shard_rows)):
             part = rows.select(range(start, min(start + sample.shard_rows, len(rows))))
-            makers[f"{name}/{name}-{k:05d}.parquet"] = partial(map, partial(_pair, folder=Path(str(sample.hub))), part)
+            makers[f"{name}/{name}-{k:05d}.parquet"] = partial(map, _pair, part)
     return {"hub": sample.hub, "revision": sample.hub_revision, "splits": {"train": {}, "val": {}}}, makers
 
 
-def _pair(row: dict[str, Any], folder: Path) -> PairRow | shards.Rejection:
-    """A row in the format `easyr1` as a row of our shards, or why it is none; its last image is the search region.
-
-    folder: where those of its images lie that are files.
-    """
-    stored = row["images"] or []
-    if len(stored) < 2 or row["problem"].count(prompts.PLACE) != len(stored):
+def _pair(row: dict[str, Any]) -> PairRow | shards.Rejection:
+    """A row in the format `easyr1` as a row of our shards, or why it is none; its last image is the search region."""
+    images = [image["bytes"] or Path(image["path"]).read_bytes() for image in row["images"]]
+    if len(images) < 2 or row["problem"].count(prompts.PLACE) != len(images):
         return "images do not fit their places in the problem"
     try:
-        images = [standard(read_stored(image, "image", folder), "image") for image in stored]
-        width, height = [decode(image, "image", upright=True).size for image in images][-1]
-    except UserError:
+        width, height = [Picture.open(io.BytesIO(image)).convert("RGB").size for image in images][-1]
+    except OSError:
         return "image cannot be decoded"
     answer = prompts.parse_box(str(row["answer"]), size=width)
     if width != height or answer is None:

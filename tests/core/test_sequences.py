@@ -1,5 +1,6 @@
 """Claims about the reader: what is read as it stands, and what is refused with file, line, value and remedy."""
 
+import shutil
 from pathlib import Path
 from typing import get_args
 
@@ -143,7 +144,7 @@ DAMAGE = {
         lambda folder: (folder / "cover.label").symlink_to("/dev/zero"),
         r"cover\.label: no such file; restore",
     ),
-    "no list": (delete("../list.txt"), r"list\.txt: no such file; give a split's folder"),
+    "no split": (lambda folder: shutil.rmtree(folder.parent), r"list\.txt: no such file; give a split's folder"),
     "empty list": (write("../list.txt", "\n \n"), r"list\.txt: names no sequence; write one folder"),
     "missing folder": (
         write("../list.txt", "clip\ngone\n"),
