@@ -117,7 +117,8 @@ def read_list(root: Path) -> dict[str, Path]:
         if not line:
             continue
         place, folder = f"{listing}, line {number}:", root / line
-        if not line.isprintable() or line.startswith("/") or any(part.startswith("..") for part in Path(line).parts):
+        parts = Path(line).parts
+        if not line.isprintable() or not parts or any(part.startswith(("/", "..")) for part in parts):
             raise UserError(f"{place} {line!r} is no path below {root}; name a folder there, or a link to one")
         if line in missing:
             count = f"{len(missing)} of {len(lines)} are missing"

@@ -6,6 +6,7 @@ run: the tracker is deterministic. The zip is read back and checked before it st
 
 import re
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,8 @@ def verify(path: Path, root: Path | None = None) -> None:
     root: the split; with it, the given first boxes and the lengths are compared too.
     """
     split = {sequence.name: sequence for sequence in read_split(root)} if root else {}
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path}: no zip file; run `r1track submit` again")
     with zipfile.ZipFile(path) as archive:
         expected = {form.format(name) for name in NAMES for form in ROWS}
         for file in sorted(expected ^ set(archive.namelist())):
@@ -41,7 +44,10 @@ def verify(path: Path, root: Path | None = None) -> None:
 
 def _read_rows(archive: zipfile.ZipFile, file: str, row: re.Pattern[str]) -> Array:
     """The numbers of a file whose lines all match `row`, shape (lines, numbers of a line)."""
-    lines = archive.read(file).decode().splitlines()
+    try:
+        lines = archive.read(file).decode().splitlines()
+    except (zipfile.BadZipFile, zlib.error, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: {error}; track it again") from error
     for number, line in enumerate(lines, 1):
         if not row.fullmatch(line):
             raise UserError(f"{file}, line {number}: {line!r}; track it again")
