@@ -5,6 +5,7 @@ boxes are limited to the image, frames with cover > 0 count, and the frames of a
 threshold is strict: IoU above it. docs/tracking.md defines every figure. Boxes are x, y, w, h in pixels of the frame.
 """
 
+import logging
 from collections import Counter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,6 +20,7 @@ from r1track.core.files import Provenance, check_file, write_json
 from r1track.core.sequences import Sequence, detect, read_list, read_split
 from r1track.tracking.track_files import Track, read_track
 
+log = logging.getLogger(__name__)
 THRESHOLDS = np.linspace(0, 1, 101)
 SEED = 0  # of the bootstrap, so that equal tracks have equal scores
 FIGURES = ("success_auc", "precision_20px", "norm_precision_20pct")  # of one-pass evaluation
@@ -274,6 +276,8 @@ def score(tracks: Path, root: Path, draws: int) -> Scores:
 def run(tracks: Path, root: Path, out: Path, draws: int) -> None:
     """Score `tracks` against the split at `root` and write the scores to the JSON file `out`, see `score`."""
     check_file(out, "score")
+    if any(tracks.glob("*/*_002.txt")):
+        log.warning("%s: holds several runs of the tracker; the first of each sequence is scored", tracks)
     provenance = Provenance("score", {"tracks": tracks, "list": root / "list.txt"})
     write_json(out, score(tracks, root, draws).as_json())
     notes = {"settings": {"score": {"draws": draws}}}
