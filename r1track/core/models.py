@@ -3,15 +3,16 @@
 Training, tracking and questions use the same image processor, the PIL one: PIL and torchvision resize differently.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModelForCausalLM
 from PIL import Image
 from rich.progress import track as progress
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -28,6 +29,7 @@ from r1track.core.prompts import Messages
 
 disable_progress_bar()  # the stages have progress bars of their own
 TINY = files.resolve_path("tiny")
+MODEL_TYPE = "qwen2_5_vl"
 # Never sampled: in a completion they would stand for an image that is missing, and fail the next forward pass.
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 
@@ -85,7 +87,11 @@ def load_processor(folder: Path, settings: schema.Model) -> ImageProcessorOnly:
 def load_weights(
     folder: Path, dtype: torch.dtype, quantize: Literal["nf4", "none"] = "none", device: str | None = None
 ) -> Qwen2_5_VLForConditionalGeneration:
-    """The model with weights in `dtype`, on the GPU if there is one; with `nf4`, the language layers are in 4 bits."""
+    """The model with weights in `dtype`, on the GPU if there is one; with `nf4`, the language layers are in 4 bits.
+
+    Raises UserError for what `check_weights` and `check_finite` refuse.
+    """
+    check_weights(folder)
     quantization = None
     if quantize == "nf4":
         quantization = BitsAndBytesConfig(
@@ -96,9 +102,62 @@ def load_weights(
             llm_int8_skip_modules=["model.visual", "lm_head"],  # in spite of its name, for 4 bits too
         )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Qwen2_5_VLForConditionalGeneration.from_pretrained(
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
         folder, dtype=dtype, quantization_config=quantization, device_map={"": device}, attn_implementation="sdpa"
     )
+    check_finite(model.named_parameters(), folder)
+    return model
+
+
+def check_weights(folder: Path) -> None:
+    """Refuse a base that is not Qwen2.5-VL in 16 or 32 bits, or whose weights do not fit its config.json one to one.
+
+    Names and shapes are read, no values: transformers loads the model onto the device `meta`, and renames old names.
+    """
+    described = files.read_json(folder / "config.json")
+    kind = described.get("model_type") if isinstance(described, dict) else None
+    if kind != MODEL_TYPE:
+        raise UserError(f"{folder / 'config.json'}: model_type = {kind!r}; take a Qwen2.5-VL model ({MODEL_TYPE!r})")
+    if "quantization_config" in described:
+        raise UserError(f"{folder}: its weights are quantised already; take the 16-bit model that they were made from")
+    for file in sorted(folder.glob("*.safetensors")):
+        _stored_names(file)
+    try:
+        loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            folder, device_map={"": "meta"}, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    except Exception as error:  # whatever transformers says of files that it cannot read
+        raise UserError(f"{folder}: transformers cannot read it ({error!r}); copy the model again") from error
+    missing, unknown, other_shape = (loaded[1][f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched"))
+    _refuse_keys(folder, missing, unknown, [key for key, *_ in other_shape])
+
+
+def _stored_names(file: Path) -> set[str]:
+    """Names of the tensors in a file of weights; UserError names a file that is cut short or is none."""
+    try:
+        with safe_open(file, "pt") as stored:
+            return set(stored.keys())
+    except SafetensorError as error:
+        raise UserError(f"{file}: cannot be read ({error}); copy or make it again") from error
+
+
+def _refuse_keys(folder: Path, missing: Iterable[str], unknown: Iterable[str], other_shape: Iterable[str]) -> None:
+    """Raise UserError with the first names of the tensors that were not loaded, if there are any."""
+    faults = {"missing": sorted(missing), "not in the model": sorted(unknown), "of another shape": sorted(other_shape)}
+    lists = [f"{len(keys)} {fault} ({', '.join(keys[:2])}, ...)" for fault, keys in faults.items() if keys]
+    if lists:
+        remedy = "copy it again, or save it again with `save_pretrained` of transformers or PEFT"
+        raise UserError(f"{folder}: tensors do not fit the configuration: {', '.join(lists)}; {remedy}")
+
+
+def check_finite(tensors: Iterable[tuple[str, torch.Tensor]], folder: Path) -> None:
+    """Raise UserError naming the first tensor that holds NaN or an infinity; of 4-bit weights their scales are read."""
+    for name, tensor in tensors:
+        state = getattr(tensor, "quant_state", None)
+        scales = tensor if state is None else state.offset if state.nested else state.absmax
+        low, high = scales.detach().aminmax()  # one pass, and NaN reaches both
+        if not torch.isfinite(high - low):
+            raise UserError(f"{folder}: {name} holds NaN or infinity; copy the weights again, or train again")
 
 
 def make_adapter(lora: schema.Lora) -> LoraConfig:
@@ -116,6 +175,26 @@ def make_adapter(lora: schema.Lora) -> LoraConfig:
     )
 
 
+def attach(model: Any, adapter: Path) -> PeftModelForCausalLM:
+    """PEFT's wrapper around `model`, with the LoRA adapter in the folder `adapter`, for inference.
+
+    Raises MissingFile for a folder without one, and UserError for an adapter that does not fit the model one to one.
+    """
+    for file in (adapter / "adapter_config.json", weights := adapter / "adapter_model.safetensors"):
+        if not file.is_file():
+            raise MissingFile(f"{file}: not there; give an adapter that `train` wrote")
+    stored = _stored_names(weights)
+    try:
+        adapted = PeftModelForCausalLM(model, LoraConfig.from_pretrained(str(adapter)))
+        report = adapted.load_adapter(str(adapter), "default", ignore_mismatched_sizes=True)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{adapter}: {error}; give an adapter that `train` wrote over this base") from error
+    absent = {name.replace(".default.", ".") for name in report.missing_keys}
+    _refuse_keys(adapter, absent - stored, report.unexpected_keys, absent & stored)
+    check_finite(((name, tensor) for name, tensor in adapted.named_parameters() if ".default." in name), adapter)
+    return adapted
+
+
 def is_frozen(tower: Any) -> bool:
     """Whether no parameter of a vision tower is trained, neither its own nor an adapter's."""
     return not any(parameter.requires_grad for parameter in tower.parameters())
@@ -127,8 +206,7 @@ def load(
     """A model (hub id, folder or `tiny`) in evaluation mode, with an adapter on it if one is given; its processor."""
     folder = resolve_model_dir(base, settings.revision)
     model: Any = load_weights(folder, getattr(torch, settings.dtype), quantize)
-    if adapter is not None:
-        model = PeftModel.from_pretrained(model, str(adapter))
+    model = attach(model, adapter) if adapter else model
     return Loaded(model.eval(), load_processor(folder, settings), model.device)
 
 

@@ -1,6 +1,7 @@
 """Doctor: whether the machine, the data and a configuration go together, checked before hours are spent.
 
-Nothing is written or downloaded, and no model is loaded. What is not `ok` says what to do.
+Nothing is written or downloaded, and no model is loaded: of weights that are here, names and shapes are read. What is
+not `ok` says what to do.
 """
 
 import platform
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import torch
 from packaging.requirements import Requirement
 
-from r1track.core import config, files
+from r1track.core import config, files, models
 from r1track.core.errors import UserError
 from r1track.core.images import read_image
 from r1track.core.sequences import read_split
@@ -82,6 +83,11 @@ def _base(settings: config.Settings, model: memory.Model) -> Line:
     base, names = settings.model.base, ("model.safetensors", "model.safetensors.index.json")
     folder = files.resolve_path(base, settings.model.revision)
     there = any((folder / name).is_file() for name in names)
+    try:
+        if there:
+            models.check_weights(folder)
+    except UserError as error:
+        return "error", "model.base", str(error)
     if not files.on_hub(base):
         return _line(there, "model.base", base, f"no {' or '.join(names)} there; copy the weights")
     download = f"{2e-9 * model.parameters:.1f} GB are to be downloaded; `hf download {base}` does it beforehand"

@@ -88,6 +88,7 @@ def load(backend: Backend, folder: Path, settings: schema.Settings) -> tuple[Any
     """The base in `folder`, frozen as train.quantize says, for a trainer: the model, and the adapter to put on it.
 
     Unsloth puts the adapter on itself, with layers of its own: then the model has it already, and the second is None.
+    Raises UserError for weights that `models.check_weights` or `models.check_finite` refuses.
     """
     from r1track.core import models
 
@@ -97,6 +98,7 @@ def load(backend: Backend, folder: Path, settings: schema.Settings) -> tuple[Any
         return models.load_weights(folder, dtype, train.quantize), adapter
     from unsloth import FastVisionModel
 
+    models.check_weights(folder)
     model, _ = FastVisionModel.from_pretrained(
         str(folder),
         max_seq_length=4096,
@@ -108,6 +110,7 @@ def load(backend: Backend, folder: Path, settings: schema.Settings) -> tuple[Any
         fast_inference=False,  # vLLM takes one image per prompt; a pair has two
         random_state=settings.seed,
     )
+    models.check_finite(model.named_parameters(), folder)
     model = FastVisionModel.get_peft_model(
         model,
         r=adapter.r,

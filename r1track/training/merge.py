@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
 from r1track.core import config, files, models
@@ -59,7 +58,7 @@ def _write_merged(folder: Path, adapter: Path, onto: str, out: Path) -> float:
         for name, module in base.named_modules():
             if isinstance(module, torch.nn.Linear) and ".language_model." in name:
                 module.weight.data = dequantised(module.weight.data)
-    adapted: Any = PeftModel.from_pretrained(base, str(adapter))
+    adapted: Any = models.attach(base, adapter)
     wanted = arrived = 0.0
     layers: list[Any] = [module for module in adapted.modules() if isinstance(module, LoraLayer)]
     for layer in layers:

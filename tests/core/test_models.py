@@ -1,7 +1,10 @@
 """Models: the embedded base is a real Qwen2.5-VL, and asking many at once changes no answer."""
 
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import easy_vqa
 import lessons
@@ -10,10 +13,13 @@ import pytest
 import teach
 import tiny_model
 import torch
+from peft import get_peft_model
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from r1track.core import config, files, models, prompts
+from r1track.core.errors import MissingFile, UserError
 
 SETTINGS = config.resolve({"preset": "demo"})
 
@@ -21,6 +27,48 @@ SETTINGS = config.resolve({"preset": "demo"})
 @pytest.fixture(scope="module")
 def tiny() -> models.Loaded:
     return models.load("tiny", SETTINGS.model)
+
+
+Tensors = dict[str, torch.Tensor]
+LAYER = "model.language_model.layers.1."
+
+
+def edited(
+    source: Path,
+    folder: Path,
+    weights: Callable[[Tensors], Tensors] | None = None,
+    changes: dict[str, Any] | None = None,
+) -> Path:
+    """A copy of a model's or an adapter's folder, with other tensors or other values in its configuration."""
+    shutil.copytree(source, folder)
+    (file,) = folder.glob("*.safetensors")
+    described = next(path for path in (folder / "adapter_config.json", folder / "config.json") if path.is_file())
+    if weights:
+        save_file(weights(load_file(file)), file, metadata={"format": "pt"})
+    files.write_json(described, {**files.read_json(described), **(changes or {})})
+    return folder
+
+
+def renamed(old: str, new: str) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {re.sub(old, new, name): value for name, value in tensors.items()}
+
+
+def without(part: str) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {name: value for name, value in tensors.items() if part not in name}
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter of the demo's form whose update is not zero."""
+    torch.manual_seed(0)
+    adapted: Any = get_peft_model(
+        models.load_weights(models.TINY, torch.float32), models.make_adapter(SETTINGS.train.lora)
+    )
+    for name, tensor in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(tensor, std=0.02)
+    adapted.save_pretrained(tmp_path_factory.mktemp("adapter") / "grpo")
+    return tmp_path_factory.getbasetemp() / "adapter0" / "grpo"
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +150,150 @@ def test_teaching_lowers_the_loss(tmp_path: Path) -> None:
     assert log["steps"] == 12
     assert log["log"][-1]["pair_loss"] < log["log"][0]["pair_loss"]
     assert log["looked"][-1]["loss"] < log["looked"][0]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "changes", "message"),
+    [
+        (without(".layers.1."), {}, rf"12 missing \({LAYER}input_layernorm.weight, "),
+        (renamed("^", "model."), {}, r"51 missing .*, 50 not in the model \(model.language_model.model.embed_tokens"),
+        (renamed("^", "base_model.model."), {}, r"93 missing .*, 92 not in the model \(base_model.model.model."),
+        (renamed("q_proj", "query"), {}, r"8 missing .*q_proj.bias, .*, 8 not in the model .*query.bias, "),
+        (lambda tensors: {**tensors, "score.weight": torch.zeros(2)}, {}, r"1 not in the model \(score.weight, "),
+        (None, {"model_type": "qwen2_vl"}, r"config.json: model_type = 'qwen2_vl'; take a Qwen2.5-VL model"),
+        (None, {"model_type": None}, r"config.json: model_type = None; take a Qwen2.5-VL model"),
+        (None, {"quantization_config": {"quant_method": "awq"}}, r"quantised already; take the 16-bit model"),
+        (None, {"text_config": {"hidden_size": "wide"}}, r"transformers cannot read it .*hidden_size.*copy the model"),
+    ],
+)  # fmt: skip
+def test_a_base_whose_weights_would_not_all_be_loaded_is_refused_by_folder_and_names(
+    weights: Any, changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    base = edited(models.TINY, tmp_path / "base", weights, changes)
+    with pytest.raises(UserError, match=f"^{base}.*{message}"):
+        models.load(str(base), SETTINGS.model)
+
+
+def test_a_base_of_another_width_depth_or_head_than_it_says_is_refused(tmp_path: Path) -> None:
+    text = files.read_json(models.TINY / "config.json")["text_config"]
+    wide = edited(models.TINY, tmp_path / "wide", None, {"text_config": {**text, "intermediate_size": 400}})
+    with pytest.raises(UserError, match=r"12 of another shape \(model.language_model.layers.0.mlp.down_proj.weight"):
+        models.load(str(wide), SETTINGS.model)
+    own_head = {"tie_word_embeddings": False, "text_config": {**text, "tie_word_embeddings": False}}
+    headless = edited(models.TINY, tmp_path / "headless", None, own_head)
+    with pytest.raises(UserError, match=r"1 missing \(lm_head.weight, "):
+        models.load(str(headless), SETTINGS.model)
+    three = {**text, "num_hidden_layers": 3, "layer_types": ["full_attention"] * 3}
+    shallow = edited(models.TINY, tmp_path / "shallow", None, {"text_config": three})
+    with pytest.raises(UserError, match=r"12 not in the model \(model.language_model.layers.3.input_layernorm"):
+        models.load(str(shallow), SETTINGS.model)
+
+
+def test_names_of_the_old_and_of_the_new_layout_load_the_same_weights(tiny: models.Loaded, tmp_path: Path) -> None:
+    assert "visual.patch_embed.proj.weight" in load_file(models.TINY / "model.safetensors")  # the old layout
+    new = edited(models.TINY, tmp_path / "new", renamed(r"^(model|visual)\.", r"model.\1."))
+    new = edited(new, tmp_path / "newer", renamed(r"^model\.model\.", "model.language_model."))
+    again = models.load(str(new), SETTINGS.model).model.state_dict()
+    for name, value in tiny.model.state_dict().items():
+        assert torch.equal(again[name], value)
+
+
+def test_a_missing_shard_and_a_file_that_is_cut_short_are_named(tmp_path: Path) -> None:
+    sharded = shutil.copytree(models.TINY, tmp_path / "sharded")
+    models.load_weights(models.TINY, torch.float16).save_pretrained(sharded, max_shard_size="1MB")
+    (sharded / "model.safetensors").unlink()
+    models.check_weights(sharded)
+    second = sharded / "model-00002-of-00004.safetensors"
+    whole = second.read_bytes()
+    for length in (len(whole) - 1, len(whole) // 2, 100, 0):
+        second.write_bytes(whole[:length])
+        with pytest.raises(UserError, match=f"^{second}: cannot be read .*; copy or make it again"):
+            models.load(str(sharded), SETTINGS.model)
+    second.unlink()
+    with pytest.raises(UserError, match=f"^{sharded}: transformers cannot read it .*{second.name}"):
+        models.load(str(sharded), SETTINGS.model)
+    (sharded / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(UserError, match=f"^{sharded}: transformers cannot read it .*weight_map"):
+        models.load(str(sharded), SETTINGS.model)
+
+
+def test_a_base_that_was_saved_in_four_bits_is_refused(tmp_path: Path) -> None:
+    base = shutil.copytree(models.TINY, tmp_path / "base")
+    models.load_weights(models.TINY, torch.float16, "nf4").save_pretrained(base)
+    with pytest.raises(UserError, match=f"^{base}: its weights are quantised already; take the 16-bit model"):
+        models.load(str(base), SETTINGS.model)
+
+
+def test_an_adapter_is_loaded_whole(adapter: Path) -> None:
+    adapted = models.load("tiny", SETTINGS.model, adapter=adapter).model
+    stored = load_file(adapter / "adapter_model.safetensors")
+    on = {name.replace(".default.", "."): value for name, value in adapted.named_parameters() if ".default." in name}
+    assert on.keys() == stored.keys()
+    assert all(torch.equal(on[name], value) for name, value in stored.items())
+    assert not any(parameter.requires_grad for parameter in adapted.parameters())
+    assert not adapted.training
+
+
+@pytest.mark.parametrize(
+    ("weights", "changes", "message"),
+    [
+        (without(".layers.2."), {}, r"14 missing \(base_model.model.model.language_model.layers.2.mlp.down_proj"),
+        (renamed("model.language_model.", "model."), {}, r"56 missing .*, 56 not in the model \(base_model.model.mo"),
+        (renamed("^base_model.model.", ""), {}, r"56 missing .*, 56 not in the model \(model.language_model"),
+        (renamed("^", "base_model.model."), {}, r"56 missing .*, 56 not in the model \(base_model.model.base_model"),
+        (None, {"r": 8}, r"56 of another shape \(base_model.model.model.language_model.layers.0.mlp.down_proj.lora_A"),
+        (lambda tensors: {k: v.repeat(1, 2) if "lora_A" in k else v for k, v in tensors.items()}, {}, r"28 of another"),
+        (None, {"target_modules": ["q_proj"]}, r"48 not in the model \(base_model.model.model.language_model"),
+        (None, {"target_modules": ["c_attn"]}, r"c_attn.* not found in the base model.*; give an adapter that `train`"),
+        (None, {"r": "high"}, r"give an adapter that `train` wrote over this base"),
+    ],
+)  # fmt: skip
+def test_an_adapter_that_does_not_fit_the_base_is_refused_by_folder_and_names(
+    weights: Any, changes: dict[str, Any], message: str, adapter: Path, tmp_path: Path
+) -> None:
+    wrong = edited(adapter, tmp_path / "wrong", weights, changes)
+    with pytest.raises(UserError, match=f"^{wrong}.*{message}"):
+        models.load("tiny", SETTINGS.model, adapter=wrong)
+
+
+def test_an_adapter_that_is_not_there_or_cut_short_is_named(adapter: Path, tmp_path: Path) -> None:
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        partial = shutil.copytree(adapter, tmp_path / name)
+        (partial / name).unlink()
+        with pytest.raises(MissingFile, match=f"^{partial / name}: not there; give an adapter that `train` wrote"):
+            models.load("tiny", SETTINGS.model, adapter=partial)
+    cut = edited(adapter, tmp_path / "cut") / "adapter_model.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-1])
+    with pytest.raises(UserError, match=f"^{cut}: cannot be read "):
+        models.load("tiny", SETTINGS.model, adapter=cut.parent)
+
+
+def spoiled(name: str, value: float) -> Callable[[Tensors], Tensors]:
+    def spoil(tensors: Tensors) -> Tensors:
+        tensors[name].view(-1)[5] = value
+        return tensors
+
+    return spoil
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("quantize", ["none", "nf4"])
+def test_weights_that_are_not_finite_are_named_over_four_bits_too(value: float, quantize: Any, tmp_path: Path) -> None:
+    base = edited(models.TINY, tmp_path / "base", spoiled("model.layers.1.mlp.up_proj.weight", value))
+    with pytest.raises(UserError, match=f"^{base}: {LAYER}mlp.up_proj.weight holds NaN or infinity"):
+        models.load(str(base), SETTINGS.model, quantize=quantize)
+
+
+def test_weights_that_the_configured_type_cannot_hold_are_named(tmp_path: Path) -> None:
+    base = edited(models.TINY, tmp_path / "base", lambda tensors: {k: v.float() for k, v in tensors.items()})
+    large = edited(base, tmp_path / "large", spoiled("visual.merger.mlp.0.bias", 1e6))
+    models.load_weights(large, torch.float32)
+    with pytest.raises(UserError, match=f"^{large}: model.visual.merger.mlp.0.bias holds NaN or infinity"):
+        models.load_weights(large, torch.float16)
+
+
+def test_an_adapter_that_is_not_finite_is_named(adapter: Path, tmp_path: Path) -> None:
+    name = "base_model.model.model.language_model.layers.3.self_attn.q_proj.lora_B.weight"
+    wrong = edited(adapter, tmp_path / "wrong", spoiled(name, float("nan")))
+    with pytest.raises(UserError, match=f"^{wrong}: .*layers.3.self_attn.q_proj.lora_B.default.weight holds NaN"):
+        models.load("tiny", SETTINGS.model, adapter=wrong)

@@ -5,6 +5,7 @@ Unsloth itself needs a card: here a stand-in takes its place. tests/card runs th
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import types
@@ -15,7 +16,7 @@ import pytest
 import torch
 from pins import pins
 
-from r1track.core import config, models
+from r1track.core import config, files, models
 from r1track.core.errors import UserError
 from r1track.training import backend
 
@@ -79,27 +80,57 @@ def test_the_train_command_imports_unsloth_before_anything_that_it_patches(tmp_p
     assert found.stdout.strip() == "first"
 
 
-def test_unsloth_is_asked_for_the_same_weights_layers_and_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, Any] = {}
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What a stand-in for Unsloth, whose model has one weight, was called with."""
+    values: dict[str, Any] = {}
 
     class FastVisionModel:
         @staticmethod
-        def from_pretrained(folder: str, **values: Any) -> tuple[str, None]:
-            asked.update(folder=folder, **values)
-            return "model", None
+        def from_pretrained(folder: str, **options: Any) -> tuple[torch.nn.Module, None]:
+            values.update(folder=folder, loaded=torch.nn.Linear(1, 1), **options)
+            if values.pop("spoil", False):
+                values["loaded"].weight.data.fill_(torch.nan)
+            return values["loaded"], None
 
         @staticmethod
-        def get_peft_model(model: str, **values: Any) -> str:
-            asked.update(model=model, **values)
+        def get_peft_model(model: torch.nn.Module, **options: Any) -> str:
+            values.update(model=model, **options)
             return "adapted"
 
     monkeypatch.setitem(sys.modules, "unsloth", types.SimpleNamespace(FastVisionModel=FastVisionModel))
+    return values
+
+
+def test_unsloth_is_asked_for_the_same_weights_layers_and_adapter(asked: dict[str, Any]) -> None:
     settings = config.resolve({"train": {"quantize": "none", "lora": {"rank": 8, "alpha": 24}}, "seed": 3})
     assert backend.load("unsloth", models.TINY, settings) == ("adapted", None)
-    assert (asked["folder"], asked["model"]) == (str(models.TINY), "model")
+    assert (asked["folder"], asked["model"]) == (str(models.TINY), asked["loaded"])
     assert (asked["load_in_4bit"], asked["load_in_16bit"], asked["fast_inference"]) == (False, True, False)
     assert (asked["r"], asked["lora_alpha"], asked["random_state"]) == (8, 24, 3)
     assert asked["target_modules"] == models.make_adapter(settings.train.lora).target_modules
+
+
+@pytest.mark.parametrize("kind", ["unsloth", "transformers"])
+def test_both_backends_refuse_a_base_whose_weights_would_not_be_loaded(
+    kind: Any, asked: dict[str, Any], tmp_path: Path
+) -> None:
+    base = shutil.copytree(models.TINY, tmp_path / "base")
+    described = files.read_json(base / "config.json")
+    files.write_json(base / "config.json", {**described, "quantization_config": {"load_in_4bit": True}})
+    with pytest.raises(UserError, match=f"^{base}: its weights are quantised already"):
+        backend.load(kind, base, config.resolve({}))
+    text = {**described["text_config"], "intermediate_size": 400}
+    files.write_json(base / "config.json", {**described, "text_config": text})
+    with pytest.raises(UserError, match=f"^{base}: tensors do not fit the configuration: 12 of another shape"):
+        backend.load(kind, base, config.resolve({}))
+    assert asked == {}
+
+
+def test_what_unsloth_loads_must_be_finite(asked: dict[str, Any]) -> None:
+    asked["spoil"] = True
+    with pytest.raises(UserError, match=f"^{models.TINY}: weight holds NaN or infinity"):
+        backend.load("unsloth", models.TINY, config.resolve({}))
 
 
 def test_the_versions_that_the_patches_were_written_for_are_those_that_are_pinned() -> None:
