@@ -89,7 +89,7 @@ class Lora(Section):
     rank: int = Field(16, ge=1, description="rank r")
     alpha: int = Field(32, ge=1, description="the update is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
-    targets: list[str] = Field(
+    targets: list[Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]] = Field(
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         min_length=1,
         description="linear layers of the language model that get an adapter",

@@ -276,6 +276,24 @@ def spoiled(name: str, value: float) -> Callable[[Tensors], Tensors]:
     return spoil
 
 
+def test_every_target_of_the_configuration_is_a_layer_of_each_block_and_gets_an_adapter() -> None:
+    for target in SETTINGS.train.lora.targets:
+        lora = SETTINGS.train.lora.model_copy(update={"targets": [target]})
+        adapted: Any = get_peft_model(models.load_weights(models.TINY, torch.float32), models.make_adapter(lora))
+        names = {name.split(".lora_A")[0] for name, _ in adapted.named_parameters() if "lora_A" in name}
+        assert len(names) == 4
+        assert all(name.endswith(target) and "language_model" in name for name in names)
+
+
+@pytest.mark.parametrize("wrong", ["v_prj", "qkv", "(q_proj|v_proj", ".*"])
+def test_a_target_that_is_no_layer_of_the_language_model_is_refused_with_the_known_names(wrong: str) -> None:
+    known = "'q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj' or 'down_proj'"
+    with pytest.raises(
+        config.ConfigError, match=re.escape(f"train.lora.targets.1 = {wrong!r}: Input should be {known}")
+    ):
+        config.resolve({"train": {"lora": {"targets": ["q_proj", wrong]}}})
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("quantize", ["none", "nf4"])
 def test_weights_that_are_not_finite_are_named_over_four_bits_too(value: float, quantize: Any, tmp_path: Path) -> None:
