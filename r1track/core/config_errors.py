@@ -71,6 +71,11 @@ def contradiction(settings: "Settings") -> str | None:
             )
     if settings.merge.base == "dequantised" and settings.train.quantize == "none":
         return "merge.base = 'dequantised': nothing was quantised in training; take `original`, or train.quantize nf4"
+    if "grpo" in settings.train.arms and settings.track.max_tokens < settings.train.max_tokens:
+        return (
+            f"track.max_tokens = {settings.track.max_tokens}: below train.max_tokens = {settings.train.max_tokens}, so "
+            "that tracking would cut answers that training rewards; raise it, or lower train.max_tokens"
+        )
     if settings.task.think and "sft" in settings.train.arms:
         return "train.arms: pairs hold no reasoning that sft could learn; leave sft out, or set task.think to false"
     return None

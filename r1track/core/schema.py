@@ -234,7 +234,7 @@ class Track(Section):
     start: Literal["box", "text"] = Field("box", description="tracking starts from the first box or a description")
     starts: dict[str, Literal["box", "text"]] = Field({}, description="`start` of single sets, by name")
     batch: int = Field(16, ge=1, description="sequences tracked in one batch")
-    max_tokens: int = Field(32, ge=8, description="maximum length of an answer in tokens")
+    max_tokens: int = Field(64, ge=8, description="maximum length of an answer in tokens, train.max_tokens or more")
     reuse: bool = Field(True, description="encode the prompt before the search image once per sequence")
     min_side: float = Field(4.0, gt=0, description="smallest width and height of a box, in image pixels")
     patience: int = Field(3, ge=1, description="frames in a row without the target before the search region grows")
@@ -339,4 +339,4 @@ class Settings(Section):
     @property
     def answer_size(self) -> tuple[int, int]:
         """How `merge` asks held-out pairs: questions per batch, and the maximum length of an answer in tokens."""
-        return min(32, self.merge.check_pairs), 512 if self.task.think else 32
+        return min(32, self.merge.check_pairs), 512 if self.task.think else 64

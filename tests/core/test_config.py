@@ -51,12 +51,30 @@ def refusal(values: dict[str, Any]) -> str:
             {"merge": {"base": "dequantised"}, "train": {"quantize": "none"}},
             ["merge.base", "nothing was quantised", "take `original`"],
         ),
+        ({"track": {"max_tokens": 15}}, ["track.max_tokens = 15: below train.max_tokens = 16", "raise it"]),
+        ({"preset": "r1track-5k-think", "train": {"max_tokens": 513}}, ["track.max_tokens = 512: below", "= 513"]),
         ({"preset": "nope"}, ["preset = 'nope'", "demo", "r1track-5k"]),
     ],
 )
 def test_a_wrong_value_is_refused_with_field_value_and_remedy(values: dict[str, Any], parts: list[str]) -> None:
     message = refusal(values)
     assert all(part in message for part in parts), message
+
+
+FENCED = 39  # tokens of a fenced `[{"bbox_2d": [...], "label": "target"}]`, by Qwen's vocabulary
+
+
+@pytest.mark.parametrize("preset", ["r1track-5k", "r1track-5k-think", "r1track-100k", "best", "best-7b"])
+def test_tracking_and_the_merges_check_read_the_longest_form_and_all_that_training_rewards(preset: str) -> None:
+    settings = config.resolve({"preset": preset})
+    assert FENCED <= settings.track.max_tokens >= settings.train.max_tokens
+    assert FENCED <= settings.answer_size[1] >= settings.train.max_tokens
+
+
+def test_the_defaults_share_one_limit_of_an_answer_and_sft_alone_has_none() -> None:
+    defaults = config.Settings()
+    assert defaults.train.max_tokens == defaults.track.max_tokens == defaults.answer_size[1] == 64
+    assert config.resolve({"train": {"arms": ["sft"], "max_tokens": 64}}).track.max_tokens == 16
 
 
 def test_a_rate_that_yaml_reads_as_text_is_refused_and_the_remedy_is_read_as_a_number() -> None:

@@ -27,6 +27,7 @@ def settings(think: bool = False, templates: int = 1, dtype: str = "float32", **
         "task": {"think": think, "templates": templates},
         "sample": {"pairs": 24, "val_pairs": 12},
         "train": {**short, "learning_rate": 1e-3, "max_tokens": 32, **changes},
+        "track": {"max_tokens": 32},
     }
     made: config.Settings = config.resolve(values)
     return made
