@@ -27,6 +27,7 @@ NO_INFLUENCE = {
     "r1track.core.schema": "fields, defaults and checks reach a stage by its JSON file",
     "r1track.data.export": "copies the pairs for other tools",
     "r1track.tracking.endpoint": "asks a server, which the workflow does not allow",
+    "r1track.training.checkpoints": "a training that goes on from one ends with the same adapter",
     "r1track.training.progress": "displays and logs a training run",
     "r1track.training.stopping": "stops a training run, which goes on to the same result",
 }

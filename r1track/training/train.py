@@ -4,7 +4,8 @@ Both use the tracker's own prompt; the reward reads completions with the tracker
 over either backend (trl_patches.py); `backend.enter` must be called before this module is imported.
 
 Checkpoints are in a scratch folder, and the same command resumes from them after a kill; the adapter is moved to its
-place when it is complete. Checkpoints of other settings are not resumed: they are deleted, and the log says so.
+place when it is complete. Checkpoints that are damaged or of other settings are not resumed: they are deleted, and the
+log says so (checkpoints.py).
 """
 
 import functools
@@ -28,7 +29,7 @@ from r1track.core.errors import UserError, naming
 from r1track.core.folders import atomic_folder, locked
 from r1track.core.pairs import load as open_pairs
 from r1track.core.pairs import questions
-from r1track.training import backend, progress, rewards, trl_patches
+from r1track.training import backend, checkpoints, progress, rewards, trl_patches
 from r1track.training.shared_prefix import make_rollout
 from r1track.training.stopping import StopCallback
 
@@ -177,31 +178,6 @@ def with_answers(pairs: Dataset, think: bool) -> Dataset:
     return with_prompts(pairs, think, [[{"role": "assistant", "content": text}] for text in texts])
 
 
-def prepare_scratch(scratch: Path, identity: dict[str, Any], steps: int) -> Path | None:
-    """The newest complete checkpoint of this run, to resume from, or None; checkpoints of other runs are deleted.
-
-    The last of the `steps` is left out: the trainer would make one step more.
-    """
-    mark = scratch / "identity.json"
-    if mark.exists() and files.read_json(mark) != identity:
-        log.warning("%s: checkpoints of other settings or pairs are deleted", scratch)
-        shutil.rmtree(scratch)
-    scratch.mkdir(parents=True, exist_ok=True)
-    files.write_json(mark, identity)
-    states = scratch.glob("checkpoint-*/trainer_state.json")
-    checkpoints = {int(state.parent.name.split("-")[1]): state.parent for state in states if _complete(state)}
-    return checkpoints.get(max((step for step in checkpoints if step < steps), default=-1))
-
-
-def _complete(state: Path) -> bool:
-    """Whether the last file that the trainer writes into a checkpoint is complete."""
-    try:
-        json.loads(state.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return False
-    return True
-
-
 def make_watch(settings: config.Settings, arm: str, scratch: Path) -> progress.ProgressCallback:
     """The callback that displays and logs the training of an arm."""
     train, sft = settings.train, settings.train.sft
@@ -264,14 +240,16 @@ def _train(settings: config.Settings, arm: str, model: str, pairs: Path, scratch
     stage = config.stage_values(settings, "train")
     inputs = {name: file.model_dump() for name, file in provenance.inputs.items()}
     steps = settings.train.sft.steps if arm == "sft" else settings.train.steps
-    checkpoint = prepare_scratch(scratch, {"arm": arm, "settings": stage, "backend": kind, "inputs": inputs}, steps)
+    checkpoint = checkpoints.prepare_scratch(
+        scratch, {"arm": arm, "settings": stage, "backend": kind, "inputs": inputs}, steps
+    )
     torch.manual_seed(settings.seed)
     trainer = make_trainer(settings, arm, folder, pairs, scratch)
     if checkpoint:
         log.info("resuming from %s", checkpoint)
     watching = make_watch(settings, arm, scratch)
     stop = StopCallback(settings.train.rollout_steps if arm == "grpo" else 1)
-    for callback in (watching, stop):
+    for callback in (watching, checkpoints.Seal, stop):
         trainer.add_callback(callback)
     with watching.live, naming(scratch), stop.listening():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -287,7 +265,7 @@ def _train(settings: config.Settings, arm: str, model: str, pairs: Path, scratch
     }  # fmt: skip
     trainer.model.save_pretrained(out)
     (out / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    if arm == "grpo":
+    if (scratch / "examples").is_dir():
         shutil.copytree(scratch / "examples", out / "examples")
     provenance.write(out / "provenance.json", seed=settings.seed, notes=notes)
     measure = "reward" if arm == "grpo" else "loss"

@@ -73,18 +73,6 @@ def test_every_step_is_logged_with_its_parts(adapter: Path) -> None:
     assert files.read_json(adapter / "provenance.json")["quantize"] == "nf4"
 
 
-def test_checkpoints_of_other_settings_are_not_taken_up(tmp_path: Path) -> None:
-    scratch = tmp_path / "scratch"
-    assert train.prepare_scratch(scratch, {"rate": 1}, 6) is None
-    (scratch / "checkpoint-2").mkdir()
-    (scratch / "checkpoint-2" / "trainer_state.json").write_text("{}")
-    (scratch / "checkpoint-4").mkdir()
-    (scratch / "checkpoint-4" / "trainer_state.json").write_text('{"epoch":')  # killed while it was written
-    assert train.prepare_scratch(scratch, {"rate": 1}, 6) == scratch / "checkpoint-2"
-    assert train.prepare_scratch(scratch, {"rate": 2}, 6) is None
-    assert not (scratch / "checkpoint-2").exists()
-
-
 def test_a_training_that_was_finished_before_takes_no_step_more(pairs: Path, adapter: Path, tmp_path: Path) -> None:
     again = tmp_path / "again"
     shutil.copytree(adapter.parent / "scratch", tmp_path / "scratch")
