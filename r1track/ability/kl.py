@@ -37,7 +37,8 @@ def log_probabilities(loaded: models.Loaded, probe: Probe) -> torch.Tensor:
     batch = models.inputs(loaded, [messages], [probe.images])
     end = int((batch["input_ids"][0] == loaded.processor.tokenizer.eos_token_id).nonzero()[-1])
     with torch.inference_mode():
-        return loaded.model(**batch).logits[0, start - 1 : end].float().log_softmax(-1).cpu()
+        logits = models.check_logits(loaded.model, loaded.model(**batch).logits[0, start - 1 : end])
+        return logits.float().log_softmax(-1).cpu()
 
 
 def ask_base(base: str, settings: schema.Model, probes: Sequence[Probe], batch: int) -> list[Probe]:

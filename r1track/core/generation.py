@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from r1track.core import prompts
-from r1track.core.models import Loaded, suppressed
+from r1track.core.models import Loaded, check_logits, suppressed
 from r1track.core.prompts import Messages
 
 PLACE = "<|vision_start|>"  # the first token of an image's place; a prompt may be cut before it
@@ -186,7 +186,7 @@ class Decoder:
         completions = [Completion([], []) for _ in range(len(logits))]
         rows, open_rows = list(range(len(completions))), set(range(len(completions)))
         for step in range(self.max_tokens):
-            logits[:, self.forbidden] = -torch.inf
+            check_logits(self.model, logits)[:, self.forbidden] = -torch.inf
             ids, values = sampler(logits)
             for row, token, value in zip(rows, ids.tolist(), values.tolist(), strict=True):
                 if row in open_rows:

@@ -155,8 +155,7 @@ def check_finite(tensors: Iterable[tuple[str, torch.Tensor]], folder: Path) -> N
     for name, tensor in tensors:
         state = getattr(tensor, "quant_state", None)
         scales = tensor if state is None else state.offset if state.nested else state.absmax
-        low, high = scales.detach().aminmax()  # one pass, and NaN reaches both
-        if not torch.isfinite(high - low):
+        if not all(map(torch.isfinite, scales.detach().aminmax())):  # one pass, and NaN reaches both
             raise UserError(f"{folder}: {name} holds NaN or infinity; copy the weights again, or train again")
 
 
@@ -225,6 +224,16 @@ def inputs(loaded: Loaded, questions: Sequence[Messages], images: Sequence[Seque
     return {key: value.to(loaded.device) for key, value in batch.items()}
 
 
+def check_logits(model: Any, logits: torch.Tensor) -> torch.Tensor:
+    """The logits (..., vocabulary) as they are; UserError names a model whose largest one is not finite in some row."""
+    if not torch.isfinite(logits.amax(-1)).all():
+        raise UserError(
+            f"{model.name_or_path}: its logits are not finite, so its answers mean nothing; take other weights, or "
+            "model.dtype bfloat16 or float32"
+        )
+    return logits
+
+
 def generate(
     loaded: Loaded,
     questions: Sequence[Messages],
@@ -237,6 +246,7 @@ def generate(
     """Greedy answers in the order of the questions, `batch` at a time.
 
     images: for every question its images, in the order of their places. show: name of a progress bar; None: no bar.
+    Raises UserError for a model whose logits are not finite.
     """
     starts = range(0, len(questions), batch)
     answers: list[str] = []
@@ -246,6 +256,7 @@ def generate(
             ids = loaded.model.generate(
                 **batch_inputs, max_new_tokens=max_tokens, do_sample=False, temperature=None, top_p=None, top_k=None,
                 repetition_penalty=1.0, suppress_tokens=suppressed(loaded.processor),
+                logits_processor=[lambda ids, logits: check_logits(loaded.model, logits)],
             )  # fmt: skip
         new = ids[:, batch_inputs["input_ids"].shape[1] :]
         answers += loaded.processor.tokenizer.batch_decode(new, skip_special_tokens=True)

@@ -1,14 +1,16 @@
 """Pairs: the columns of the shards that `sample` writes, and how the other stages open them."""
 
+import math
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
 import PIL.Image
+import pyarrow.compute
 import pyarrow.parquet
 from datasets import Dataset, Features, Image, List, Value, load_dataset
 
 from r1track.core import prompts
-from r1track.core.errors import MissingFile
+from r1track.core.errors import MissingFile, UserError
 
 _box = List(Value("float64"), length=4)
 FEATURES = Features(
@@ -54,14 +56,21 @@ def load(folder: Path, *, cache: Path | None = None) -> Dataset:
     """The pairs in the shards of a folder (`.../pairs/train` or `.../pairs/val`), with the columns FEATURES.
 
     cache: folder for a memory-mapped copy; without it all pairs are read into memory.
-    Raises MissingFile when there is no shard.
+    Raises MissingFile when there is no shard, and UserError for a box that is not finite.
     """
     shards = sorted(str(p) for p in folder.glob("*.parquet"))
     if not shards:
         raise MissingFile(f"{folder}: no Parquet shards; run `r1track sample` first")
     if cache is None:
-        return Dataset(pyarrow.parquet.ParquetDataset(shards).read())
-    return load_dataset("parquet", data_files=shards, split="train", cache_dir=str(cache))
+        pairs = Dataset(pyarrow.parquet.ParquetDataset(shards).read())
+    else:
+        pairs = load_dataset("parquet", data_files=shards, split="train", cache_dir=str(cache))
+    for name in ("answer", "template_box", "second_box"):
+        finite = pyarrow.compute.is_finite(pyarrow.compute.list_flatten(pairs.data.column(name)))
+        if pyarrow.compute.all(finite).as_py() is False:  # null where all boxes are
+            row, box = next((k, box) for k, box in enumerate(pairs[name]) if box and not all(map(math.isfinite, box)))
+            raise UserError(f"{folder}: {name} of pair {row + 1} is {box}; run `r1track sample` again")
+    return pairs
 
 
 def questions(pairs: Dataset, think: bool) -> list[prompts.Messages]:

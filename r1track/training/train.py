@@ -48,6 +48,9 @@ def make_reward(settings: config.Settings, examples: Path) -> Reward:
             rewards.score(text, target, scheme=train.reward, size=size, think=task.think, tokens=len(ids))
             for text, target, size, ids in zip(texts, answer, columns["size"], completion_ids, strict=True)
         ]
+        for text, target, scores in zip(texts, answer, parts, strict=True):
+            if not math.isfinite(scores["total"]):
+                raise UserError(f"the reward of {text!r} for {target} is {scores['total']}; sample the pairs again")
         for part, name in PARTS.items():
             log_metric(name, float(np.mean([scores[part] for scores in parts])))  # type: ignore[literal-required]
         step = columns["trainer_state"].global_step
@@ -218,6 +221,7 @@ def make_trainer(settings: config.Settings, arm: str, folder: Path, pairs: Path,
     trl_patches.drop_reference_adapter(trainer.model)
     trl_patches.disable_vision_grad(trainer.model)
     trl_patches.keep_adapter_float32(trainer.model)
+    trl_patches.check_rollouts(trainer.model)
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
     return trainer

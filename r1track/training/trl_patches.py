@@ -11,14 +11,14 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from types import ModuleType
 from typing import Any
 
 import torch
 
 from r1track.core.errors import UserError
-from r1track.core.models import is_frozen
+from r1track.core.models import check_logits, is_frozen
 from r1track.training.image_cache import ImageCache
 from r1track.training.shared_prefix import shared
 
@@ -138,6 +138,11 @@ def keep_adapter_float32(model: Any) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def check_rollouts(model: Any) -> None:
+    """Let TRL's own rollout stop with words where logits are not finite; drawing from them ends in a fault of torch."""
+    model.generate = partial(model.generate, logits_processor=[lambda ids, logits: check_logits(model, logits)])
 
 
 def disable_vision_grad(model: Any) -> None:
