@@ -133,7 +133,9 @@ class Train(Section):
     prompts_per_step: int = Field(8, ge=1, description="prompts per optimiser step")
     micro_batch: int = Field(8, ge=1, description="completions per forward and backward pass")
     shared_prefix: bool = Field(True, description="compute each prompt once per group, not once per completion")
-    rollout_batch: int = Field(256, ge=2, description="with shared_prefix: completions generated in one batch")
+    rollout_batch: int = Field(
+        256, ge=2, description="with shared_prefix: completions generated in one batch, group or more"
+    )
     rollout_steps: int = Field(1, ge=1, description="optimiser steps per rollout")
     steps: int = Field(600, ge=1, description="optimiser steps")
     optimizer: Literal["adamw_torch", "adamw_8bit"] = Field(
@@ -177,6 +179,11 @@ class Train(Section):
             raise ValueError(
                 f"micro_batch {self.micro_batch} does not divide group * prompts_per_step = {self.group} * "
                 f"{self.prompts_per_step} = {answers}; take one of {divisors}"
+            )
+        if self.shared_prefix and self.rollout_batch < self.group:
+            raise ValueError(
+                f"rollout_batch {self.rollout_batch} is below group {self.group}: a prompt's completions are drawn "
+                f"in one batch; take rollout_batch {self.group} or more, a smaller group, or shared_prefix false"
             )
         if self.save_every % self.rollout_steps:
             aligned = self.rollout_steps * math.ceil(self.save_every / self.rollout_steps)

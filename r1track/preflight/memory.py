@@ -208,7 +208,7 @@ def _train(model: Model, settings: Settings, arm: str) -> StagePlan:
     calls = math.ceil(drawn / train.rollout_batch) if shared else 1
     waiting = 0 if sft else train.steps / train.rollout_steps * calls * train.max_tokens * TOKEN_SECONDS
     if not sft:  # while a rollout is drawn, the trainer still has the one before
-        prompts = max(1, min(drawn, train.rollout_batch) // train.group) if shared else drawn
+        prompts = min(drawn, train.rollout_batch) // train.group if shared else drawn
         pixels = resident["pixel values"] + model.pixels * prompts * micro.patches
         rollout, copies = micro._replace(rows=prompts), train.group if shared else 1
         first = _answering(model, rollout, {**resident, "pixel values": pixels}, True, copies)

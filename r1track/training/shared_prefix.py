@@ -31,7 +31,7 @@ def make_rollout(settings: schema.Train, processor: ImageProcessorOnly) -> Calla
         ]
         prompt_ids: list[list[int]] = []
         completions: list[generation.Completion] = []
-        step = max(1, settings.rollout_batch // group)
+        step = settings.rollout_batch // group
         # Without checkpointing, which forbids a cache. Not in eval mode: on a CPU it repacks 4-bit weights for good.
         with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model:
             decoder = generation.Decoder(Loaded(model, processor, model.device), max_tokens=settings.max_tokens)

@@ -48,6 +48,11 @@ def refusal(values: dict[str, Any]) -> str:
         ({"train": {"arms": ["sft"]}, "task": {"think": True}}, ["train.arms", "no reasoning", "leave sft out"]),
         ({"train": {"rollout_steps": 4}}, ["train", "save_every 25", "rollout_steps 4", "take save_every 28"]),
         (
+            {"train": {"rollout_batch": 2, "group": 64}},
+            ["train", "rollout_batch 2 is below group 64", "take rollout_batch 64"],
+        ),
+        ({"train": {"rollout_batch": 7}}, ["train", "rollout_batch 7 is below group 8", "or shared_prefix false"]),
+        (
             {"merge": {"base": "dequantised"}, "train": {"quantize": "none"}},
             ["merge.base", "nothing was quantised", "take `original`"],
         ),
@@ -85,6 +90,11 @@ def test_a_rate_that_yaml_reads_as_text_is_refused_and_the_remedy_is_read_as_a_n
     remedy = message.split("write ")[-1]
     assert remedy == "1.0e-6"
     assert yaml.safe_load(remedy) == 1e-6
+
+
+def test_a_rollout_holds_a_group_at_least_and_without_shared_prefixes_its_batch_is_not_read() -> None:
+    assert config.resolve({"train": {"rollout_batch": 8}}).train.group == 8
+    assert not config.resolve({"train": {"rollout_batch": 7, "shared_prefix": False}}).train.shared_prefix
 
 
 def test_every_fault_is_named_at_once() -> None:
