@@ -7,6 +7,7 @@ times of other toolkits are read too, see `read_result`.
 
 import csv
 import io
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +43,10 @@ class Track:
 
 def write_track(folder: Path, track: Track) -> None:
     """Write a track as `<folder>/<name>/<name>_*`. The folder of the name appears when all its files are whole."""
-    rows = zip(range(1, len(track.boxes) + 1), track.statuses, track.answers, strict=True)
+    answers = [
+        re.sub(r"\r(?!\n)", "\n", answer) for answer in track.answers
+    ]  # a bare \r is not quoted, and ends the row
+    rows = zip(range(1, len(track.boxes) + 1), track.statuses, answers, strict=True)
     with atomic_folder(folder / track.name) as temp_path:
         for form, text in as_text(track.boxes, track.seconds).items():
             (temp_path / Path(form.format(track.name)).name).write_text(text)

@@ -1,5 +1,6 @@
 """Claims about track files: what is written is read back, and a damaged file is named."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,15 @@ def test_a_track_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert (track.boxes == TRACK.boxes).all()
     assert (track.seconds == TRACK.seconds).all()
     assert (track.name, track.statuses, track.answers) == (TRACK.name, TRACK.statuses, TRACK.answers)
+
+
+@pytest.mark.parametrize(
+    ("end", "read"),
+    [("\r", "\n"), ("\r\r\n", "\n\r\n"), *((end, end) for end in ("\n", "\r\n", "\x85", "\u2028", "\x00"))],
+)
+def test_an_answer_of_two_lines_is_one_row_wherever_its_line_ends(end: str, read: str, tmp_path: Path) -> None:
+    write_track(tmp_path, replace(TRACK, answers=["", f"one{end}two"]))
+    assert read_track(tmp_path, "clip", 2).answers == ["", f"one{read}two"]
 
 
 def test_the_files_are_those_of_the_got10k_toolkit_and_a_status_file(tmp_path: Path) -> None:
