@@ -18,7 +18,8 @@ def explain(error: ValidationError, schema: type[BaseModel]) -> list[str]:
     lines = []
     for fault in error.errors():
         field = ".".join(map(str, fault["loc"]))
-        value = f" = {fault['input']!r}" if not isinstance(fault["input"], dict | BaseModel) else ""
+        hidden = (dict, BaseModel, *((str, list) if "endpoint" in fault["loc"] else ()))  # which may hold a key
+        value = f" = {fault['input']!r}" if not isinstance(fault["input"], hidden) else ""
         lines.append(f"{field}{value}: {_remedy(fault, schema)}" if field else _remedy(fault, schema))
     return lines
 

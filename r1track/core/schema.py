@@ -229,8 +229,10 @@ class Extra(Section):
 class Endpoint(Section):
     """track.endpoint: an OpenAI-compatible server that runs the model, in place of this machine."""
 
-    url: str | None = Field(None, description="URL; null: the model is loaded here, as the workflow needs it")
-    timeout: float = Field(60.0, gt=0, description="seconds to wait for an answer before the request is sent again")
+    url: str | None = Field(
+        None, description="URL, without key or password; null: the model is loaded here, as the workflow needs it"
+    )
+    timeout: float = Field(60.0, gt=0, description="seconds for a whole answer; then the request is sent again")
     retries: int = Field(4, ge=0, description="how often a request is sent again before the run stops")
     concurrency: int | None = Field(None, ge=1, description="largest number of parallel requests; null: track.batch")
 

@@ -2,16 +2,21 @@
 
 Images travel as PNG, without loss, in the size that the local image processor would give them. A key is read from the
 environment variable OPENAI_API_KEY and written nowhere. The `openai` client sends a failed request again.
+
+A server is not trusted. Each try ends after track.endpoint.timeout seconds or MOST_BYTES bytes, whatever the server
+does. A response that is not in OpenAI's form stops the run. A text that the model cannot have written within the limit
+of tokens is an empty answer, which is counted as any other that cannot be read.
 """
 
+import asyncio
+import atexit
 import io
 import json
 import logging
 import os
+import re
 from base64 import b64encode
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from urllib.parse import urlsplit
 
 from PIL import Image
 
@@ -22,12 +27,47 @@ from r1track.core.schema import Settings
 from r1track.tracking.views import Generate
 
 try:
+    import httpx2  # what `openai` sends its requests with
     import openai
 except ModuleNotFoundError as error:
     raise UserError("track.endpoint.url: needs the package openai; install it: `pip install openai`") from error
 
 log = logging.getLogger(__name__)
 KEY, PNG = "OPENAI_API_KEY", "data:image/png;base64,"
+MOST_BYTES = 2**20  # of a response
+LONGEST_TOKEN, MOST_CHARACTERS = 256, 100_000  # characters of a token, and of an answer whatever its limit of tokens
+MALFORMED = (ValueError, LookupError, TypeError, RecursionError)  # what reading another form of JSON raises
+SHORTEST_KEY = 4  # characters; a shorter one is no secret, and could be part of a box
+RUNNER = asyncio.Runner()  # one event loop for the whole process: connections stay open from round to round
+atexit.register(RUNNER.close)
+
+
+class BoundedClient(openai.DefaultAsyncHttpxClient):
+    """Reads a whole response within the request's time-out, MOST_BYTES at most; redirects are not followed."""
+
+    async def send(self, request: httpx2.Request, **_: Any) -> httpx2.Response:
+        """The response: its status, body, `Retry-After` and `Location`. Raises httpx2.RequestError, as httpx2 does."""
+        request.headers["Accept-Encoding"] = "identity"  # a packed body could have any size
+        if not _key():  # `openai` cannot be used without a key
+            request.headers.pop("Authorization")
+        seconds, body = request.extensions["timeout"]["read"], bytearray()
+        try:
+            async with asyncio.timeout(seconds):
+                response = await super().send(request, stream=True, follow_redirects=False)
+                try:
+                    async for part in response.aiter_raw():
+                        body += part
+                        if len(body) > MOST_BYTES:
+                            raise httpx2.RemoteProtocolError(f"a response of more than {MOST_BYTES} bytes")
+                finally:
+                    await response.aclose()
+        except TimeoutError as error:
+            raise httpx2.ReadTimeout(f"no whole response within {seconds:g} s") from error
+        headers = {name: value for name in ("Retry-After", "Location") if (value := response.headers.get(name))}
+        whole = httpx2.Response(response.status_code, headers=headers, content=bytes(body), request=request)
+        if whole.status_code >= 429:
+            log.warning("%s: %s", request.url, _cause(whole))  # `openai` does not say why it tries again
+        return whole
 
 
 def connect(settings: Settings) -> Generate:
@@ -36,49 +76,74 @@ def connect(settings: Settings) -> Generate:
     Raises UserError, with URL and remedy, for a wrong address, a server that is down or an unknown model. The function
     raises it when the server refuses a question, or still fails after track.endpoint.retries more tries.
     """
-    server, model, key = settings.track.endpoint, settings.model.base, os.environ.get(KEY, "").strip()
-    hooks: dict[str, list[Any]] = {"request": [], "response": [_log_failure]}
-    if not key:  # the client cannot be made without a key
-        hooks["request"].append(lambda request: request.headers.pop("Authorization"))
+    server, model = settings.track.endpoint, settings.model.base
+    if not re.fullmatch(r"[!-~]*", _key()):
+        raise UserError(f"{KEY}: holds a line break or another character that no key has; set it again")
     logging.getLogger("openai").setLevel(logging.INFO)  # it says there when it tries again
-    client = openai.OpenAI(
-        base_url=_base_url(str(server.url)), api_key=key or "none", timeout=server.timeout, max_retries=server.retries,
-        http_client=openai.DefaultHttpxClient(event_hooks=hooks),
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # below, it repeats what the server calls its status
+    client = openai.AsyncOpenAI(
+        base_url=_base_url(str(server.url)), api_key=_key() or "none", timeout=server.timeout,
+        max_retries=server.retries, http_client=BoundedClient(),
     )  # fmt: skip
-    _check_model(client, model)
+    RUNNER.run(_check_model(client, model, min(10.0, server.timeout)))
+
+    async def complete_all(contents: list[Any], max_tokens: int) -> list[str]:
+        free = asyncio.Semaphore(server.concurrency or settings.track.batch)
+
+        async def complete(content: Any) -> str:
+            async with free:
+                return await _complete(client, model, content, max_tokens)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(complete(content)) for content in contents]
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+        return [task.result() for task in tasks]
 
     def generate(questions: list[Messages], images: list[list[Image.Image]], max_tokens: int) -> list[str]:
         contents = [_content(*pair, settings) for pair in zip(questions, images, strict=True)]
-        with ThreadPoolExecutor(server.concurrency or settings.track.batch) as pool:
-            return list(pool.map(lambda content: _complete(client, model, content, max_tokens), contents))
+        return RUNNER.run(complete_all(contents, max_tokens))
 
     return generate
 
 
 def _base_url(url: str) -> str:
-    """The URL before `chat/completions`: `/v1` is added to one that has no path."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.port == 0:
-        url = url.rpartition("@")[2]
-        raise UserError(f"endpoint {url!r}: give http://HOST:PORT/v1, without a password; a key is read from {KEY}")
+    """The URL before `chat/completions`: `/v1` is added to one that has no path.
+
+    Raises UserError for what is no such address, or may hold a secret; it does not repeat the URL.
+    """
+    try:
+        parts = httpx2.URL(url)
+        fits = parts.scheme in ("http", "https") and bool(parts.host) and parts.port != 0
+    except httpx2.InvalidURL:
+        fits = False
+    if not fits or re.search(r"[@?#\\\s]", url) or _masked(url) != url:
+        raise UserError(
+            "track.endpoint.url, or --endpoint: not an address that can be used; give http://HOST:PORT/v1, without "
+            f"password, key, `?`, `#` and blanks; a key is read from {KEY}"
+        )
     return url if parts.path.strip("/") else url.rstrip("/") + "/v1"
 
 
-def _check_model(client: openai.OpenAI, model: str) -> None:
-    """Raise UserError where no server answers, or where it neither lists the model nor lets it answer one token."""
+async def _check_model(client: openai.AsyncOpenAI, model: str, seconds: float) -> None:
+    """Raise UserError where no server answers, or where it neither lists the model nor lets it answer one token.
+
+    seconds: how long the server may take for its list.
+    """
     try:
-        models = client.with_options(timeout=10, max_retries=0).models.with_raw_response.list()
-        listed = [entry["id"] for entry in json.loads(models.text)["data"]]
+        response = await client.with_options(timeout=seconds, max_retries=0).models.with_raw_response.list()
+        listed = [str(entry["id"]) for entry in json.loads(response.content)["data"]]
     except openai.APIConnectionError as error:
-        cause = f"no server answers ({error.__cause__})"
-        raise UserError(f"{client.base_url}: {cause}; start it, or correct the URL") from error
-    except (openai.APIStatusError, ValueError, LookupError, TypeError):
+        cause = f"no server answers ({_shown(str(error.__cause__))})"
+        raise UserError(f"{client.base_url}: {cause}; start it, or correct the URL") from None
+    except (openai.APIStatusError, *MALFORMED):
         listed = []
     if model not in listed:
         try:  # with one retry: a server that failed to list its models may have closed the connection
-            _complete(client.with_options(max_retries=1), model, "Hi", 1)
-        except ValueError as error:
-            raise UserError(f"{error}\nthe server lists these models, not {model!r}: {listed}") from error
+            await _complete(client.with_options(max_retries=1), model, "Hi", 1)
+        except UserError as error:
+            raise UserError(f"{error}\nthe server lists these models, not {model!r}: {_shown(str(listed))}") from None
 
 
 def _content(question: Messages, images: list[Image.Image], settings: Settings) -> list[dict[str, Any]]:
@@ -93,36 +158,64 @@ def _content(question: Messages, images: list[Image.Image], settings: Settings) 
     return content
 
 
-def _complete(client: openai.OpenAI, model: str, content: Any, max_tokens: int) -> str:
+async def _complete(client: openai.AsyncOpenAI, model: str, content: Any, max_tokens: int) -> str:
     """The server's answer to one user message. Raises UserError with URL, cause and remedy."""
     try:
-        response = client.chat.completions.with_raw_response.create(
+        response = await client.chat.completions.with_raw_response.create(
             model=model, messages=[{"role": "user", "content": content}], max_tokens=max_tokens, temperature=0,
             frequency_penalty=0,  # for `transformers serve` this switches off the model's own repetition penalty
         )  # fmt: skip
     except openai.APIStatusError as error:
-        cause = f"{error.status_code} {_without_key(error.response.text)}"
+        cause = _cause(error.response)
         if error.status_code < 500 and error.status_code not in (408, 409, 429):  # else the client has tried again
-            raise UserError(f"{error.response.url}: refused with {cause}\ncorrect URL, model or {KEY}") from error
+            raise UserError(f"{error.response.url}: refused with {cause}\ncorrect URL, model or {KEY}") from None
     except openai.APIConnectionError as error:  # time-outs are among them
-        cause = f"{type(error.__cause__).__name__} {error.__cause__}"
+        cause = _shown(f"{type(error.__cause__).__name__} {error.__cause__}")
     else:
         try:
-            return str(json.loads(response.text)["choices"][0]["message"]["content"] or "")
-        except (ValueError, LookupError, TypeError) as error:
-            body = _without_key(response.text)
-            raise UserError(f"{response.url}: not an answer in OpenAI's form: {body!r}; correct the URL") from error
+            return _readable(json.loads(response.content)["choices"][0]["message"]["content"], max_tokens)
+        except MALFORMED:
+            body = _shown(response.content.decode(errors="replace"))
+            raise UserError(f"{response.url}: not an answer in OpenAI's form: {body!r}; correct the URL") from None
     remedy = "see to the server, or raise track.endpoint.timeout or track.endpoint.retries; the same command goes on"
     raise UserError(f"{client.base_url}: no answer; the last try ended with {cause}\n{remedy}")
 
 
-def _log_failure(response: Any) -> None:
-    """Log what the server says when it is busy or fails: the client does not."""
-    if response.status_code >= 429:
-        response.read()
-        log.warning("%s: %d %s", response.url, response.status_code, _without_key(response.text))
+def _readable(answer: Any, max_tokens: int) -> str:
+    """The text of an answer; empty, with a warning, where no model can have written it with so many tokens."""
+    most = min(max_tokens * LONGEST_TOKEN, MOST_CHARACTERS)
+    if answer is None:
+        return ""
+    if not isinstance(answer, str):
+        fault = f"it is of type {type(answer).__name__}"
+    elif len(answer) > most:
+        fault = f"it has {len(answer)} characters, more than {most}"
+    elif re.search("[\ud800-\udfff]", answer):
+        fault = "it holds half a character"
+    else:
+        return _masked(answer)
+    log.warning("an answer of the server is taken as empty: %s", fault)
+    return ""
 
 
-def _without_key(text: str) -> str:
-    """The first 500 characters of what a server said, with the key masked: some servers repeat it."""
-    return text.replace(os.environ.get(KEY, "").strip() or "\0", "***")[:500]
+def _cause(response: httpx2.Response) -> str:
+    """Status and text of a response, and where it redirects to, for messages."""
+    return _shown(f"{response.status_code} {response.headers.get('Location', '')} {response.text}")
+
+
+def _shown(text: str) -> str:
+    """The first 500 characters of what a server said, on one line, in characters that a terminal only shows."""
+    line = " ".join(_masked(text).split())[:500]
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line)
+
+
+def _masked(text: str) -> str:
+    """A text without the key, which some servers repeat, also as JSON writes it."""
+    key = _key()
+    for form in (key, json.dumps(key)[1:-1], key.replace("/", "\\/")) if len(key) >= SHORTEST_KEY else ():
+        text = text.replace(form, "***")
+    return text
+
+
+def _key() -> str:
+    return os.environ.get(KEY, "").strip()

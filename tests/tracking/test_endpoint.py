@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 
+import anyio
 import numpy as np
 import pytest
 import torch
@@ -42,10 +43,14 @@ def toy(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def waits(monkeypatch):
-    """The client does not wait: `time.sleep` only adds its seconds to this list."""
+    """The client does not wait: `anyio.sleep` only adds its seconds to this list."""
     monkeypatch.delenv(endpoint.KEY, raising=False)
     seconds = []
-    monkeypatch.setattr(time, "sleep", seconds.append)
+
+    async def sleep(delay):
+        seconds.append(delay)
+
+    monkeypatch.setattr(anyio, "sleep", sleep)
     return seconds
 
 
