@@ -175,7 +175,7 @@ class Train(Section):
     def _batches_fit(self) -> Self:
         answers = self.group * self.prompts_per_step
         if answers % self.micro_batch:
-            divisors = [d for d in range(1, answers + 1) if answers % d == 0]
+            divisors = [d for d in range(1, min(answers, 1000) + 1) if answers % d == 0]
             raise ValueError(
                 f"micro_batch {self.micro_batch} does not divide group * prompts_per_step = {self.group} * "
                 f"{self.prompts_per_step} = {answers}; take one of {divisors}"

@@ -1,7 +1,9 @@
 """Answers are scored as the public harnesses score them, every published vector included; leaks are seen."""
 
+import time
 import typing
 
+import fuzz
 import numpy as np
 import pytest
 
@@ -216,3 +218,56 @@ def test_tags_and_emptiness_are_seen():
     assert is_empty(" .\n")
     assert not is_empty("0")
     assert not is_empty("A")
+
+
+K100 = 100_000
+PIECES = ["9", " ", "\n", "a ", "the ", "[1, ", "[1,2,3,4]", "(1 ,", "<answer>", "answer: ", "'s", "1,", "İ"]
+LONG = [
+    *(piece * (K100 // len(piece)) for piece in PIECES),
+    *(start + K100 * " " + "x" for start in ("[1", "[1 2 3", "A", "(A", "A. ", "answer is", "answer: A", "<answer>")),
+    "[1, 2, 3" + K100 * "," + "x", "[" * 1000 + "1 2 3 4" * 10_000, "1e" + K100 * "9", "-" * K100 + "1",
+]  # fmt: skip
+TARGETS = {"box": ["[1, 2, 30, 40]"], "yes_no": ["yes"], "choice": ["B", "a cat", "a dog"]}
+
+
+@pytest.mark.parametrize("metric", metrics.BY_NAME)
+def test_no_answer_of_100_kb_takes_long_in_any_metric(metric):
+    targets = TARGETS.get(metric, ["12", "red", "a", "9" * 50] * 2 + ["b", "1e9"])
+    for answer in LONG:
+        begin = time.process_time()
+        assert all(0 <= value <= 1 for value in score(metric, answer, targets))
+        assert time.process_time() - begin < 2, answer[:40]
+
+
+@pytest.mark.parametrize("read", [is_box, has_tags, is_empty, normalise])
+def test_no_answer_of_100_kb_takes_long_to_describe(read):
+    begin = time.process_time()
+    for answer in LONG:
+        read(answer)
+    assert time.process_time() - begin < 10
+
+
+def test_anls_of_two_long_texts_compares_their_beginnings():
+    begin = time.process_time()
+    assert metrics.anls("ab" * 50_000, ["ba" * 50_000]) == 1 - 2 / metrics.LONGEST
+    assert metrics.anls("a" * metrics.LONGEST + "b", ["a" * metrics.LONGEST + "c"]) == 1
+    assert metrics.anls("a" * K100, ["a" * 400]) == 0
+    assert time.process_time() - begin < 10
+
+
+@pytest.mark.parametrize("word", ["nan", "Infinity", "-inf", "1e999", "-9e99999999"])
+def test_what_is_no_finite_number_is_a_word(word):
+    assert metrics.relaxed(word.upper(), [word]) == 1
+    assert metrics.relaxed("5", [word]) == metrics.relaxed(word, ["5"]) == 0
+
+
+def test_no_mutated_answer_breaks_a_metric_and_every_score_is_a_share():
+    answers = fuzz.mutated(3000, seed=1, start=["Yes.", "B. a cat", "1,000", "[1, 2, 30, 40]", "It's 23.5%", *BOXES])
+    for k, answer in enumerate(answers):
+        normalise(answer)
+        assert is_empty(answer) is not any(character.isalnum() or character == "_" for character in answer)
+        for metric in metrics.BY_NAME:
+            targets = TARGETS.get(metric, [answers[k - 1], "red", "12"])
+            strict, lenient, unparsed = score(metric, answer, targets)
+            assert 0 <= strict <= lenient <= 1
+            assert unparsed in (0, 1)

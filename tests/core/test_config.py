@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,29 @@ def test_a_rate_that_yaml_reads_as_text_is_refused_and_the_remedy_is_read_as_a_n
 def test_a_rollout_holds_a_group_at_least_and_without_shared_prefixes_its_batch_is_not_read() -> None:
     assert config.resolve({"train": {"rollout_batch": 8}}).train.group == 8
     assert not config.resolve({"train": {"rollout_batch": 7, "shared_prefix": False}}).train.shared_prefix
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        {"api_key": "sk-secret"},
+        {"url": ["http://me:sk-secret@host"]},
+        "http://host/?k=sk-secret",
+        {"timeout": "sk-secret"},
+    ],
+)
+def test_a_fault_in_the_endpoint_does_not_repeat_a_text_which_may_be_a_key(endpoint: Any) -> None:
+    message = refusal({"track": {"endpoint": endpoint}})
+    assert "track.endpoint" in message
+    assert "sk-secret" not in message
+    assert "track.endpoint.retries = -1" in refusal({"track": {"endpoint": {"retries": -1}}})
+
+
+def test_a_batch_of_a_billion_answers_is_refused_at_once() -> None:
+    begin = time.process_time()
+    message = refusal({"train": {"group": 1_000_000_007, "prompts_per_step": 6, "micro_batch": 4}})
+    assert "take one of [1, 2, 3, 6]" in message
+    assert time.process_time() - begin < 1
 
 
 def test_every_fault_is_named_at_once() -> None:

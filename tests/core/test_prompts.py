@@ -1,13 +1,17 @@
 """Prompts: what is asked, and what an answer must be to count."""
 
 import json
+import math
 import re
+import time
 from typing import Any
 
+import fuzz
 import numpy as np
 import pytest
 
 from r1track.core import prompts
+from r1track.core.boxes import clip
 
 NO_BOX = [
     "",
@@ -129,10 +133,30 @@ def test_answers_are_read_as_the_patterns_of_their_forms_say() -> None:
 
 @pytest.mark.parametrize("think", [False, True])
 @pytest.mark.parametrize(
-    "piece", [" ", "`", "```", "```json\n", "[", "<think>", "</think>", "</think> ", "<answer>", "</answer>", "9", "a"]
+    "piece",
+    [
+        " ",
+        "`",
+        "```",
+        "```json\n",
+        "[",
+        "<think>",
+        "</think>",
+        "</think> ",
+        "<answer>",
+        "</answer>",
+        "9",
+        "a",
+        "1e9",
+        "[]",
+        "[1, 2, 3, 4]",
+        '{"bbox_2d":',
+        "\\",
+    ],
 )
 def test_no_answer_of_100_kb_takes_long(piece: str, think: bool) -> None:
     long = piece * (100_000 // len(piece))
+    begin = time.process_time()
     for answer in (
         long,
         f"```{long}",
@@ -141,3 +165,47 @@ def test_no_answer_of_100_kb_takes_long(piece: str, think: bool) -> None:
         f"<think>{long}",
     ):
         assert prompts.parse_box(answer, size=84, think=think) is None
+        assert prompts.denies(answer, think=think) is False
+        assert prompts.ended(answer, think) in (True, False)
+    assert time.process_time() - begin < 2
+
+
+SIZES: list[float | tuple[float, float]] = [84, (112, 84), 336.0, math.inf]
+
+
+def test_no_mutated_answer_breaks_the_parser_and_every_box_is_finite_ordered_and_inside() -> None:
+    boxes, start = 0, [*BOX, *NO_BOX[:12], *(f"<think>x</think><answer>{answer}</answer>" for answer in BOX)]
+    for k, answer in enumerate(fuzz.mutated(20_000, seed=0, start=start)):
+        size, think = SIZES[k % len(SIZES)], k % 3 == 0
+        prompts.ended(answer, think)
+        box = prompts.parse_box(answer, size=size, think=think)
+        assert not (prompts.denies(answer, think=think) and box is not None)
+        if box is None:
+            continue
+        boxes += 1
+        width, height = size if isinstance(size, tuple) else (size, size)
+        assert box.shape == (4,)
+        assert np.isfinite(box).all()
+        assert box[0] < box[2]
+        assert box[1] < box[3]
+        if math.isfinite(width):
+            slack = prompts.TOLERANCE * np.array([width, height])
+            assert (box[:2] >= -slack).all()
+            assert (box[2:] <= np.array([width, height]) + slack).all()
+            assert (np.abs(clip(box, width, height) - box) <= [*slack, *slack]).all()
+    assert boxes > 500
+
+
+def test_a_box_that_is_written_is_read_as_it_was_in_every_form() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(2000):
+        size = int(rng.integers(28, 1000))
+        low = rng.integers(0, size - 1, 2)
+        box = [*low.tolist(), *(low + rng.integers(1, size - low + 1)).tolist()]
+        text = prompts.numbers(box)
+        for answer in (text, f"```\n{text}\n```", f'{{"bbox_2d": {text}}}', prompts.ground_answer(box, "dog")):
+            for think, whole in ((False, answer), (True, prompts.thoughtful("<answer>[1]", answer))):
+                parsed = prompts.parse_box(whole, size=size, think=think)
+                assert parsed is not None
+                assert parsed.tolist() == box
+                assert prompts.numbers(parsed) == text
