@@ -121,6 +121,8 @@ def make_plan(values: dict[str, Any]) -> Plan:
 def _check_names(settings: Settings) -> None:
     if not settings.train.arms:
         raise ConfigError("train.arms = []: nothing to train; name at least one arm, such as [grpo]")
+    if not settings.sample.val_pairs:
+        raise ConfigError("sample.val_pairs = 0: `merge` compares answers on held-out pairs; give at least 1")
     if not settings.data.sets:
         raise ConfigError("data.sets = {}: nothing to track; name at least one split, such as {toy-val: toy/val}")
     unknown = settings.track.starts.keys() - settings.data.sets.keys()

@@ -6,60 +6,100 @@ data set on the hub in this format can be trained on (sample.hub). `sharegpt` ha
 """
 
 import io
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datasets import Image, List, Value, load_dataset
+from datasets import Dataset, Image, List, Value, load_dataset
+from datasets.exceptions import DatasetsError
 from PIL import Image as Picture
 
 from r1track.core import boxes, prompts
 from r1track.core.errors import UserError
 from r1track.core.pairs import PairRow
-from r1track.core.schema import Settings
+from r1track.core.schema import Sample, Settings
 from r1track.data import shards
 
 COLUMNS = {
     "easyr1": {"images": List(Image()), "problem": Value("string"), "answer": Value("string")},
     "sharegpt": {"images": List(Image()), "messages": List({"role": Value("string"), "content": Value("string")})},
 }
+MOST_BYTES = 2**26  # of an image's file
 
 
 def plan(settings: Settings) -> tuple[dict[str, Any], dict[str, shards.Maker]]:
     """The manifest of the data set sample.hub, without what only the shards can tell, and the maker of every shard.
 
     The held-out rows are its split `test` or `validation` or, without either, random rows: it names no sequences.
-    Raises UserError for a data set in another format.
+    Raises UserError for a data set that cannot be loaded, has another format or no rows.
     """
     sample, makers = settings.sample, dict[str, shards.Maker]()
-    splits = load_dataset(str(sample.hub), revision=sample.hub_revision)
-    missing = COLUMNS["easyr1"].keys() - set(splits["train"].column_names if "train" in splits else [])
-    if missing:
-        raise UserError(f"sample.hub = {sample.hub!r}: its split train lacks {sorted(missing)}; take another data set")
-    if not splits.keys() & {"test", "validation"}:
-        splits = splits["train"].train_test_split(sample.val_share, seed=settings.seed)
-    val = splits["test"] if "test" in splits else splits["validation"]
-    for name, rows, most in (("train", splits["train"], sample.pairs), ("val", val, sample.val_pairs)):
-        rows = rows.select(range(min(most, len(rows)))).cast_column("images", List(Image(decode=False)))
+    train, val = _splits(sample, settings.seed)
+    pair = partial(_pair, folder=Path(str(sample.hub)))
+    for name, rows, most in (("train", train, sample.pairs), ("val", val, sample.val_pairs)):
+        if most and not len(rows):
+            raise _refusal(sample, f"it has no rows for {name}")
+        try:
+            rows = rows.select(range(min(most, len(rows)))).cast_column("images", List(Image(decode=False)))
+        except (TypeError, ValueError, NotImplementedError) as error:  # from datasets and from Arrow
+            raise _refusal(sample, "its column images has no lists of images") from error
         for k, start in enumerate(range(0, len(rows), sample.shard_rows)):
             part = rows.select(range(start, min(start + sample.shard_rows, len(rows))))
-            makers[f"{name}/{name}-{k:05d}.parquet"] = partial(map, _pair, part)
+            makers[f"{name}/{name}-{k:05d}.parquet"] = partial(map, pair, part)
     return {"hub": sample.hub, "revision": sample.hub_revision, "splits": {"train": {}, "val": {}}}, makers
 
 
-def _pair(row: dict[str, Any]) -> PairRow | shards.Rejection:
-    """A row in the format `easyr1` as a row of our shards, or why it is none; its last image is the search region."""
-    images = [image["bytes"] or Path(image["path"]).read_bytes() for image in row["images"]]
-    if len(images) < 2 or row["problem"].count(prompts.PLACE) != len(images):
-        return "images do not fit their places in the problem"
+def _splits(sample: Sample, seed: int) -> tuple[Dataset, Dataset]:
+    """The rows for training and the held-out rows."""
     try:
-        width, height = [Picture.open(io.BytesIO(image)).convert("RGB").size for image in images][-1]
-    except OSError:
+        splits = load_dataset(str(sample.hub), revision=sample.hub_revision)
+    except (FileNotFoundError, ConnectionError, ValueError, StopIteration, DatasetsError) as error:
+        raise _refusal(sample, f"it cannot be loaded ({error.__cause__ or error})") from error
+    if "train" not in splits:
+        raise _refusal(sample, f"it has no split train, only {[*splits]}")
+    train = splits["train"]
+    if missing := COLUMNS["easyr1"].keys() - set(train.column_names):
+        raise _refusal(sample, f"its split train lacks {sorted(missing)}")
+    held_out = [splits[name] for name in ("test", "validation") if name in splits]
+    if held_out or len(train) < 2:
+        return train, (*held_out, train.select([]))[0]
+    parts = train.train_test_split(min(len(train) - 1, math.ceil(sample.val_share * len(train))), seed=seed)
+    return parts["train"], parts["test"]
+
+
+def _refusal(sample: Sample, fault: str) -> UserError:
+    return UserError(f"sample.hub = {sample.hub!r}: {fault}; give a data set in the format easyr1 (docs/sampling.md)")
+
+
+def _pair(row: dict[str, Any], folder: Path) -> PairRow | shards.Rejection:
+    """A row in the format `easyr1` as a row of our shards, or why it is none; its last image is the search region."""
+    try:
+        images, problem = [_file(image or {}, folder) for image in row["images"] or []], row["problem"]
+        sizes = [Picture.open(io.BytesIO(image)).convert("RGB").size for image in images]
+    except UserError as fault:
+        return str(fault)
+    except (OSError, SyntaxError, ValueError, Picture.DecompressionBombError):  # from Pillow
         return "image cannot be decoded"
+    if len(images) < 2 or not isinstance(problem, str) or problem.count(prompts.PLACE) != len(images):
+        return "images do not fit their places in the problem"
+    width, height = sizes[-1]
     answer = prompts.parse_box(str(row["answer"]), size=width)
-    if width != height or answer is None:
+    if width != height or answer is None or not boxes.area(clipped := boxes.clip(answer, width, height)):
         return "answer is no box in a square search region"
     return {
         "images": [{"bytes": image, "path": None} for image in (images[0], images[-1], *images[1:-1])],
-        "answer": boxes.clip(answer, width, height).tolist(), "size": width, "problem": row["problem"],
+        "answer": clipped.tolist(), "size": width, "problem": problem,
     }  # fmt: skip
+
+
+def _file(image: dict[str, Any], folder: Path) -> bytes:
+    """The bytes of an image's file: in the row, or in a file of the data set's folder. Raises UserError without one."""
+    if image.get("bytes"):
+        return bytes(image["bytes"])
+    if not image.get("path"):
+        raise UserError("an image is null")
+    path = (folder / image["path"]).resolve()
+    if not path.is_relative_to(folder.resolve()) or not path.is_file() or path.stat().st_size > MOST_BYTES:
+        raise UserError(f"no file of at most {MOST_BYTES} bytes in the data set's folder: {image['path']}")
+    return path.read_bytes()

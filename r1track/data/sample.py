@@ -32,6 +32,7 @@ from r1track.data import formats, shards
 from r1track.data.export import export
 
 log = logging.getLogger(__name__)
+REMEDY = "mend the data, or loosen sample.min_visibility, sample.inside or sample.shift"
 disable_progress_bars()  # this stage has a progress bar of its own
 
 
@@ -105,8 +106,7 @@ def _write(jobs: list[shards.Job], processes: int, sample: Sample) -> dict[str, 
             if rejected.total() > sample.max_rejected * wanted:
                 raise UserError(
                     f"{rejected.total()} draws rejected for {wanted} pairs, more than sample.max_rejected = "
-                    f"{sample.max_rejected} for each: {dict(rejected.most_common(5))}; mend the data, or loosen "
-                    "sample.min_visibility, sample.inside or sample.shift"
+                    f"{sample.max_rejected} for each: {dict(rejected.most_common(5))}; {REMEDY}"
                 )
     return dict(sorted(written.items()))
 
@@ -115,8 +115,8 @@ def run(settings: config.Settings, root: Path | None, out: Path, processes: int 
     """Write train/ and val/ shards, manifest and provenance to `out`: pairs of the split at `root`, or of sample.hub.
 
     processes: number of processes, 0 for one per core; the shards do not depend on it. form: also export the pairs in
-    this format, to `out`-form (formats). Raises UserError, with file and remedy, for data that
-    cannot be sampled, and UserError when a process dies.
+    this format, to `out`-form (formats). Raises UserError, with file and remedy, for data that cannot be sampled or of
+    which a split gives no pair, and UserError when a process dies.
     """
     if settings.sample.hub:
         root = None
@@ -132,6 +132,10 @@ def run(settings: config.Settings, root: Path | None, out: Path, processes: int 
             chosen = {Path(key).name: shard for key, shard in written.items() if key.startswith(name)}
             rejected = sum((Counter(shard.rejected) for shard in chosen.values()), Counter[str]())
             content["pairs"] = sum(shard.pairs for shard in chosen.values())
+            if chosen and not content["pairs"]:
+                raise UserError(
+                    f"{name}: no pair could be made; rejected draws: {dict(rejected.most_common(5))}; {REMEDY}"
+                )
             content["rejected"] = dict(sorted(rejected.items()))
             content["shards"] = {key: shard.sha256 for key, shard in chosen.items()}
             log.info("%s: %d pairs; rejected draws: %s", name, content["pairs"], content["rejected"] or "none")

@@ -1,6 +1,9 @@
 """Formats: what is exported for other tools and what is taken from others, each used for one training step."""
 
 import io
+import json
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from PIL import Image as Picture
 
 from r1track.core import config, files, prompts
 from r1track.core import pairs as pairs_module
+from r1track.core.errors import UserError
 from r1track.data import formats, sample, toy
 from r1track.training import train
 
@@ -143,7 +147,8 @@ def foreign(rows: list[dict[str, Any]], folder: Path, split: str = "train") -> P
     image = {"bytes": Value("binary"), "path": Value("string")}
     columns = Features({"images": List(image), "problem": Value("string"), "answer": Value("string")})
     (folder / split).mkdir(parents=True, exist_ok=True)
-    Dataset.from_list(rows, features=columns).to_parquet(folder / split / "0.parquet")
+    table = {name: [row[name] for row in rows] for name in columns}
+    Dataset.from_dict(table, features=columns).to_parquet(folder / split / "0.parquet")
     return folder
 
 
@@ -151,6 +156,19 @@ def picture(width: int = 84, height: int = 84) -> dict[str, Any]:
     stream = io.BytesIO()
     Picture.new("RGB", (width, height), (90, 120, 40)).save(stream, "JPEG")
     return {"bytes": stream.getvalue(), "path": "image_1.jpg"}
+
+
+def path(name: str) -> dict[str, Any]:
+    return {"bytes": None, "path": name}
+
+
+def png(width: int, height: int) -> bytes:
+    """The head of a PNG, which promises so many pixels."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+
+
+BOMB = png(20_000, 20_000)
 
 
 def question(**changes: Any) -> dict[str, Any]:
@@ -166,6 +184,21 @@ BAD = {
     "an inverted box": ({"answer": "[30, 40, 10, 20]"}, "answer is no box in a square search region"),
     "a box beyond the crop": ({"answer": "[10, 20, 30, 140]"}, "answer is no box in a square search region"),
     "words": ({"answer": "to the left"}, "answer is no box in a square search region"),
+    "a box of which nothing is in the crop": ({"answer": "[85, 20, 88, 40]"}, "answer is no box in a square search"),
+    "no answer": ({"answer": None}, "answer is no box in a square search region"),
+    "no question": ({"problem": None}, "images do not fit their places in the problem"),
+    "no images": ({"images": None}, "images do not fit their places in the problem"),
+    "an empty list of images": ({"images": []}, "images do not fit their places in the problem"),
+    "a null image": ({"images": [picture(), None]}, "an image is null"),
+    "an image of nothing": ({"images": [picture(), {"bytes": None, "path": None}]}, "an image is null"),
+    "no bytes": ({"images": [picture(), {"bytes": b"", "path": ""}]}, "an image is null"),
+    "a missing file": ({"images": [picture(), path("gone.jpg")]}, "in the data set's folder: gone.jpg"),
+    "a file elsewhere": ({"images": [picture(), path("/dev/zero")]}, "in the data set's folder: /dev/zero"),
+    "a file above": ({"images": [picture(), path("../outside.jpg")]}, "in the data set's folder: ../outside.jpg"),
+    "a link to elsewhere": ({"images": [picture(), path("link.jpg")]}, "in the data set's folder: link.jpg"),
+    "a folder": ({"images": [picture(), path("train")]}, "in the data set's folder: train"),
+    "an image that is none": ({"images": [picture(), path("words.jpg")]}, "image cannot be decoded"),
+    "a bomb": ({"images": [picture(), {"bytes": BOMB, "path": None}]}, "image cannot be decoded"),
 }
 
 
@@ -173,6 +206,9 @@ def test_rows_that_are_no_pairs_are_counted_by_reason(tmp_path: Path) -> None:
     rows = [question(**changes) for changes, _ in BAD.values()] + [question(answer="[10, 20, 30, 86]")] * 9
     data = foreign(rows, tmp_path / "data")
     foreign([question()] * 3, data, "test")
+    (data / "words.jpg").write_text("no image")
+    (tmp_path / "outside.jpg").write_bytes(picture()["bytes"])
+    (data / "link.jpg").symlink_to(tmp_path / "outside.jpg")
     sample.run(settings(hub=str(data), pairs=50, max_rejected=0.5), None, tmp_path / "pairs", 1)
     splits = files.read_json(tmp_path / "pairs" / "manifest.json")["splits"]
     assert (splits["train"]["pairs"], splits["val"]["pairs"]) == (9, 3)
@@ -183,6 +219,76 @@ def test_rows_that_are_no_pairs_are_counted_by_reason(tmp_path: Path) -> None:
     assert sampled[0]["answer"] == [10, 20, 30, 84]  # within the tolerance: clipped
     with pytest.raises(ValueError, match="draws rejected"):
         sample.run(settings(hub=str(data), pairs=50, max_rejected=0.0), None, tmp_path / "none", 1)
+
+
+def test_an_image_may_be_a_file_in_the_folder_of_the_data_set(tmp_path: Path) -> None:
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    file = tmp_path / "data" / "images" / "a.jpg"
+    file.write_bytes(picture()["bytes"])
+    rows = [question(images=[path("images/a.jpg"), path(str(file))])] * 4
+    sample.run(settings(hub=str(foreign(rows, tmp_path / "data"))), None, tmp_path / "pairs", 1)
+    assert len(pairs_module.load(tmp_path / "pairs" / "train")) == 3
+    lines = [
+        json.dumps(
+            {"problem": "<image><image>?", "answer": "[1, 2, 30, 40]", "images": ["images/a.jpg", "images/a.jpg"]}
+        )
+    ] * 4
+    (tmp_path / "lines" / "images").mkdir(parents=True)
+    (tmp_path / "lines" / "images" / "a.jpg").write_bytes(picture()["bytes"])
+    (tmp_path / "lines" / "train.jsonl").write_text("\n".join(lines))
+    sample.run(settings(hub=str(tmp_path / "lines")), None, tmp_path / "other", 1)
+    assert len(pairs_module.load(tmp_path / "other" / "train")) == 3
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("changes", [{"answer": "left"}, {"images": None}, {"problem": None}])
+def test_a_split_that_gives_no_pair_is_an_error(split: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    rows = {name: [question(**(changes if name == split else {}))] * 3 for name in ("train", "val")}
+    data = foreign(rows["val"], foreign(rows["train"], tmp_path / "data"), "validation")
+    with pytest.raises(UserError, match=rf"{split}: no pair could be made; rejected draws: .*: 3.*; mend the data"):
+        sample.run(settings(hub=str(data)), None, tmp_path / "pairs", 1)
+    assert not (tmp_path / "pairs").exists()
+
+
+def test_a_data_set_with_too_few_rows_is_refused_at_once(tmp_path: Path) -> None:
+    one = foreign([question()], tmp_path / "one")
+    with pytest.raises(UserError, match=r"sample\.hub = .*one': it has no rows for val"):
+        sample.run(settings(hub=str(one)), None, tmp_path / "pairs", 1)
+    sample.run(settings(hub=str(one), val_pairs=0), None, tmp_path / "pairs", 1)
+    assert len(pairs_module.load(tmp_path / "pairs" / "train")) == 1
+    empty = foreign([question()], foreign([], tmp_path / "empty"), "test")
+    with pytest.raises(UserError, match=r"it cannot be loaded \(Instruction .train. corresponds to no data!\)"):
+        sample.run(settings(hub=str(empty)), None, tmp_path / "none", 1)
+    two = foreign([question(), question(problem="<image><image>?")], tmp_path / "two")
+    sample.run(settings(hub=str(two), val_share=0.99), None, tmp_path / "both", 1)
+    assert [len(pairs_module.load(tmp_path / "both" / name)) for name in ("train", "val")] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"images": [1, 2], "problem": "?", "answer": "!"}', "its column images has no lists of images"),
+        ('{"images": {"a": 1}, "problem": "?", "answer": "!"}', "its column images has no lists of images"),
+        ('{"images": ', "it cannot be loaded"),
+        ("", "it cannot be loaded|it has no|lacks"),
+    ],
+)
+def test_a_file_of_another_form_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text(text)
+    with pytest.raises(UserError, match=rf"sample\.hub = .*: ({message}).*; give a data set in the format easyr1"):
+        sample.run(settings(hub=str(tmp_path / "data")), None, tmp_path / "pairs", 1)
+
+
+def test_a_data_set_that_is_not_there_or_has_another_split_only_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"sample\.hub = .*nowhere': it cannot be loaded"):
+        sample.run(settings(hub=str(tmp_path / "nowhere")), None, tmp_path / "pairs", 1)
+    (tmp_path / "void").mkdir()
+    with pytest.raises(UserError, match=r"sample\.hub = .*void': it cannot be loaded"):
+        sample.run(settings(hub=str(tmp_path / "void")), None, tmp_path / "pairs", 1)
+    only = foreign([question()], tmp_path / "only", "test")
+    with pytest.raises(UserError, match=r"it has no split train, only \['test'\]"):
+        sample.run(settings(hub=str(only)), None, tmp_path / "pairs", 1)
 
 
 def test_rows_are_held_out_at_random_where_there_is_no_other_split(tmp_path: Path) -> None:

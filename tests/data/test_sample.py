@@ -25,6 +25,7 @@ from datasets import load_dataset
 from PIL import Image
 from scipy import stats
 
+from r1track import plan
 from r1track.core import config, files, prompts
 from r1track.core import pairs as pairs_module
 from r1track.core.boxes import area, clip, iou, xywh_to_xyxy
@@ -384,7 +385,7 @@ def test_frames_are_decoded_no_larger_than_their_crops_need(big: Path) -> None:
 
 def test_too_many_rejections_stop_the_stage_and_say_why(root: Path, tmp_path: Path) -> None:
     damaged = shutil.copytree(root, tmp_path / "damaged")
-    for path in damaged.glob("*/0000000?.jpg"):
+    for path in damaged.glob("*/0000000[1-3].jpg"):
         halve(path)
     with pytest.raises(ValueError, match=r"draws rejected .*sample\.max_rejected = 0\.1 .*; mend the data, or loosen"):
         sample.run(settings(max_rejected=0.1), damaged, tmp_path / "none", processes=1)
@@ -393,6 +394,25 @@ def test_too_many_rejections_stop_the_stage_and_say_why(root: Path, tmp_path: Pa
     split = manifest(tmp_path / "some")
     assert split["pairs"] < 30
     assert sum(count for reason, count in split["rejected"].items() if "damaged" in reason and ".jpg" in reason) > 0
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_without_a_usable_pair_is_an_error(split: str, root: Path, tmp_path: Path) -> None:
+    """All frames of its sequences are damaged, and any number of rejections is allowed."""
+    damaged = shutil.copytree(root, tmp_path / "damaged")
+    names = [folder.name for folder in sorted(damaged.iterdir()) if folder.is_dir()]
+    train, val = sample.split(names, FEW["val_share"], settings().seed)
+    for name in train if split == "train" else val:
+        for path in (damaged / name).glob("*.jpg"):
+            halve(path)
+    with pytest.raises(UserError, match=rf"{split}: no pair could be made; rejected draws: .*\.jpg.*; mend the data"):
+        sample.run(settings(max_rejected=19.0), damaged, tmp_path / "none", processes=1)
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_workflow_refuses_a_run_without_held_out_pairs_at_once() -> None:
+    with pytest.raises(config.ConfigError, match=r"sample\.val_pairs = 0: `merge` compares .*; give at least 1"):
+        plan.make_plan({"sample": {"val_pairs": 0}})
 
 
 def test_what_cannot_be_sampled_is_refused(root: Path, tmp_path: Path) -> None:
