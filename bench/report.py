@@ -73,6 +73,8 @@ def make(folder: Path, sequences: int, frames: int, steps: int) -> Path:
     root, results = folder / "many", folder / "run"
     for stage in config.NEEDS:
         files.write_json(results / "config" / f"{stage}.json", config.stage_values(small_run.SETTINGS, stage))
+    small_run.configure(results, "report", "data", sets={"got10k-val": str(root)})
+    small_run.configure(results, "train", "train", arms=["sft", "grpo"])
     split = read_split(root)
     for model, wander in progress(WANDER.items(), "tracks and scores"):
         tracks = results / "tracks" / model / "got10k-val"

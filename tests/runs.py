@@ -14,6 +14,7 @@ from r1track.tracking import score, track
 SETTINGS = config.resolve(
     {
         "preset": "demo", "score": {"draws": 200}, "report": {"strips": 1, "strip_frames": 2},
+        "track": {"peers": ["static"]},
         "verdict": {"min_items": 20, "on_regression": "warn"},
     }
 )  # fmt: skip

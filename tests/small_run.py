@@ -47,6 +47,13 @@ def record(stage: str, **notes: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def configure(results: Path, stage: str, section: str, **fields: Any) -> None:
+    """Let the configuration of a stage have other values."""
+    path = results / "config" / f"{stage}.json"
+    values = files.read_json(path)
+    files.write_json(path, {**values, section: {**values[section], **fields}})
+
+
 def stand_in(results: Path, root: Path, model: str, peer: str, name: str = "toy-val") -> None:
     """Let a peer's tracks be those of `model`, and score them."""
     tracks = results / "tracks" / model / name

@@ -18,13 +18,14 @@ from markupsafe import Markup
 from scipy.stats import permutation_test
 
 from r1track.core import config, files
+from r1track.core.boxes import Array
 from r1track.core.errors import UserError
 from r1track.core.files import ProvenanceRecord
 from r1track.core.folders import atomic_folder
 from r1track.core.statistics import holm
 from r1track.reporting.records import Json
-from r1track.reporting.report import HERE, environment, number
-from r1track.reporting.summary import BASE, read_as, read_score, summarise
+from r1track.reporting.report import HERE, environment
+from r1track.reporting.summary import BASE, number, read_as, read_score, summarise
 from r1track.tracking.score import SEED, Scores, paired_difference
 
 PERMUTATIONS = 2**14
@@ -146,11 +147,9 @@ def compare(folders: list[Path]) -> Comparison:
 
 def _read(folder: Path) -> Run:
     """A run, without its group."""
-    summary, settings = summarise(folder), Json()
-    model, cost = summary.verdict.model, summary.cost
-    for path in sorted(folder.glob("config/*.json")):
-        settings |= files.read_json(path)
-    seed, fields = settings.pop("seed"), config.flat(settings)
+    summary = summarise(folder)
+    model, cost, fields = summary.verdict.model, summary.cost, config.flat(summary.settings)
+    seed = fields.pop("seed")
     sampled = read_as(ProvenanceRecord, folder / "pairs" / "provenance.json", "sample")
     fields["training split"] = [source.sha256 for source in sampled.inputs.values()]
     figures, scores = dict[str, float | None](), dict[str, tuple[Scores, Scores]]()
@@ -194,8 +193,13 @@ def _tests(groups: dict[str, list[Run]]) -> Iterator[PairedTest]:
             change = paired_difference(a, b, first[0].draws)
             names = [key for key, row in b.sequences.items() if row.frames]
             gaps = np.array([a.sequences[key].overlap_sum - b.sequences[key].overlap_sum for key in names])
-            test = permutation_test((gaps,), np.sum, permutation_type="samples", n_resamples=PERMUTATIONS, rng=SEED)
-            yield PairedTest(title, name, None, len(names), *change, float(test.pvalue))
+            yield PairedTest(title, name, None, len(names), *change, _sign_test(gaps) if len(names) > 1 else None)
+
+
+def _sign_test(gaps: Array) -> float:
+    """The p of no difference, by permuted signs."""
+    test = permutation_test((gaps,), np.sum, permutation_type="samples", n_resamples=PERMUTATIONS, rng=SEED)
+    return float(test.pvalue)
 
 
 def _averaged(scores: list[Scores]) -> Scores:

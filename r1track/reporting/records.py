@@ -8,9 +8,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from r1track.ability.records import Divergence
+from r1track.tracking.score import Interval
 
 Json = dict[str, Any]  # a JSON object
-Interval = tuple[float, float]  # its ends
 
 
 class Record(BaseModel):
@@ -20,12 +20,15 @@ class Record(BaseModel):
 
 
 class Change(Record):
-    """Pooled AO of one model minus that of another on one set, the ends of its 95 % interval, and where this lies."""
+    """Pooled AO of one model minus that of another on one set, the ends of its 95 % interval, and where this lies.
+
+    told: above 0, below 0; undecided where 0 is inside, and where one sequence has no interval.
+    """
 
     value: float
-    low: float
-    high: float
-    told: Literal["above", "below", "undecided"]  # above 0, below 0, 0 is inside
+    low: float | None
+    high: float | None
+    told: Literal["above", "below", "undecided"]
 
 
 class ModelScore(Record):
@@ -69,7 +72,7 @@ class ArmVerdict(Record):
     line: str
     verdict: str
     difference: float | None
-    interval: Interval | None
+    interval: Interval
     margin: float
     reasons: list[str]
     needed_items: int | None

@@ -20,12 +20,22 @@ from r1track.core import config, files, schema
 from r1track.core.folders import atomic_folder
 from r1track.reporting import plots, strips
 from r1track.reporting.records import Summary
-from r1track.reporting.summary import BASE, read_log, read_records, read_scores, read_verdicts, root_of, summarise
+from r1track.reporting.summary import (
+    BASE,
+    NONE,
+    interval,
+    number,
+    read_log,
+    read_records,
+    read_scores,
+    read_verdicts,
+    root_of,
+    summarise,
+)
 from r1track.tracking.score import Scores
 
 log = logging.getLogger(__name__)
 HERE = Path(__file__).parent
-NONE = "–"
 
 
 class SequenceRow(NamedTuple):
@@ -63,7 +73,7 @@ def run(settings: config.Settings, results: Path, out: Path) -> None:
 
 def _page_parts(settings: config.Settings, results: Path, summary: Summary) -> dict[str, Any]:
     """What the page shows beyond the summary, by the names in its template."""
-    scores, tuned = read_scores(results), summary.verdict.model
+    scores, tuned = read_scores(results, summary.settings), summary.verdict.model
     logs = {arm: read_log(results, arm) for arm in summary.training}
     count, think = settings.report.strips, summary.settings["task"]["think"]
     folders = {arm: results / "adapters" / arm / "examples" for arm in logs}
@@ -117,18 +127,9 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = {"number": number, "interval": _interval, "duration": _duration, "gib": _gib, "setting": _setting}
+    filters = {"number": number, "interval": interval, "duration": _duration, "gib": _gib, "setting": _setting}
     environment.filters |= {**filters, "markdown": _markdown}
     return environment
-
-
-def number(value: float | None, digits: int = 3, sign: str = "") -> str:
-    """A figure with so many decimals; sign: `+` to write that of positive ones too."""
-    return NONE if value is None else f"{value:{sign}.{digits}f}"
-
-
-def _interval(ends: tuple[float, float] | None, digits: int = 3, sign: str = "") -> str:
-    return NONE if ends is None else f"[{number(ends[0], digits, sign)}, {number(ends[1], digits, sign)}]"
 
 
 def _duration(seconds: float) -> str:

@@ -26,6 +26,7 @@ from r1track.reporting.records import (
 from r1track.tracking.score import Scores, paired_difference
 
 BASE = "base"
+NONE = "–"  # in place of a figure that is not there
 PEERS = {
     "static": "the static box", "template": "the template matcher", "csrt": "CSRT", "extra": "the extra model",
     "oracle": "the oracle",
@@ -54,22 +55,78 @@ def read_as(record: type[RecordT], path: Path, stage: str) -> RecordT:
     return files.read_record(_existing(path, stage), record)
 
 
+def number(value: float | None, digits: int = 3, sign: str = "") -> str:
+    """A figure with so many decimals; sign: `+` to write that of positive ones too."""
+    return NONE if value is None else f"{value:{sign}.{digits}f}"
+
+
+def interval(ends: tuple[float | None, float | None] | None, digits: int = 3, sign: str = "") -> str:
+    """The ends of an interval over sequences; one sequence has none."""
+    low, high = ends or (None, None)
+    return "one sequence" if low is None else f"[{number(low, digits, sign)}, {number(high, digits, sign)}]"
+
+
 def _existing(path: Path, stage: str) -> Path:
     if not path.is_file():
         raise MissingFile(f"{path}: no such file; run the stage `{stage}`, or all of them: `snakemake --cores all`")
     return path
 
 
-def read_scores(results: Path) -> dict[str, dict[str, Scores]]:
-    """The scores by set and model: the base first, then the tuned models, then the peers."""
-    scored = {path.name for path in results.glob("scores/*") if path.is_dir()}
-    tuned = sorted(scored - {BASE, *PEERS})
-    if not tuned:
-        raise MissingFile(f"{results / 'scores'}: no scores of a tuned model; run the stage `score`")
-    models = [BASE, *tuned, *(peer for peer in PEERS if peer in scored)]
-    paths = results.glob("scores/*/*.json")
-    sets = sorted({path.stem for path in paths if not path.name.endswith("provenance.json")})
-    return {name: {model: read_score(results, model, name) for model in models} for name in sets}
+def read_settings(results: Path) -> Json:
+    """The resolved configuration of the run, from its stages' files: the preset's name, and sections by name."""
+    settings: Json = {}
+    for stage in config.NEEDS:
+        path = results / "config" / f"{stage}.json"
+        if stage != "toy" or path.exists():
+            settings |= config.stage_values(config.load(_existing(path, "settings")), stage)
+    return settings
+
+
+def models_of(settings: Json) -> list[str]:
+    """The models that a run's configuration names: the base, the arms in the order of training, then the peers."""
+    peers = {*settings["track"]["peers"], *(["extra"] if settings["track"]["extra"]["model"] else [])}
+    return [BASE, *settings["train"]["arms"], *(peer for peer in PEERS if peer in peers)]
+
+
+def unnamed(results: Path) -> list[Path]:
+    """What lies among the results, relative to them, although the configuration names no such model, arm or set.
+
+    It is of an earlier configuration, or made by hand, and no part of the run.
+    """
+    settings = read_settings(results)
+    models, arms, sets = models_of(settings), settings["train"]["arms"], [*settings["data"]["sets"]]
+    levels = {"adapters/*": [arms], "models/*": [arms], "vqa/*": [[BASE, *arms, "verdict", "kept"]]}
+    levels |= {"submission/*": [models], "tracks/*/*": [models, sets], "scores/*/*": [models, sets]}
+    paths = [(p.relative_to(results), names) for pattern, names in levels.items() for p in results.glob(pattern)]
+    return sorted(path for path, names in paths if not any(map(_hidden, path.parts)) and not _fits(path, names))
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".")
+
+
+def _fits(path: Path, names: list[list[str]]) -> bool:
+    """Whether each part of a result's path, after the first, is one of its names."""
+    parts = [re.sub(r"(\.json|\.zip)?(\.provenance\.json)?$", "", part) for part in path.parts[1:]]
+    return all(part in known for part, known in zip(parts, names, strict=True))
+
+
+def read_scores(results: Path, settings: Json) -> dict[str, dict[str, Scores]]:
+    """The scores of what the configuration names, by set and by model as `models_of` orders them.
+
+    A test split has none: only the benchmark's server can score it.
+    """
+    scored = [name for name, path in sorted(settings["data"]["sets"].items()) if not _is_test(results, name, path)]
+    if not scored:
+        raise UserError(f"{results / 'config/report.json'}: data.sets: names no set that can be scored; add one")
+    return {name: {model: read_score(results, model, name) for model in models_of(settings)} for name in scored}
+
+
+def _is_test(results: Path, name: str, root: str) -> bool:
+    """Whether a set is GOT-10k's test split, by its tracks or its list."""
+    listing = Path(root, "list.txt")
+    tracked = any((results / "tracks" / BASE / name).glob("GOT-10k_Test_*"))
+    return tracked or (listing.is_file() and listing.read_text(encoding="utf-8").startswith("GOT-10k_Test_"))
 
 
 def read_score(results: Path, model: str, name: str) -> Scores:
@@ -92,7 +149,9 @@ def read_log(results: Path, arm: str) -> list[Json]:
 def read_records(results: Path) -> list[tuple[str, ProvenanceRecord]]:
     """The results of the run, by their paths in it, with their provenance, in the order in which they were finished."""
     paths = [path.relative_to(results) for path in results.rglob("*provenance.json")]
-    places = [p for p in paths if p.parts[0] != "report" and not any(part.startswith(".") for part in p.parts)]
+    others = unnamed(results)
+    places = [p for p in paths if p.parts[0] != "report" and not any(map(_hidden, p.parts))]
+    places = [place for place in places if not any(place.is_relative_to(other) for other in others)]
     records = [(result_of(place), read_as(ProvenanceRecord, results / place, place.parts[0])) for place in places]
     return sorted(records, key=lambda row: (row[1].finished, row[0]))
 
@@ -105,7 +164,7 @@ def result_of(place: Path) -> str:
 def _change(scores: Scores, reference: Scores, draws: int) -> Change:
     change = paired_difference(scores, reference, draws)
     side: Literal["above", "below", "undecided"] = "undecided"
-    if change.low > 0 or change.high < 0:
+    if change.low is not None and change.high is not None and (change.low > 0 or change.high < 0):
         side = "above" if change.low > 0 else "below"
     return Change(**change._asdict(), told=side)
 
@@ -143,17 +202,6 @@ def _set_summary(scores: dict[str, Scores], root: Path, draws: int) -> SetSummar
     tuned = [model for model, row in models.items() if row.kind == "tuned"]
     differences = {model: _change(scores[model], base, draws) for model in tuned}
     return SetSummary(sequences=count, frames=base.frames, notes=notes + few, models=models, differences=differences)
-
-
-def read_settings(results: Path) -> Json:
-    """The resolved configuration of the run, from its stages' files: the preset's name, and sections by name."""
-    settings: Json = {}
-    for stage in config.NEEDS:
-        path = results / "config" / f"{stage}.json"
-        settings |= {} if stage == "toy" and not path.exists() else read(path, "settings")
-    if "preset" not in settings:
-        raise UserError(f"{results / 'config/report.json'}: names no preset; delete it and run `snakemake` again")
-    return settings
 
 
 def _changes(settings: Json) -> list[SettingChange]:
@@ -202,11 +250,13 @@ def judgement(sets: dict[str, SetSummary], verdict: ArmVerdict) -> str:
     model, parts = verdict.model, []
     for name, summary in sets.items():
         change, peers = summary.differences[model], summary.models[model].peers
-        figures = f"AO {change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
+        ends = interval((change.low, change.high), 3, "+")
+        on, inside = ("on ", "") if change.low is None else ("", " holds 0")
+        figures = f"AO {change.value:+.3f} {on}{ends}"
         claim = {
             "above": f"{model} tracks better than {BASE} ({figures})",
             "below": f"{model} tracks worse than {BASE} ({figures})",
-            "undecided": f"{model} is not shown to track better than {BASE} ({figures} holds 0)",
+            "undecided": f"{model} is not shown to track better than {BASE} ({figures}{inside})",
         }[change.told]
         moves = "static" not in peers or peers["static"].told == "above"
         join = "and" if moves == (change.told == "above") else "but"
@@ -221,7 +271,8 @@ def summarise(results: Path) -> Summary:
 
     Raises UserError naming the file when results are missing or do not fit together.
     """
-    scores = read_scores(results)
+    settings = read_settings(results)
+    scores = read_scores(results, settings)
     verdicts = {
         arm: ArmVerdict.model_validate({**verdict.model_dump(), "model": arm, "line": verdict.summary})
         for arm, verdict in read_verdicts(results).models.items()
@@ -233,7 +284,6 @@ def summarise(results: Path) -> Summary:
             f"{results / 'vqa/verdict.json'}: the last verdict is about {verdict.model!r}, but the scores are of "
             f"{tuned}; run the stages `score` and `verdict` again"
         )
-    settings = read_settings(results)
     draws = settings["score"]["draws"]
     sets = {name: _set_summary(models, root_of(results, name), draws) for name, models in scores.items()}
     return Summary(

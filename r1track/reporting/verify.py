@@ -6,7 +6,8 @@ Computed again are hashes, scores from the boxes, scores of answers from their t
 report from all of these. What needs a model (agreement of a merge, KL) is checked by the hashes of its files alone.
 
 altered   a file is not what its stage wrote
-stale     the result was made from sources, or with settings, that have changed since: run its stage again
+stale     sources or settings have changed since the result was made: run its stage again; or the configuration does not
+          name the result any more: delete it
 differs   a recorded figure is not what its sources give
 missing   a file that the check needs is not there: not checked, and no failure
 """
@@ -27,7 +28,7 @@ from r1track.core import config, files, schema
 from r1track.core.errors import MissingFile
 from r1track.core.files import ProvenanceRecord as Record
 from r1track.reporting import report
-from r1track.reporting.summary import read, result_of, root_of
+from r1track.reporting.summary import read, result_of, root_of, unnamed
 from r1track.tracking import score
 
 STATES = ("agrees", "altered", "stale", "differs", "missing")
@@ -150,7 +151,12 @@ def _verdicts(run: Run, place: Path, record: Record) -> Iterator[Finding]:
 
 
 def _report(run: Run, place: Path, record: Record) -> Iterator[Finding]:
-    """Summary and page against those made from the results now; the folder may have another name now."""
+    """Summary and page against those made from the results now, and what is no part of the run.
+
+    The folder may have another name now.
+    """
+    for path in unnamed(run.results):
+        yield Finding("stale", str(path), "the configuration names no such result, and no report holds it; delete it")
     with tempfile.TemporaryDirectory() as folder:
         sides = run.results / place.parent, Path(folder, "report")
         report.run(config.load(run.results / "config" / "report.json"), run.results, sides[1])

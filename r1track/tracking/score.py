@@ -29,7 +29,7 @@ OVERLAPS, NEAR, NEAR_SHARE = np.linspace(0, 1, 21), 20, 0.2  # IoU; pixels; shar
 MISSED = ("lasot", "tnl2k", "uav123")
 LENGTHS = {100: "to 100 frames", 300: "101 to 300", 1000: "301 to 1000", 10**9: "above 1000"}
 
-Interval = tuple[float, float]  # the ends of a 95 % bootstrap interval over sequences
+Interval = tuple[float, float] | None  # the ends of a 95 % bootstrap interval over sequences; one sequence has none
 
 
 class SequenceScore(BaseModel):
@@ -80,11 +80,11 @@ class Scores(BaseModel):
     fps_run: float | None
     ao_interval: Interval
     success_auc: float | None = None
-    success_auc_interval: Interval | None = None
+    success_auc_interval: Interval = None
     precision_20px: float | None = None
-    precision_20px_interval: Interval | None = None
+    precision_20px_interval: Interval = None
     norm_precision_20pct: float | None = None
-    norm_precision_20pct_interval: Interval | None = None
+    norm_precision_20pct_interval: Interval = None
     sequences_count: int
     sequences_failed: int
     ao_sequence_mean: float
@@ -142,17 +142,18 @@ def one_pass(predicted: Array, sequence: Sequence, layout: str) -> dict[str, flo
 def _pooled_figures(overlaps: Array, seconds: list[Array]) -> dict[str, Any]:
     """AO, SR.50 and SR.75 (None without frames) and frames per second (None without times).
 
-    overlaps: IoU of all frames that count, shape (k,). seconds: of each sequence, shape (n,). `fps` is GOT-10k's: the
-    mean of 1/t without first frames. `fps_run`: the frames over the sum of all seconds.
+    overlaps: IoU of all frames that count, shape (k,). seconds: of each sequence, shape (n,). `fps` is the official
+    one: the mean of 1/t, first frames included. `fps_run`: the frames over the sum of their seconds.
     """
-    every, later = (np.concatenate([times[first:] for times in seconds]) for first in (0, 1))
+    times = np.concatenate(seconds)
+    times = times[times > 0]
     return {
         "ao": float(overlaps.mean()) if len(overlaps) else None,
         "sr50": float((overlaps > 0.5).mean()) if len(overlaps) else None,
         "sr75": float((overlaps > 0.75).mean()) if len(overlaps) else None,
         "frames": len(overlaps),
-        "fps": float((1 / later[later > 0]).mean()) if later.any() else None,
-        "fps_run": float((every > 0).sum() / every.sum()) if every.any() else None,
+        "fps": float((1 / times).mean()) if len(times) else None,
+        "fps_run": float(len(times) / times.sum()) if len(times) else None,
     }
 
 
@@ -168,17 +169,18 @@ def _pooled_ao(sequences: list[SequenceScore], picks: NDArray[np.int64]) -> Arra
     return sums[picks].sum(1) / frames[picks].sum(1)
 
 
-def _interval(values: Array) -> Interval:
+def _interval(values: Array, count: int) -> Interval:
+    """The interval from the bootstrap's draws over `count` sequences."""
     low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
+    return (float(low), float(high)) if count > 1 else None
 
 
 class Difference(NamedTuple):
-    """A difference of pooled AO and the ends of its 95 % interval."""
+    """A difference of pooled AO and the ends of its 95 % interval, None where there is one sequence."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 def paired_difference(scores_a: Scores, scores_b: Scores, draws: int, seed: int = SEED) -> Difference:
@@ -196,13 +198,13 @@ def paired_difference(scores_a: Scores, scores_b: Scores, draws: int, seed: int 
     names = [name for name in a if a[name].frames]
     picks = _resample(len(names), draws, seed)
     first, second = (_pooled_ao([sequences[name] for name in names], picks) for sequences in (a, b))
-    return Difference(scores_a.ao - scores_b.ao, *_interval(first - second))
+    return Difference(scores_a.ao - scores_b.ao, *(_interval(first - second, len(names)) or (None, None)))
 
 
 def _mean(values: list[Any], draws: int) -> tuple[float, Interval]:
     """The mean of a figure over sequences, and its bootstrap interval."""
     array = np.array(values, dtype=np.float64)
-    return float(array.mean()), _interval(array[_resample(len(array), draws)].mean(1))
+    return float(array.mean()), _interval(array[_resample(len(array), draws)].mean(1), len(array))
 
 
 def _groups(sequences: list[SequenceScore], field: str, draws: int) -> dict[str, GroupScore]:
@@ -259,7 +261,7 @@ def score(tracks: Path, root: Path, draws: int) -> Scores:
         model=folder.parent.name,
         metric="ope" if passes else "got10k-pooled",
         **_pooled_figures(pooled, seconds),
-        ao_interval=_interval(_pooled_ao(scored, _resample(len(scored), draws))),
+        ao_interval=_interval(_pooled_ao(scored, _resample(len(scored), draws)), len(scored)),
         **one_pass_means,
         sequences_count=len(rows),
         sequences_failed=sum("failed" in row.status for row in rows.values()),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from runs import SETTINGS, make_run
 from scipy import stats
+from small_run import configure
 from toys import toy_split
 from typer.testing import CliRunner
 
@@ -145,6 +146,7 @@ def test_a_set_that_only_one_group_has_is_not_paired(runs, tmp_path):
     other = shutil.copytree(runs / "seed0", tmp_path / "other")
     for place in [*other.glob("tracks/*/toy-val"), *other.glob("scores/*/toy-val.*")]:
         place.rename(place.with_name(place.name.replace("toy-val", "more-val")))
+    configure(other, "report", "data", sets={"more-val": "toy/val"})
     tests = compare.compare([runs / "seed1", other]).tests
     refused = {test.set: test.refused for test in tests if test.difference == "B − A"}
     assert refused == {"toy-val": "not paired, not in both", "more-val": "not paired, not in both"}
@@ -159,6 +161,17 @@ def test_one_run_has_no_spread_and_equal_runs_no_difference(runs, tmp_path):
     assert comparison.groups["A"]["toy-val: AO"].sd is None
     test = next(test for test in comparison.tests if test.difference == "B − A")
     assert (test.value, test.low, test.high, test.p) == (0, 0, 0, 1)
+
+
+def test_one_sequence_has_neither_interval_nor_p(tmp_path):
+    root = toy_split(tmp_path / "val", sequences=1, length=6)
+    for seed in (0, 1):
+        make_run(tmp_path / f"seed{seed}", root, seeded(seed), shifted(2.0 + seed))
+    compare.run([tmp_path / "seed0", tmp_path / "seed1"], tmp_path / "out")
+    (test,) = files.read_json(tmp_path / "out/compare.json")["tests"]
+    assert set(test) == {"difference", "set", "sequences", "value"}
+    assert test["sequences"] == 1
+    assert f"| {test['value']:+.3f} | – | – | – | – |" in (tmp_path / "out/compare.md").read_text()
 
 
 class Cells(HTMLParser):

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import document
 import pytest
 from rich.markdown import Markdown
-from small_run import ANSWERS, NASTY, SETTINGS, fail, small_run, stand_in, write_answers
+from small_run import ANSWERS, NASTY, SETTINGS, configure, fail, small_run, stand_in, write_answers
 
 from r1track.ability import verdict
 from r1track.core import config, files
@@ -144,6 +144,44 @@ def test_the_sentence_praises_a_gain_and_names_the_peers_that_are_beaten(run):
     assert "toy world: says that the workflow works, not how good a tracker is" in summary["sets"]["toy-val"]["notes"]
 
 
+def test_one_sequence_has_no_interval_and_shows_no_gain(tmp_path):
+    results, _ = small_run(tmp_path, sequences=1)
+    report.run(config.load(results / "config/report.json"), results, results / "report")
+    summary = json.loads((results / "report/summary.json").read_text())
+    change = summary["sets"]["toy-val"]["differences"]["grpo"]
+    assert change["value"] > 0.1
+    assert (change["low"], change["high"], change["told"]) == (None, None, "undecided")
+    words = f"grpo is not shown to track better than base (AO {change['value']:+.3f} on one sequence)"
+    assert words in summary["judgement"]
+    page = Page((results / "report/index.html").read_text())
+    assert page.text["scores"].count("one sequence") == 6  # five models and a difference
+    assert (results / "report/summary.md").read_text().count("| one sequence |") == 6
+
+
+def test_what_an_earlier_configuration_left_is_not_in_the_report(run):
+    results, root, make = run
+    before = {name: (make() / name).read_text() for name in ("index.html", "summary.json", "summary.md")}
+    stand_in(results, root, "sft", "oracle")
+    stand_in(results, root, "csrt", "oracle")
+    for model in ("base", "grpo"):
+        stand_in(results, root, model, "oracle", "old-val")
+    shutil.copytree(results / "adapters/grpo", results / "adapters/sft")
+    assert {name: (make() / name).read_text() for name in before} == before
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_test_split_has_no_scores_and_any_other_set_must_have_them(run, tmp_path, listed):
+    results, _, make = run
+    configure(results, "report", "data", sets={"toy-val": "toy/val", "test": str(tmp_path / "split")})
+    with pytest.raises(FileNotFoundError, match=r"scores/base/test\.json: no such file; run the stage `score`"):
+        make()
+    if listed:  # before its tracks are there
+        files.write_text(tmp_path / "split/list.txt", "GOT-10k_Test_000001\n")
+    else:  # on a machine without the data
+        (results / "tracks/base/test/GOT-10k_Test_000001").mkdir(parents=True)
+    assert list(files.read_json(make() / "summary.json")["sets"]) == ["toy-val"]
+
+
 def test_the_sentence_turns_when_the_figures_turn(run):
     results, root, make = run
     stand_in(results, root, "base", "template")
@@ -182,6 +220,7 @@ def test_an_invalid_verdict_without_figures_is_shown(run):
 
 def test_every_arm_has_its_verdict_on_the_page_and_the_sentence_is_about_the_last(run):
     results, root, make = run
+    configure(results, "train", "train", arms=["sft", "grpo"])
     for folder in ("adapters", "models"):
         shutil.copytree(results / folder / "grpo", results / folder / "sft")
     stand_in(results, root, "sft", "static")
@@ -236,6 +275,7 @@ def test_a_figure_on_got10k_is_never_without_its_note(run):
     results, root, make = run
     for model, peer in (("base", "static"), ("grpo", "oracle"), *((p, p) for p in ("static", "template", "oracle"))):
         stand_in(results, root, model, peer, "got10k-val")
+    configure(results, "report", "data", sets={"toy-val": "toy/val", "got10k-val": "GOT-10k/val"})
     out = make()
     page, note = (
         Page((out / "index.html").read_text()),
@@ -404,6 +444,7 @@ def test_a_set_with_a_strange_name_cannot_become_markup_on_the_page(run):
     ids = len(re.findall(r'\bid="', plain.read_text()))
     for model, peer in (("base", "static"), ("grpo", "oracle"), *((p, p) for p in ("static", "template", "oracle"))):
         stand_in(results, root, model, peer, NASTY_NAME)
+    configure(results, "report", "data", sets={"toy-val": "toy/val", NASTY_NAME: "toy/val"})
     text = (make() / "index.html").read_text()
     page = Page(text)
     assert not page.open
@@ -428,6 +469,7 @@ def test_names_cannot_become_markup_in_the_text(run):
     results, root, make = run
     for model, peer in (("base", "static"), ("grpo", "oracle"), *((p, p) for p in ("static", "template", "oracle"))):
         stand_in(results, root, model, peer, NASTY_NAME)
+    configure(results, "report", "data", sets={"toy-val": "toy/val", NASTY_NAME: "toy/val"})
     answers = results / "vqa/grpo/easy-vqa.jsonl"
     rows = [json.loads(line) for line in answers.read_text().splitlines()]
     for folder in ("base", "grpo"):

@@ -112,6 +112,19 @@ def test_an_alteration_whose_hashes_were_forged_is_found_by_computing_again(resu
     assert [words for state, file, words in named if state != "stale" and file == place and part in words], named
 
 
+def test_what_the_configuration_does_not_name_is_named(results):
+    for name in ("scores/grpo", "tracks/grpo", "adapters/grpo", "models/grpo", "vqa/grpo"):
+        shutil.copytree(results / name, results / name.replace("grpo", "sft"))
+    shutil.copy(results / "scores/grpo/toy-val.json", results / "scores/grpo/old-val.json")
+    files.write_text(results / "submission/sft.zip", "")
+    (results / "tracks/grpo/.toy-val.partial").mkdir()  # an unfinished one is no result
+    names = {file for state, file, words in faults(results) if "the configuration names no such result" in words}
+    assert names == {
+        "scores/sft/toy-val.json", "scores/sft/toy-val.json.provenance.json", "scores/grpo/old-val.json",
+        "tracks/sft/toy-val", "adapters/sft", "models/sft", "vqa/sft", "submission/sft.zip",
+    }  # fmt: skip
+
+
 def test_a_file_that_was_added_is_named(results):
     (results / "vqa/grpo/more.jsonl").write_text("")
     assert ("altered", "vqa/grpo/more.jsonl") in [fault[:2] for fault in faults(results)]
