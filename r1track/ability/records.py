@@ -5,23 +5,28 @@ set is in percent, a difference of two such scores in points.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from r1track.ability import metrics
-from r1track.core import files
+from r1track.core import files, schema
 from r1track.core.errors import UserError
 
-# The fields of lmms-eval's samples that hold no score.
-NO_SCORE = {"doc_id", "doc", "input", "target", "resps", "filtered_resps", "token_counts", "doc_hash", "input_media"}
+RowT = TypeVar("RowT")
+# Fields of lmms-eval's samples that hold no score, beside those of `Sample`.
+NO_SCORE = {"doc", "resps", "token_counts", "input_media"}
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Record(BaseModel):
     """A frozen record; `as_json` leaves out the fields that were never set."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, serialize_by_alias=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_by_name=True, serialize_by_alias=True, allow_inf_nan=False
+    )
 
     def as_json(self) -> dict[str, Any]:
         """The record as it stands in its file."""
@@ -44,9 +49,22 @@ class ScoredAnswer(Answer):
     """A line of <set>.jsonl; the scores are those of `metrics.Scores`."""
 
     doc_hash: str
-    strict: float
-    lenient: float
-    unparsed: float
+    strict: Share
+    lenient: Share
+    unparsed: Share
+
+
+class Sample(BaseModel):
+    """An answer that lmms-eval logged; its scores are among the further fields."""
+
+    model_config = ConfigDict(extra="allow")
+
+    doc_id: Any
+    target: Any
+    filtered_resps: Any
+    doc_hash: str
+    input: Any = ""
+    image: Any = None
 
 
 class Repeat(Record):
@@ -158,29 +176,43 @@ class Verdict(Decision):
     sets: dict[str, SetVerdict]
 
 
+def _whole(rule: dict[str, int | float]) -> dict[str, int | float]:
+    lacking = schema.Verdict.model_fields.keys() - rule.keys() - {"on_regression"}
+    if lacking:
+        raise ValueError(f"lacks {', '.join(sorted(lacking))}")
+    return rule
+
+
 class Verdicts(Record):
     """verdict.json: the rule, and the verdict on every tuned model in the order in which they were given."""
 
-    rule: dict[str, int | float]
+    rule: Annotated[dict[str, int | float], AfterValidator(_whole)]
     rule_sha256: str
-    models: dict[str, Verdict]
+    models: dict[str, Verdict] = Field(min_length=1)
+
+
+def read_rows(path: Path, parse: Callable[[Any], RowT]) -> list[RowT]:
+    """What `parse` makes of the JSON in each line of a file, at least one.
+
+    A line ends at a line feed and nowhere else: a question may hold U+2028 or U+0085. Raises UserError with file and
+    line for a line that is no JSON or that `parse` refuses.
+    """
+    rows: list[RowT] = []
+    for number, line in enumerate(path.read_bytes().removesuffix(b"\n").split(b"\n"), start=1):
+        try:
+            rows.append(parse(json.loads(line)))
+        except ValueError as error:
+            fault = files.field_faults(error) if isinstance(error, ValidationError) else error
+            raise UserError(f"{path}, line {number}: {fault}; write the file anew") from error
+    return rows
 
 
 def read_answers(path: Path) -> list[ScoredAnswer]:
     """The lines of a <set>.jsonl that `vqa` wrote, or of a file of samples that lmms-eval logged.
 
-    A line ends at a line feed and nowhere else: a question may hold U+2028 or U+0085. Raises UserError with file and
-    line for a line that is no answer, and for a doc_id that occurs twice.
+    Raises UserError with file and line for a line that is no answer, and for a doc_id that occurs twice.
     """
-    rows: list[ScoredAnswer] = []
-    with path.open(encoding="utf-8", newline="\n") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                rows.append(_answer(json.loads(line)))
-            except (ValueError, KeyError, TypeError) as error:
-                fault = f"no field {error}" if isinstance(error, KeyError) else error
-                fault = files.field_faults(error) if isinstance(error, ValidationError) else fault
-                raise UserError(f"{path}, line {number}: {fault}; write the file anew") from error
+    rows = read_rows(path, _answer)
     ids = {row.doc_id for row in rows}
     if len(ids) < len(rows):
         raise UserError(f"{path}: {len(rows)} rows have only {len(ids)} doc_ids; each question must occur once")
@@ -189,18 +221,19 @@ def read_answers(path: Path) -> list[ScoredAnswer]:
 
 def _answer(values: Any) -> ScoredAnswer:
     """An answer from the values of a line. Of a sample of lmms-eval, the first score is taken."""
-    if "strict" in values:
+    if isinstance(values, dict) and "strict" in values:
         return ScoredAnswer.model_validate(values)
-    answer = values["filtered_resps"]
+    sample = Sample.model_validate(values)
+    answer, others = sample.filtered_resps, sample.model_extra or {}
     while isinstance(answer, list) and len(answer) == 1:
         answer = answer[0]
-    entries = [value for key, value in values.items() if key not in NO_SCORE]
+    entries = [value for key, value in others.items() if key not in NO_SCORE]
     numbers = [entry.get("score") if isinstance(entry, dict) else entry for entry in entries]
     scores = [float(number) for number in numbers if isinstance(number, int | float) and 0 <= number <= 1]
     if not scores:
-        raise UserError(f"no score from 0 to 1 among {sorted(values.keys() - NO_SCORE)}")
+        raise UserError(f"no score from 0 to 1 among {sorted(others.keys() - NO_SCORE)}")
     return ScoredAnswer(
-        doc_id=str(values["doc_id"]), target=str(values["target"]), input=str(values.get("input", "")),
-        image=str(values.get("image", values["doc_id"])), filtered_resps=str(answer), doc_hash=values["doc_hash"],
+        doc_id=str(sample.doc_id), target=str(sample.target), input=str(sample.input), filtered_resps=str(answer),
+        image=str(sample.doc_id if sample.image is None else sample.image), doc_hash=sample.doc_hash,
         strict=scores[0], lenient=scores[0], unparsed=float(metrics.is_empty(str(answer))),
     )  # fmt: skip

@@ -77,7 +77,7 @@ def judge(base: Path, tuned: Path, rule: schema.Verdict) -> Verdict:
     answers, tuned_answers = _read_folder(base), _read_folder(tuned)
     manifest, tuned_manifest = _read_manifest(base), _read_manifest(tuned)
     faults = _manifest_faults(manifest, tuned_manifest, rule)
-    specs = manifest.settings.get("vqa", {}).get("sets", {})
+    asked = config.flat(manifest.settings)
     sets: dict[str, SetVerdict] = {}
     draws: list[Array] = []
     for place, name in enumerate(sorted({*answers, *tuned_answers})):
@@ -86,7 +86,11 @@ def judge(base: Path, tuned: Path, rule: schema.Verdict) -> Verdict:
         if pairs:
             sets[name], set_draws = _compare(pairs, rule, [rule.seed, place])
             draws.append(set_draws)
-            faults += validity_faults(name, sets[name], rule, specs.get(name, {}).get("published"))
+            published = asked.get(f"vqa.sets.{name}.published")
+            if not isinstance(published, int | float | None):
+                where = f"{base / 'manifest.json'}: settings.vqa.sets.{name}.published"
+                raise UserError(f"{where}: {published!r} is no number; run the stage `vqa` again")
+            faults += validity_faults(name, sets[name], rule, published)
     flagged = flagged_sets(sets, rule)
     decision = decide(sets, draws, faults, rule)
     return Verdict(

@@ -20,13 +20,12 @@ from scipy.stats import permutation_test
 from r1track.core import config, files
 from r1track.core.boxes import Array
 from r1track.core.errors import UserError
-from r1track.core.files import ProvenanceRecord
 from r1track.core.folders import atomic_folder
 from r1track.core.statistics import holm
-from r1track.reporting.records import Json
+from r1track.reporting.records import Json, Provenance
 from r1track.reporting.report import HERE, environment
-from r1track.reporting.summary import BASE, number, read_as, read_score, summarise
-from r1track.tracking.score import SEED, Scores, paired_difference
+from r1track.reporting.summary import BASE, number, read_as, read_score, split_of, summarise
+from r1track.tracking.score import BLOCK, SEED, Scores, paired_difference
 
 PERMUTATIONS = 2**14
 NOTES = {
@@ -150,12 +149,11 @@ def _read(folder: Path) -> Run:
     summary = summarise(folder)
     model, cost, fields = summary.verdict.model, summary.cost, config.flat(summary.settings)
     seed = fields.pop("seed")
-    sampled = read_as(ProvenanceRecord, folder / "pairs" / "provenance.json", "sample")
+    sampled = read_as(Provenance, folder / "pairs" / "provenance.json", "sample")
     fields["training split"] = [source.sha256 for source in sampled.inputs.values()]
     figures, scores = dict[str, float | None](), dict[str, tuple[Scores, Scores]]()
     for name, score in summary.sets.items():
-        tracked = read_as(ProvenanceRecord, folder / "tracks" / model / name / "provenance.json", "track")
-        fields[f"true boxes of {name}"] = tracked.inputs["split"].sha256
+        fields[f"true boxes of {name}"] = split_of(folder, model, name).sha256
         scores[name] = read_score(folder, model, name), read_score(folder, BASE, name)
         row, change = score.models[model], score.differences[model].value
         values = {"AO": row.ao, "SR.50": row.sr50, "SR.75": row.sr75, f"AO − {BASE}": change}
@@ -198,7 +196,10 @@ def _tests(groups: dict[str, list[Run]]) -> Iterator[PairedTest]:
 
 def _sign_test(gaps: Array) -> float:
     """The p of no difference, by permuted signs."""
-    test = permutation_test((gaps,), np.sum, permutation_type="samples", n_resamples=PERMUTATIONS, rng=SEED)
+    batch = max(1, BLOCK // len(gaps))  # of permutations that are held at a time; the result is the same for any
+    test = permutation_test(
+        (gaps,), np.sum, permutation_type="samples", n_resamples=PERMUTATIONS, batch=batch, rng=SEED
+    )
     return float(test.pvalue)
 
 

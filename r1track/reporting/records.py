@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from r1track.ability.records import Divergence
+from r1track.core.files import ProvenanceRecord
 from r1track.tracking.score import Interval
 
 Json = dict[str, Any]  # a JSON object
@@ -16,7 +17,13 @@ Json = dict[str, Any]  # a JSON object
 class Record(BaseModel):
     """A record that is not changed once it is made. Made from a larger one, it takes what it has fields for."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+
+class Provenance(ProvenanceRecord):
+    """The provenance of a result; a number in it is finite."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
 
 class Change(Record):
@@ -96,6 +103,15 @@ class ArmTraining(Record):
     steps: int
     minutes: float
     merge: MergeCheck
+
+
+class LogRow(Record):
+    """A row of a training log, for one optimiser step; its figures, by name, are further fields."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=True)
+    __pydantic_extra__: dict[str, float | None]
+
+    step: int
 
 
 class PaperRow(Record):

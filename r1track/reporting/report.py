@@ -29,7 +29,7 @@ from r1track.reporting.summary import (
     read_records,
     read_scores,
     read_verdicts,
-    root_of,
+    split_of,
     summarise,
 )
 from r1track.tracking.score import Scores
@@ -52,14 +52,15 @@ class SequenceRow(NamedTuple):
     status: dict[str, int]
 
 
-def run(settings: config.Settings, results: Path, out: Path) -> None:
+def run(settings: config.Settings, results: Path, out: Path, name: str = "") -> None:
     """Write index.html, summary.json, summary.md and provenance.json of the run at `results` to the folder `out`.
 
-    Raises UserError naming the file when results are missing or do not fit together.
+    name: of the run, if not that of its folder. Raises UserError naming the file when results are missing or do not fit
+    together.
     """
     inputs = {name: results / name for name in ("config", "scores", "vqa/verdict.json")}
     provenance = files.Provenance("report", inputs)
-    summary = summarise(results)
+    summary = summarise(results, name)
     templates = environment()
     page = templates.get_template("page.html.j2").render(summary=summary, **_page_parts(settings, results, summary))
     text = templates.get_template("summary.md.j2").render(summary=summary)
@@ -111,7 +112,7 @@ def _strips(
     """The strips of the set `name`, failures last; or none, and why."""
     picks = strips.choose({row.name: row.change for row in rows if row.change is not None}, wanted.strips)
     picks += strips.failures({row.name: row.status for row in rows}) if wanted.strips else []
-    root = root_of(results, name)
+    root = Path(split_of(results, BASE, name).path)
     shown, missing = strips.read(results / "tracks", name, root, [BASE, tuned], picks, wanted.strip_frames)
     if missing:
         log.warning("no film strips of %s: %s", name, missing)

@@ -6,10 +6,10 @@ Boxes are not drawn into the pixels: the page lays them over the picture, in the
 import base64
 import io
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
-from PIL import Image
+from pydantic import Field
 
 from r1track.core.boxes import Array, iou, xywh_to_xyxy, xyxy_to_xywh
 from r1track.core.errors import UserError
@@ -28,13 +28,14 @@ FAILURES = ("held", "absent", "clipped", "failed")  # statuses of the tracker
 
 class Picture(NamedTuple):
     """A picture as a data URI of JPEG, made smaller where it is large; its own size in pixels; boxes x, y, w, h in its
-    own pixels, each with the name of a model, `truth` or `answer`.
+    own pixels, each with the name of a model, `truth` or `answer`. fault: why it cannot be shown, else empty.
     """
 
     width: int
     height: int
     source: str
     boxes: list[tuple[str, list[float]]]
+    fault: str = ""
 
 
 class Frame(NamedTuple):
@@ -74,9 +75,9 @@ class Example(Record):
     """
 
     step: int
-    images: list[str]
-    target: list[float]
-    answers: list[SampledAnswer]
+    images: list[Annotated[str, Field(pattern=r"^\w[\w.-]*$")]] = Field(min_length=2)
+    target: tuple[float, float, float, float]
+    answers: list[SampledAnswer] = Field(min_length=1)
 
 
 def choose(changes: dict[str, float], count: int) -> list[tuple[str, str]]:
@@ -145,7 +146,11 @@ def _frame(sequence: Sequence, tracks: dict[str, Track], judged: str, t: int) ->
 
 
 def _picture(path: Path, boxes: list[tuple[str, Array]]) -> Picture:
-    image, stream = read_image(path), io.BytesIO()
+    stream = io.BytesIO()
+    try:
+        image = read_image(path)
+    except (OSError, UserError):
+        return Picture(0, 0, "", [], f"{path.name} is missing, cut short or no picture")
     width, height = image.size
     image.thumbnail((SIDE, SIDE))
     image.save(stream, "JPEG", quality=QUALITY)
@@ -162,10 +167,10 @@ def examples(folder: Path, count: int, think: bool) -> list[tuple[Example, list[
     rows = []
     for k in np.unique(np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int)).tolist():
         example = read_record(paths[k], Example)
-        images = [folder / name for name in example.images]
-        with Image.open(images[1]) as search:
-            read = [parse_box(row.answer, size=search.width, think=think) for row in example.answers]
+        pictures = [_picture(folder / name, []) for name in example.images]
+        read = [parse_box(row.answer, size=pictures[1].width, think=think) for row in example.answers]
         corners = [*(("answer", box) for box in read if box is not None), (TRUTH, np.array(example.target))]
-        boxes = [(name, xyxy_to_xywh(box)) for name, box in corners]
-        rows.append((example, [_picture(path, boxes if path == images[1] else []) for path in images]))
+        boxes = [(name, np.round(xyxy_to_xywh(box), 1).tolist()) for name, box in corners]
+        pictures[1] = pictures[1]._replace(boxes=boxes)
+        rows.append((example, pictures))
     return rows

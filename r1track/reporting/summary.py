@@ -1,14 +1,14 @@
 """Summary: the figures of a run, for the page, summary.json and summary.md, from this one place."""
 
-import json
+import math
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from r1track.ability.records import Verdicts
+from r1track.ability.records import Verdicts, read_rows
 from r1track.core import config, files
 from r1track.core.errors import MissingFile, UserError
-from r1track.core.files import ProvenanceRecord, RecordT
+from r1track.core.files import Input, ProvenanceRecord, RecordT
 from r1track.reporting import paper
 from r1track.reporting.records import (
     ArmTraining,
@@ -16,8 +16,10 @@ from r1track.reporting.records import (
     Change,
     Cost,
     Json,
+    LogRow,
     MergeCheck,
     ModelScore,
+    Provenance,
     RunCost,
     SetSummary,
     SettingChange,
@@ -45,13 +47,11 @@ GENERAL = {
 }
 
 
-def read(path: Path, stage: str) -> Any:
-    """A stage's JSON. Raises MissingFile naming the file and the stage that writes it."""
-    return files.read_json(_existing(path, stage))
-
-
 def read_as(record: type[RecordT], path: Path, stage: str) -> RecordT:
-    """A stage's JSON as a record; raises as `read`, and UserError with file and field for one of another form."""
+    """A stage's JSON as a record.
+
+    Raises MissingFile naming the file and the stage that writes it, and UserError with file and field for another form.
+    """
     return files.read_record(_existing(path, stage), record)
 
 
@@ -134,25 +134,33 @@ def read_score(results: Path, model: str, name: str) -> Scores:
     return read_as(Scores, results / "scores" / model / f"{name}.json", "score")
 
 
-def root_of(results: Path, name: str) -> Path:
-    """The folder of the split that the set `name` was tracked on."""
-    record = read_as(ProvenanceRecord, results / "tracks" / BASE / name / "provenance.json", "track")
-    return Path(record.inputs["split"].path)
+def split_of(results: Path, model: str, name: str) -> Input:
+    """The split on which a model tracked the set `name`."""
+    path = results / "tracks" / model / name / "provenance.json"
+    return input_of(read_as(Provenance, path, "track"), "split", path)
+
+
+def input_of(record: ProvenanceRecord, name: str, path: Path) -> Input:
+    """An input of the result whose provenance lies at `path`, by its name; UserError where it has none."""
+    if name not in record.inputs:
+        raise UserError(f"{path}: no field 'inputs.{name}'; run the stage `{record.stage}` again")
+    return record.inputs[name]
 
 
 def read_log(results: Path, arm: str) -> list[Json]:
-    """The rows of an arm's training log, one per optimiser step."""
+    """The rows of an arm's training log, one per optimiser step; what is not finite is None."""
     path = _existing(results / "adapters" / arm / "log.jsonl", "train")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [row.model_dump() for row in read_rows(path, LogRow.model_validate)]
+    return [{key: value if math.isfinite(value or 0) else None for key, value in row.items()} for row in rows]
 
 
-def read_records(results: Path) -> list[tuple[str, ProvenanceRecord]]:
+def read_records(results: Path) -> list[tuple[str, Provenance]]:
     """The results of the run, by their paths in it, with their provenance, in the order in which they were finished."""
     paths = [path.relative_to(results) for path in results.rglob("*provenance.json")]
     others = unnamed(results)
     places = [p for p in paths if p.parts[0] != "report" and not any(map(_hidden, p.parts))]
     places = [place for place in places if not any(place.is_relative_to(other) for other in others)]
-    records = [(result_of(place), read_as(ProvenanceRecord, results / place, place.parts[0])) for place in places]
+    records = [(result_of(place), read_as(Provenance, results / place, place.parts[0])) for place in places]
     return sorted(records, key=lambda row: (row[1].finished, row[0]))
 
 
@@ -213,8 +221,11 @@ def _changes(settings: Json) -> list[SettingChange]:
 
 
 def _training(results: Path, arm: str) -> ArmTraining:
-    record = read_as(ProvenanceRecord, results / "adapters" / arm / "provenance.json", "train")
+    path = results / "adapters" / arm / "provenance.json"
+    record = read_as(Provenance, path, "train")
     quantize = str(record.quantize)
+    if quantize not in LORA:
+        raise UserError(f"{path}: quantize: {record.quantize!r} is none of {[*LORA]}; run the stage `train` again")
     return ArmTraining(
         quantize=quantize,
         adapter=f"LoRA trained {LORA[quantize]}",
@@ -229,7 +240,7 @@ def read_verdicts(results: Path) -> Verdicts:
     return read_as(Verdicts, results / "vqa" / "verdict.json", "verdict")
 
 
-def _cost(records: list[ProvenanceRecord]) -> Cost:
+def _cost(records: list[Provenance]) -> Cost:
     return Cost(
         results=len(records),
         wall_seconds=sum(record.wall_seconds for record in records),
@@ -239,7 +250,7 @@ def _cost(records: list[ProvenanceRecord]) -> Cost:
     )
 
 
-def _run_cost(records: list[ProvenanceRecord]) -> RunCost:
+def _run_cost(records: list[Provenance]) -> RunCost:
     by_stage = {stage: [record for record in records if record.stage == stage] for stage in config.NEEDS}
     stages = {stage: _cost(rows) for stage, rows in by_stage.items() if rows}
     return RunCost(**_cost(records).model_dump(), stages=stages)
@@ -266,8 +277,8 @@ def judgement(sets: dict[str, SetSummary], verdict: ArmVerdict) -> str:
     return f"{sentence[0].upper()}{sentence[1:]}."
 
 
-def summarise(results: Path) -> Summary:
-    """The summary of the run at `results`.
+def summarise(results: Path, name: str = "") -> Summary:
+    """The summary of the run at `results`; name: of the run, if not that of its folder.
 
     Raises UserError naming the file when results are missing or do not fit together.
     """
@@ -285,9 +296,10 @@ def summarise(results: Path) -> Summary:
             f"{tuned}; run the stages `score` and `verdict` again"
         )
     draws = settings["score"]["draws"]
-    sets = {name: _set_summary(models, root_of(results, name), draws) for name, models in scores.items()}
+    roots = {name: Path(split_of(results, BASE, name).path) for name in scores}
+    sets = {name: _set_summary(models, roots[name], draws) for name, models in scores.items()}
     return Summary(
-        run=results.resolve().name,
+        run=name or results.resolve().name,
         judgement=judgement(sets, verdict),
         metric=next(iter(scores.values()))[BASE].metric,
         draws=draws,

@@ -21,14 +21,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import ValidationError
 from rich.progress import track as progress
 
 from r1track.ability import records, verdict, vqa
 from r1track.core import config, files, schema
-from r1track.core.errors import MissingFile
+from r1track.core.errors import MissingFile, UserError
 from r1track.core.files import ProvenanceRecord as Record
 from r1track.reporting import report
-from r1track.reporting.summary import read, result_of, root_of, unnamed
+from r1track.reporting.records import Record as Typed
+from r1track.reporting.summary import BASE, input_of, read_as, result_of, split_of, unnamed
 from r1track.tracking import score
 
 STATES = ("agrees", "altered", "stale", "differs", "missing")
@@ -47,15 +49,28 @@ class Finding(NamedTuple):
     words: str = ""
 
 
+class RunName(Typed):
+    """What a summary.json says of its run's name."""
+
+    run: str
+
+
 class Run:
     """A results folder, and its provenance records by their paths in it. Raises MissingFile without a report."""
 
     def __init__(self, results: Path):
         self.results, self.hash = results, cache(files.hash_path)
-        self.name = str(read(results / "report" / "summary.json", "report")["run"])
-        paths = sorted(path.relative_to(results) for path in results.rglob("*provenance.json"))
-        visible = [path for path in paths if "/." not in f"/{path}"]
-        self.records = {path: files.read_record(results / path, Record) for path in visible}
+        self.name = read_as(RunName, results / "report" / "summary.json", "report").run
+        self.names = {self.name}  # and those that its folder had when a result was recorded
+        self.records, self.unread = dict[Path, Record](), list[Finding]()
+        for path in sorted(path.relative_to(results) for path in results.rglob("*provenance.json")):
+            if "/." not in f"/{path}":
+                try:
+                    self.records[path] = files.read_record(results / path, Record)
+                    tracks = self.records[path].inputs.get("tracks")
+                    self.names |= set(Path(tracks.path).parts[-4:-3]) if tracks else set()
+                except UserError as error:
+                    self.unread.append(Finding("altered", str(path), str(error)))
 
     def find(self, recorded: str, revision: str | None = None) -> Path | None:
         """Where a recorded path lies now: in this folder, which may have been moved or copied, or where it was.
@@ -63,13 +78,13 @@ class Run:
         revision: of a base on the hub, which is looked up in the hub's cache.
         """
         parts, home = Path(recorded).parts, self.results.resolve()
-        own = [home.joinpath(*parts[k:]) for k in range(1, len(parts)) if parts[k - 1] == self.name]
+        own = [home.joinpath(*parts[k:]) for k in range(1, len(parts)) if parts[k - 1] in self.names]
         places = [*own, files.resolve_path(recorded, revision), home.parent.parent / recorded]
         return next((place for place in places if place.exists()), None)
 
     def compare(self, record: Record, file: Path | str, saved: Any, computed: Any, state: str | None = None) -> Finding:
         """A saved value against the one computed now; state: of the finding where they differ, else found out here."""
-        unequal = list(_unequal(saved, json.loads(json.dumps(computed))))
+        unequal = list(_unequal(*(json.loads(json.dumps(value)) for value in (saved, computed))))
         if not unequal:
             return Finding("agrees", str(file))
         words = "{}recorded {}, now {}".format(*unequal[0]) + f" (and {len(unequal) - 1} more)" * (len(unequal) > 1)
@@ -124,50 +139,51 @@ def _sources(run: Run, place: Path, record: Record) -> Iterator[Finding]:
 
 
 def _scores(run: Run, place: Path, record: Record) -> Iterator[Finding]:
-    tracks, listing = (run.find(record.inputs[name].path) for name in ("tracks", "list"))
+    tracks, listing = (run.find(input_of(record, name, place).path) for name in ("tracks", "list"))
     if not tracks or not listing:
         raise MissingFile("the boxes or the true boxes are not there")
-    again = score.score(tracks, listing.parent, (record.settings or {})["score"]["draws"]).as_json()
+    settings = schema.Score.model_validate((record.settings or {}).get("score"))
+    again = score.score(tracks, listing.parent, settings.draws).as_json()
     yield run.compare(record, result_of(place), files.read_json(run.results / result_of(place)), again)
 
 
 def _answers(run: Run, place: Path, record: Record) -> Iterator[Finding]:
     """Scores of answers, from their text, and the figures of each set, from these."""
-    for name, saved in files.read_json(run.results / place.with_name("manifest.json"))["sets"].items():
+    manifest = files.read_record(run.results / place.with_name("manifest.json"), records.Manifest)
+    for name, recorded in manifest.sets.items():
         file = place.with_name(f"{name}.jsonl")
         rows = records.read_answers(run.results / file)
         was, now = ([row.as_json() for row in answers] for answers in (rows, map(vqa.scored, rows)))
         yield run.compare(record, file, {"line": was}, {"line": now})
-        figures = vqa.figures(rows).as_json()
-        yield run.compare(record, place.with_name("manifest.json"), {key: saved[key] for key in figures}, figures)
+        figures, saved = vqa.figures(rows).as_json(), recorded.as_json()
+        yield run.compare(record, place.with_name("manifest.json"), {key: saved.get(key) for key in figures}, figures)
 
 
 def _verdicts(run: Run, place: Path, record: Record) -> Iterator[Finding]:
-    saved = files.read_json(run.results / result_of(place))
-    paths = [record.inputs[name].path for name in ("base", *(f"tuned {model}" for model in saved["models"]))]
+    saved = files.read_record(run.results / result_of(place), records.Verdicts)
+    names = ("base", *(f"tuned {model}" for model in saved.models))
+    paths = [input_of(record, name, place).path for name in names]
     base, *tuned = (run.find(path) or Path(path) for path in paths)
-    again = verdict.judge_all(base, tuned, schema.Verdict(**(record.settings or {})["verdict"])).as_json()
-    yield run.compare(record, result_of(place), saved, again)
+    rule = schema.Verdict.model_validate((record.settings or {}).get("verdict"))
+    yield run.compare(record, result_of(place), saved.as_json(), verdict.judge_all(base, tuned, rule).as_json())
 
 
 def _report(run: Run, place: Path, record: Record) -> Iterator[Finding]:
-    """Summary and page against those made from the results now, and what is no part of the run.
-
-    The folder may have another name now.
-    """
+    """Summary and page against those made from the results now, and what is no part of the run."""
     for path in unnamed(run.results):
         yield Finding("stale", str(path), "the configuration names no such result, and no report holds it; delete it")
     with tempfile.TemporaryDirectory() as folder:
         sides = run.results / place.parent, Path(folder, "report")
-        report.run(config.load(run.results / "config" / "report.json"), run.results, sides[1])
-        saved, now = ({**files.read_json(side / "summary.json"), "run": ""} for side in sides)
+        # The folder may have another name now.
+        report.run(config.load(run.results / "config" / "report.json"), run.results, sides[1], run.name)
+        saved, now = (files.read_json(side / "summary.json") for side in sides)
         yield run.compare(record, "report/summary.json", saved, now)
         for name in ("summary.md", "index.html"):
-            texts = [PICTURES.sub("", (side / name).read_text(encoding="utf-8")) for side in sides]
-            texts = [text.replace(run.name, "").replace(run.results.resolve().name, "") for text in texts]
+            texts = (PICTURES.sub("", (side / name).read_text(encoding="utf-8")) for side in sides)
             was, lines = ({"line": text.splitlines()} for text in texts)
             finding = run.compare(record, f"report/{name}", was, lines)
-            whole = name == "summary.md" or all(root_of(run.results, split).exists() for split in now["sets"])
+            roots = [Path(split_of(run.results, BASE, split).path) for split in now["sets"]]
+            whole = name == "summary.md" or all(root.exists() for root in roots)
             yield finding if whole else Finding("missing", finding.file, "the frames of its film strips are not here")
     scored = [f"scores/{model}/{name}.json" for name, scores in now["sets"].items() for model in scores["models"]]
     for file in ("vqa/verdict.json", *scored):
@@ -183,12 +199,14 @@ CHECKS: dict[str, Check] = {
 def examine(results: Path) -> dict[str, list[Finding]]:
     """All findings, by what was checked. Raises MissingFile where there is no report."""
     run, findings = Run(results), {kind: list[Finding]() for kind in CHECKS}
+    findings["files"] += run.unread
     for place, record in progress(run.records.items(), "verifying"):
         for kind in [kind for kind in CHECKS if kind in ("files", "sources", record.stage)]:
             try:
                 findings[kind] += CHECKS[kind](run, place, record)
             except (OSError, ValueError, KeyError, TypeError) as error:
                 state = "missing" if isinstance(error, FileNotFoundError) and kind != "report" else "differs"
-                words = f"cannot be checked: {type(error).__name__}: {error}"
+                fault = files.field_faults(error) if isinstance(error, ValidationError) else error
+                words = f"cannot be checked: {type(error).__name__}: {fault}"
                 findings[kind].append(Finding(state, result_of(place), words))
     return findings

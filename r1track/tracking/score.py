@@ -7,11 +7,11 @@ threshold is strict: IoU above it. docs/tracking.md defines every figure. Boxes 
 
 import logging
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from r1track.core.boxes import Array, iou, xywh_to_xyxy
@@ -23,6 +23,7 @@ from r1track.tracking.track_files import Track, read_track
 log = logging.getLogger(__name__)
 THRESHOLDS = np.linspace(0, 1, 101)
 SEED = 0  # of the bootstrap, so that equal tracks have equal scores
+BLOCK = 2**20  # picks of the bootstrap that are held at a time
 FIGURES = ("success_auc", "precision_20px", "norm_precision_20pct")  # of one-pass evaluation
 OVERLAPS, NEAR, NEAR_SHARE = np.linspace(0, 1, 21), 20, 0.2  # IoU; pixels; shares of the true sides
 # Layouts whose toolkits count frames without a target in the total, as misses; the others leave such frames out.
@@ -32,14 +33,18 @@ LENGTHS = {100: "to 100 frames", 300: "101 to 300", 1000: "301 to 1000", 10**9: 
 Interval = tuple[float, float] | None  # the ends of a 95 % bootstrap interval over sequences; one sequence has none
 
 
-class SequenceScore(BaseModel):
+class Record(BaseModel):
+    """A frozen part of a score file; a number in it is finite."""
+
+    model_config = ConfigDict(frozen=True, validate_by_name=True, allow_inf_nan=False)
+
+
+class SequenceScore(Record):
     """The score of one sequence. AO and SR are None where no frame counts, speeds where no time is known.
 
     frames: those that count. overlap_sum: of their IoU. length: a name of LENGTHS. status: how many frames have each
     status, without the first frame. The figures of one-pass evaluation are set in other layouts than GOT-10k's only.
     """
-
-    model_config = ConfigDict(frozen=True, validate_by_name=True)
 
     ao: float | None
     sr50: float | None
@@ -56,7 +61,7 @@ class SequenceScore(BaseModel):
     norm_precision_20pct: float | None = None
 
 
-class GroupScore(BaseModel):
+class GroupScore(Record):
     """The mean AO of a group of sequences, such as a class, and how many sequences it has."""
 
     ao: float
@@ -64,10 +69,8 @@ class GroupScore(BaseModel):
     sequences: int
 
 
-class Scores(BaseModel):
+class Scores(Record):
     """The scores of a model on a set, as they stand in scores/<model>/<set>.json; docs/tracking.md defines each."""
-
-    model_config = ConfigDict(frozen=True)
 
     set: str
     model: str
@@ -90,7 +93,7 @@ class Scores(BaseModel):
     ao_sequence_mean: float
     ao_class_mean: float
     status: dict[str, int]
-    curve: list[float]  # success at IoU thresholds 0, .01, ..., 1
+    curve: list[float] = Field(min_length=len(THRESHOLDS), max_length=len(THRESHOLDS))  # success at 0, .01, ..., 1
     sequences: dict[str, SequenceScore]
     classes: dict[str, GroupScore]
     lengths: dict[str, GroupScore]
@@ -157,16 +160,23 @@ def _pooled_figures(overlaps: Array, seconds: list[Array]) -> dict[str, Any]:
     }
 
 
-def _resample(count: int, draws: int, seed: int = SEED) -> NDArray[np.int64]:
-    """Which of `count` sequences each bootstrap draw takes, shape (draws, count)."""
-    return np.random.default_rng(seed).integers(0, count, (draws, count))
+def _resampled(columns: Array, draws: int, seed: int = SEED) -> Array:
+    """The sum of each column over the sequences that each bootstrap draw takes, shape (k, draws).
+
+    columns: k figures of n sequences, shape (k, n). The draws are made in blocks, of the same numbers as all at once.
+    """
+    random, count = np.random.default_rng(seed), columns.shape[1]
+    sums, block = np.empty((len(columns), draws)), max(1, BLOCK // count)
+    for start in range(0, draws, block):
+        picks = random.integers(0, count, (min(block, draws - start), count))
+        for column, total in zip(columns, sums, strict=True):
+            total[start : start + block] = column[picks].sum(1)
+    return sums
 
 
-def _pooled_ao(sequences: list[SequenceScore], picks: NDArray[np.int64]) -> Array:
-    """Pooled AO of each draw, shape (draws,)."""
-    sums = np.array([sequence.overlap_sum for sequence in sequences])
-    frames = np.array([sequence.frames for sequence in sequences], dtype=np.float64)
-    return sums[picks].sum(1) / frames[picks].sum(1)
+def _sums(sequences: Iterable[SequenceScore]) -> Array:
+    """The sums of overlaps, and the frames that count, of n sequences: shape (2, n)."""
+    return np.array([(sequence.overlap_sum, sequence.frames) for sequence in sequences], dtype=np.float64).T.copy()
 
 
 def _interval(values: Array, count: int) -> Interval:
@@ -190,21 +200,24 @@ def paired_difference(scores_a: Scores, scores_b: Scores, draws: int, seed: int 
     """
     a, b = scores_a.sequences, scores_b.sequences
     unpaired = sorted(a.keys() ^ b.keys()) or [name for name in a if a[name].frames != b[name].frames]
+    names = [name for name in a if a[name].frames]
     if unpaired:
         raise UserError(
             f"scores of {scores_a.model} and {scores_b.model} on {scores_a.set} differ in the sequence "
             f"{unpaired[0]!r} or its frames, so they cannot be paired; score both on the same split"
         )
-    names = [name for name in a if a[name].frames]
-    picks = _resample(len(names), draws, seed)
-    first, second = (_pooled_ao([sequences[name] for name in names], picks) for sequences in (a, b))
-    return Difference(scores_a.ao - scores_b.ao, *(_interval(first - second, len(names)) or (None, None)))
+    if not names:
+        raise UserError(f"scores of {scores_a.model} on {scores_a.set}: sequences: none has a frame that counts")
+    (first, frames), (second, _) = (_sums(sequences[name] for name in names) for sequences in (a, b))
+    first, second, frames = _resampled(np.array([first, second, frames]), draws, seed)
+    change = _interval(first / frames - second / frames, len(names))
+    return Difference(scores_a.ao - scores_b.ao, *(change or (None, None)))
 
 
 def _mean(values: list[Any], draws: int) -> tuple[float, Interval]:
     """The mean of a figure over sequences, and its bootstrap interval."""
-    array = np.array(values, dtype=np.float64)
-    return float(array.mean()), _interval(array[_resample(len(array), draws)].mean(1), len(array))
+    array = np.array([values], dtype=np.float64)
+    return float(array.mean()), _interval(_resampled(array, draws)[0] / len(values), len(values))
 
 
 def _groups(sequences: list[SequenceScore], field: str, draws: int) -> dict[str, GroupScore]:
@@ -261,7 +274,7 @@ def score(tracks: Path, root: Path, draws: int) -> Scores:
         model=folder.parent.name,
         metric="ope" if passes else "got10k-pooled",
         **_pooled_figures(pooled, seconds),
-        ao_interval=_interval(_pooled_ao(scored, _resample(len(scored), draws)), len(scored)),
+        ao_interval=_interval(np.divide(*_resampled(_sums(scored), draws)), len(scored)),
         **one_pass_means,
         sequences_count=len(rows),
         sequences_failed=sum("failed" in row.status for row in rows.values()),

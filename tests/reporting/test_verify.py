@@ -71,6 +71,31 @@ def test_an_untouched_run_passes_wherever_it_lies(whole, results):
     assert faults(results.rename(results.with_name("other"))) == []
 
 
+@pytest.mark.parametrize("name", ["run3", "0", "ru", "report"])
+def test_a_copy_of_any_name_agrees_also_when_its_report_is_made_there(whole, tmp_path, name):
+    copy = shutil.copytree(whole, tmp_path / "results" / name)
+    elsewhere = whole.rename(whole.with_name("moved"))  # or the copy's sources would be found there
+    try:
+        assert faults(copy) == []
+        missing = [finding.file for finding in findings(copy) if finding.state == "missing"]
+        make_report(copy)
+        assert files.read_json(copy / "report/summary.json")["run"] == name
+        assert faults(copy) == []
+        assert [finding.file for finding in findings(copy) if finding.state == "missing"] == missing
+    finally:
+        elsewhere.rename(whole)
+
+
+@pytest.mark.parametrize("name", ["0", "1", "grpo"])
+def test_the_name_of_a_run_hides_nothing(results, name):
+    copy = results.rename(results.with_name(name))
+    make_report(copy)
+    text = (copy / "report/index.html").read_text()
+    (copy / "report/index.html").write_text(text.replace(">0.", f">{name}0.", 1))
+    forge(copy, "report/index.html")
+    assert [fault[:2] for fault in faults(copy)] == [("differs", "report/index.html")]
+
+
 def test_every_altered_value_is_found_and_its_file_named_and_no_other(results):
     for name, change in ALTERED.items():
         alter(results / name, *change)
