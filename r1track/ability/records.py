@@ -9,15 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from r1track.ability import metrics
-from r1track.core import files, schema
+from r1track.core import files
 from r1track.core.errors import UserError
 
 RowT = TypeVar("RowT")
-# Fields of lmms-eval's samples that hold no score, beside those of `Sample`.
-NO_SCORE = {"doc", "resps", "token_counts", "input_media"}
+# The fields of lmms-eval's samples that we need, and further ones that hold no score.
+NEEDED = ("filtered_resps", "doc_id", "target", "doc_hash")
+NO_SCORE = {*NEEDED, "doc", "input", "image", "resps", "token_counts", "input_media"}
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -52,19 +53,6 @@ class ScoredAnswer(Answer):
     strict: Share
     lenient: Share
     unparsed: Share
-
-
-class Sample(BaseModel):
-    """An answer that lmms-eval logged; its scores are among the further fields."""
-
-    model_config = ConfigDict(extra="allow")
-
-    doc_id: Any
-    target: Any
-    filtered_resps: Any
-    doc_hash: str
-    input: Any = ""
-    image: Any = None
 
 
 class Repeat(Record):
@@ -176,17 +164,10 @@ class Verdict(Decision):
     sets: dict[str, SetVerdict]
 
 
-def _whole(rule: dict[str, int | float]) -> dict[str, int | float]:
-    lacking = schema.Verdict.model_fields.keys() - rule.keys() - {"on_regression"}
-    if lacking:
-        raise ValueError(f"lacks {', '.join(sorted(lacking))}")
-    return rule
-
-
 class Verdicts(Record):
     """verdict.json: the rule, and the verdict on every tuned model in the order in which they were given."""
 
-    rule: Annotated[dict[str, int | float], AfterValidator(_whole)]
+    rule: dict[str, int | float]
     rule_sha256: str
     models: dict[str, Verdict] = Field(min_length=1)
 
@@ -221,19 +202,22 @@ def read_answers(path: Path) -> list[ScoredAnswer]:
 
 def _answer(values: Any) -> ScoredAnswer:
     """An answer from the values of a line. Of a sample of lmms-eval, the first score is taken."""
-    if isinstance(values, dict) and "strict" in values:
+    if not isinstance(values, dict):
+        raise UserError(f"no JSON object, but {type(values).__name__}")
+    if "strict" in values:
         return ScoredAnswer.model_validate(values)
-    sample = Sample.model_validate(values)
-    answer, others = sample.filtered_resps, sample.model_extra or {}
+    if lacking := [name for name in NEEDED if name not in values]:
+        raise UserError(f"no field {lacking[0]!r}")
+    answer = values["filtered_resps"]
     while isinstance(answer, list) and len(answer) == 1:
         answer = answer[0]
-    entries = [value for key, value in others.items() if key not in NO_SCORE]
+    entries = [value for key, value in values.items() if key not in NO_SCORE]
     numbers = [entry.get("score") if isinstance(entry, dict) else entry for entry in entries]
     scores = [float(number) for number in numbers if isinstance(number, int | float) and 0 <= number <= 1]
     if not scores:
-        raise UserError(f"no score from 0 to 1 among {sorted(others.keys() - NO_SCORE)}")
+        raise UserError(f"no score from 0 to 1 among {sorted(values.keys() - NO_SCORE)}")
     return ScoredAnswer(
-        doc_id=str(sample.doc_id), target=str(sample.target), input=str(sample.input), filtered_resps=str(answer),
-        image=str(sample.doc_id if sample.image is None else sample.image), doc_hash=sample.doc_hash,
+        doc_id=str(values["doc_id"]), target=str(values["target"]), input=str(values.get("input", "")),
+        image=str(values.get("image", values["doc_id"])), filtered_resps=str(answer), doc_hash=values["doc_hash"],
         strict=scores[0], lenient=scores[0], unparsed=float(metrics.is_empty(str(answer))),
     )  # fmt: skip

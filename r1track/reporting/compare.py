@@ -11,20 +11,19 @@ over sequences. p: a permutation test of the signs of the sequences' differences
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
-from markupsafe import Markup
 from scipy.stats import permutation_test
 
 from r1track.core import config, files
 from r1track.core.boxes import Array
 from r1track.core.errors import UserError
-from r1track.core.folders import atomic_folder
 from r1track.core.statistics import holm
-from r1track.reporting.records import Json, Provenance
-from r1track.reporting.report import HERE, environment
-from r1track.reporting.summary import BASE, number, read_as, read_score, split_of, summarise
+from r1track.reporting.records import Json
+from r1track.reporting.report import write
+from r1track.reporting.summary import BASE, number, read_run, summarise
 from r1track.tracking.score import BLOCK, SEED, Scores, paired_difference
 
 PERMUTATIONS = 2**14
@@ -112,17 +111,8 @@ def run(folders: list[Path], out: Path) -> None:
         raise UserError(f"{' '.join(map(str, folders))}: give two or more results folders, none of them twice")
     parts = [folder / part for folder in folders for part in ("config", "scores")]
     provenance = files.Provenance("compare", {str(part): part for part in parts})
-    comparison, templates = compare(folders), environment()
-    css = Markup((HERE / "page.css").read_text("utf-8"))
-    page, text = (
-        templates.get_template(f"compare.{kind}.j2").render(tables=_tables(comparison), css=css)
-        for kind in ("html", "md")
-    )
-    with atomic_folder(out, "compare") as temp_path:
-        files.write_text(temp_path / "index.html", page)
-        files.write_text(temp_path / "compare.md", text)
-        files.write_json(temp_path / "compare.json", comparison.as_json())
-        provenance.write(temp_path / "provenance.json")
+    comparison = compare(folders)
+    write(out, provenance, "compare", {"tables": _tables(comparison)}, comparison.as_json())
 
 
 def compare(folders: list[Path]) -> Comparison:
@@ -146,15 +136,14 @@ def compare(folders: list[Path]) -> Comparison:
 
 def _read(folder: Path) -> Run:
     """A run, without its group."""
-    summary = summarise(folder)
-    model, cost, fields = summary.verdict.model, summary.cost, config.flat(summary.settings)
-    seed = fields.pop("seed")
-    sampled = read_as(Provenance, folder / "pairs" / "provenance.json", "sample")
-    fields["training split"] = [source.sha256 for source in sampled.inputs.values()]
+    results = read_run(folder)
+    summary, fields = summarise(results), config.flat(results.settings)
+    model, cost, seed = summary.verdict.model, summary.cost, fields.pop("seed")
+    fields["training split"] = [source.sha256 for source in results.record("pairs", "sample").inputs.values()]
     figures, scores = dict[str, float | None](), dict[str, tuple[Scores, Scores]]()
     for name, score in summary.sets.items():
-        fields[f"true boxes of {name}"] = split_of(folder, model, name).sha256
-        scores[name] = read_score(folder, model, name), read_score(folder, BASE, name)
+        fields[f"true boxes of {name}"] = results.split(model, name).sha256
+        scores[name] = results.scores[name][model], results.scores[name][BASE]
         row, change = score.models[model], score.differences[model].value
         values = {"AO": row.ao, "SR.50": row.sr50, "SR.75": row.sr75, f"AO − {BASE}": change}
         figures |= {f"{name}: {key}": value for key, value in values.items()}
@@ -205,12 +194,11 @@ def _sign_test(gaps: Array) -> float:
 
 def _averaged(scores: list[Scores]) -> Scores:
     """Scores of one set in which the overlaps of a sequence are the mean of several runs."""
-    rows = {}
-    for name, row in scores[0].sequences.items():
-        overlap = sum(score.sequences[name].overlap_sum for score in scores) / len(scores)
-        rows[name] = row.model_copy(update={"overlap_sum": overlap})
-    ao = sum(row.overlap_sum for row in rows.values()) / sum(row.frames for row in rows.values())
-    return scores[0].model_copy(update={"ao": ao, "sequences": rows})
+    rows = {
+        name: row.model_copy(update={"overlap_sum": fmean(score.sequences[name].overlap_sum for score in scores)})
+        for name, row in scores[0].sequences.items()
+    }
+    return scores[0].model_copy(update={"ao": fmean(score.ao for score in scores), "sequences": rows})
 
 
 def _tables(comparison: Comparison) -> list[Table]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from r1track.ability.records import Divergence
+from r1track.ability.records import Decision, Divergence
 from r1track.core.files import ProvenanceRecord
 from r1track.tracking.score import Interval
 
@@ -48,7 +48,7 @@ class ModelScore(Record):
     sr75: float
     ao_sequence_mean: float
     ao_class_mean: float
-    fps: float | None
+    fps_run: float | None
     status: dict[str, int]
     peers: dict[str, Change]
     words: str
@@ -72,17 +72,14 @@ class QuestionSet(Record):
     tuned: float
 
 
-class ArmVerdict(Record):
+class ArmVerdict(Decision):
     """The verdict on an arm; line: the same in one line. docs/verdict.md defines the figures."""
+
+    model_config = ConfigDict(extra="ignore")
 
     model: str
     line: str
-    verdict: str
-    difference: float | None
-    interval: Interval
     margin: float
-    reasons: list[str]
-    needed_items: int | None
     kl: dict[str, Divergence]
     sets: dict[str, QuestionSet]
 
@@ -103,15 +100,6 @@ class ArmTraining(Record):
     steps: int
     minutes: float
     merge: MergeCheck
-
-
-class LogRow(Record):
-    """A row of a training log, for one optimiser step; its figures, by name, are further fields."""
-
-    model_config = ConfigDict(extra="allow", allow_inf_nan=True)
-    __pydantic_extra__: dict[str, float | None]
-
-    step: int
 
 
 class PaperRow(Record):

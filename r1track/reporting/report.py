@@ -19,37 +19,21 @@ from markupsafe import Markup
 from r1track.core import config, files, schema
 from r1track.core.folders import atomic_folder
 from r1track.reporting import plots, strips
-from r1track.reporting.records import Summary
-from r1track.reporting.summary import (
-    BASE,
-    NONE,
-    interval,
-    number,
-    read_log,
-    read_records,
-    read_scores,
-    read_verdicts,
-    split_of,
-    summarise,
-)
-from r1track.tracking.score import Scores
+from r1track.reporting.records import Json, Summary
+from r1track.reporting.summary import BASE, NONE, Run, interval, number, read_run, summarise
+from r1track.tracking.score import Scores, SequenceScore
 
 log = logging.getLogger(__name__)
 HERE = Path(__file__).parent
 
 
 class SequenceRow(NamedTuple):
-    """A sequence: AO of base and tuned model, and their difference; None where no frame counts. status: of the tuned
-    model's frames, how many have each.
-    """
+    """A sequence: the scores of base and tuned model, and the change of AO, None where no frame counts."""
 
     name: str
-    object_class: str
-    frames: int
-    base: float | None
-    tuned: float | None
+    base: SequenceScore
+    tuned: SequenceScore
     change: float | None
-    status: dict[str, int]
 
 
 def run(settings: config.Settings, results: Path, out: Path, name: str = "") -> None:
@@ -60,39 +44,44 @@ def run(settings: config.Settings, results: Path, out: Path, name: str = "") -> 
     """
     inputs = {name: results / name for name in ("config", "scores", "vqa/verdict.json")}
     provenance = files.Provenance("report", inputs)
-    summary = summarise(results, name)
-    templates = environment()
-    page = templates.get_template("page.html.j2").render(summary=summary, **_page_parts(settings, results, summary))
-    text = templates.get_template("summary.md.j2").render(summary=summary)
-    with atomic_folder(out, "report") as temp_path:
-        files.write_text(temp_path / "index.html", page)
-        files.write_json(temp_path / "summary.json", summary.model_dump(mode="json"))
-        files.write_text(temp_path / "summary.md", text)
-        provenance.write(temp_path / "provenance.json")
+    run = read_run(results)
+    summary = summarise(run, name)
+    write(out, provenance, "summary", _page_parts(settings.report, run, summary), summary.model_dump(mode="json"))
     log.info("%s: %s", out / "index.html", summary.judgement)
 
 
-def _page_parts(settings: config.Settings, results: Path, summary: Summary) -> dict[str, Any]:
-    """What the page shows beyond the summary, by the names in its template."""
-    scores, tuned = read_scores(results, summary.settings), summary.verdict.model
-    logs = {arm: read_log(results, arm) for arm in summary.training}
-    count, think = settings.report.strips, summary.settings["task"]["think"]
-    folders = {arm: results / "adapters" / arm / "examples" for arm in logs}
-    rows = {name: _sequence_rows(models, tuned) for name, models in scores.items()}
+def write(out: Path, provenance: files.Provenance, name: str, parts: dict[str, Any], data: Json) -> None:
+    """Write index.html and <name>.md, <name>.json with `data`, and provenance.json to the folder `out`.
+
+    parts: what the templates <name>.html.j2 and <name>.md.j2 need, by name.
+    """
+    page, text = (environment().get_template(f"{name}.{kind}.j2").render(parts) for kind in ("html", "md"))
+    with atomic_folder(out, provenance.stage) as temp_path:
+        files.write_text(temp_path / "index.html", page)
+        files.write_text(temp_path / f"{name}.md", text)
+        files.write_json(temp_path / f"{name}.json", data)
+        provenance.write(temp_path / "provenance.json")
+
+
+def _page_parts(wanted: schema.Report, run: Run, summary: Summary) -> dict[str, Any]:
+    """What page and text show, by the names in their templates."""
+    tuned, think = summary.verdict.model, summary.settings["task"]["think"]
+    folders = {arm: run.results / "adapters" / arm / "examples" for arm in run.logs}
+    rows = {name: _sequence_rows(models, tuned) for name, models in run.scores.items()}
+    changes = {name: {row.name: row.change for row in rows[name]} for name in rows}
     return {
-        "success": {name: plots.success(name, models) for name, models in scores.items()},
+        "summary": summary,
+        "success": {name: plots.success(name, models) for name, models in run.scores.items()},
         "sequences": rows,
-        "curves": plots.training(logs, plots.CURVES),
-        "machine": plots.training(logs, plots.MACHINE),
-        "examples": {arm: strips.examples(folder, count, think) for arm, folder in folders.items()},
-        "verdict": read_verdicts(results),
-        "strips": {name: _strips(settings.report, results, name, rows[name], tuned) for name in scores},
-        "changes": {name: {row.name: row.change for row in rows[name]} for name in rows},
+        "curves": plots.training(run.logs, plots.CURVES),
+        "machine": plots.training(run.logs, plots.MACHINE),
+        "examples": {arm: strips.examples(folder, wanted.strips, think) for arm, folder in folders.items()},
+        "verdict": run.verdicts,
+        "strips": {name: strips.read(run, name, tuned, changes[name], wanted) for name in rows},
+        "changes": changes,
         "colours": {strips.TRUTH: plots.COLOURS["truth"], **plots.colours([BASE, tuned])},
         "bars": plots.cost(summary.cost.stages),
-        "records": read_records(results),
-        # Our own files, not results.
-        **{kind: Markup((HERE / f"page.{kind}").read_text(encoding="utf-8")) for kind in ("css", "js")},
+        "records": run.records,
     }
 
 
@@ -101,26 +90,15 @@ def _sequence_rows(scores: dict[str, Scores], model: str) -> list[SequenceRow]:
     rows = []
     for name, base in scores[BASE].sequences.items():
         tuned = scores[model].sequences[name]
-        change = None if base.ao is None or tuned.ao is None else tuned.ao - base.ao
-        rows.append(SequenceRow(name, base.class_name, base.frames, base.ao, tuned.ao, change, tuned.status))
+        rows.append(SequenceRow(name, base, tuned, None if base.ao is None or tuned.ao is None else tuned.ao - base.ao))
     return sorted(rows, key=lambda row: (row.change is None, -(row.change or 0), row.name))
 
 
-def _strips(
-    wanted: schema.Report, results: Path, name: str, rows: list[SequenceRow], tuned: str
-) -> tuple[list[strips.Strip], str | None]:
-    """The strips of the set `name`, failures last; or none, and why."""
-    picks = strips.choose({row.name: row.change for row in rows if row.change is not None}, wanted.strips)
-    picks += strips.failures({row.name: row.status for row in rows}) if wanted.strips else []
-    root = Path(split_of(results, BASE, name).path)
-    shown, missing = strips.read(results / "tracks", name, root, [BASE, tuned], picks, wanted.strip_frames)
-    if missing:
-        log.warning("no film strips of %s: %s", name, missing)
-    return shown, missing
-
-
 def environment() -> Environment:
-    """Renders the templates beside this file; its filters write figures as text, and text as Markdown."""
+    """Renders the templates beside this file; its filters write figures as text, and text as Markdown.
+
+    css, js: the pages' style and script.
+    """
     environment = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=select_autoescape(["html.j2"], default=False),
@@ -130,6 +108,7 @@ def environment() -> Environment:
     )
     filters = {"number": number, "interval": interval, "duration": _duration, "gib": _gib, "setting": _setting}
     environment.filters |= {**filters, "markdown": _markdown}
+    environment.globals |= {kind: Markup((HERE / f"page.{kind}").read_text(encoding="utf-8")) for kind in ("css", "js")}
     return environment
 
 

@@ -5,12 +5,14 @@ Boxes are not drawn into the pixels: the page lays them over the picture, in the
 
 import base64
 import io
+import logging
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import numpy as np
 from pydantic import Field
 
+from r1track.core import schema
 from r1track.core.boxes import Array, iou, xywh_to_xyxy, xyxy_to_xywh
 from r1track.core.errors import UserError
 from r1track.core.files import read_record
@@ -18,8 +20,10 @@ from r1track.core.images import read_image
 from r1track.core.prompts import parse_box
 from r1track.core.sequences import Sequence, read_split
 from r1track.reporting.records import Record
+from r1track.reporting.summary import BASE, Run
 from r1track.tracking.track_files import Track, read_track
 
+log = logging.getLogger(__name__)
 SIDE = 480  # a picture's longer side on the page has at most so many pixels
 QUALITY = 80
 TRUTH = "truth"
@@ -100,27 +104,32 @@ def failures(statuses: dict[str, dict[str, int]]) -> list[tuple[str, str]]:
 
 
 def read(
-    tracks: Path, name: str, root: Path, models: list[str], picks: list[tuple[str, str]], count: int
+    run: Run, name: str, tuned: str, changes: dict[str, float | None], wanted: schema.Report
 ) -> tuple[list[Strip], str | None]:
-    """A strip of `count` frames for every pick; or no strip, and why the split's frames cannot be read.
+    """The strips of the set `name`, failures last; or none, and why the split's frames cannot be read.
 
-    tracks: results/<run>/tracks. name: of the set. root: its split. models: whose boxes are shown; the last one's
-    answers are shown too. picks: from `choose` and `failures`; the latter are shown around their first failure.
-    Raises UserError when the tracks themselves cannot be read.
+    tuned: the model whose answers are shown, and its boxes beside those of the base. changes: of AO, by sequence, None
+    where it has none. Raises UserError when the tracks themselves cannot be read.
     """
-    tracked = {pick: {model: read_track(tracks / model / name, pick) for model in models} for _, pick in picks}
+    picks = choose({key: change for key, change in changes.items() if change is not None}, wanted.strips)
+    statuses = {key: row.status for key, row in run.scores[name][tuned].sequences.items()}
+    picks += failures(statuses) if wanted.strips else []
+    folders = {model: run.results / "tracks" / model / name for model in (BASE, tuned)}
+    root = run.split(BASE, name).path
+    tracked = {pick: {model: read_track(folder, pick) for model, folder in folders.items()} for _, pick in picks}
     try:
-        sequences = {sequence.name: sequence for sequence in read_split(root)}
-        missing = [pick for pick in tracked if pick not in sequences]
-        if missing:
-            return [], f"{root} has no sequence {missing[0]} any more"
-        return [_strip(sequences[pick], tracked[pick], models[-1], rank, count) for rank, pick in picks], None
+        sequences = {sequence.name: sequence for sequence in read_split(Path(root))}
+        gone = [pick for pick in tracked if pick not in sequences]
+        if gone:
+            raise UserError(f"{root} has no sequence {gone[0]} any more")
+        return [_strip(sequences[pick], tracked[pick], tuned, rank, wanted.strip_frames) for rank, pick in picks], None
     except (OSError, ValueError) as error:
+        log.warning("no film strips of %s: %s", name, error)
         return [], str(error)
 
 
 def _strip(sequence: Sequence, tracks: dict[str, Track], judged: str, rank: str, count: int) -> Strip:
-    """Frames evenly spaced, or in a row around the first failure.
+    """Frames evenly spaced, opened where IoUs differ most, or in a row around the first failure.
 
     tracks: by model. judged: the model whose statuses and answers are shown.
     """
@@ -128,7 +137,12 @@ def _strip(sequence: Sequence, tracks: dict[str, Track], judged: str, rank: str,
     for model, track in tracks.items():
         if not len(track.boxes) == total == len(sequence.boxes):
             raise UserError(f"{sequence.name} has {total} frames now, {len(track.boxes)} when {model} tracked it")
-    shown, first = np.unique(np.linspace(min(1, total - 1), total - 1, count).round().astype(int)).tolist(), 0
+    shown = np.unique(np.linspace(min(1, total - 1), total - 1, count).round().astype(int)).tolist()
+    overlaps = [iou(xywh_to_xyxy(track.boxes), xywh_to_xyxy(sequence.boxes)) for track in tracks.values()]
+    apart = np.ptp(overlaps, axis=0) * ~sequence.absent
+    at = int(np.argmax(apart[1:])) + 1 if total > 1 else 0
+    first = int(np.abs(np.subtract(shown, at)).argmin())
+    shown[first] = at
     if statuses and rank in FAILURES:
         at = statuses.index(rank)
         start = max(0, min(at - count // 3, total - count))

@@ -3,28 +3,16 @@
 import math
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
+
+from pydantic import TypeAdapter
 
 from r1track.ability.records import Verdicts, read_rows
 from r1track.core import config, files
 from r1track.core.errors import MissingFile, UserError
-from r1track.core.files import Input, ProvenanceRecord, RecordT
-from r1track.reporting import paper
-from r1track.reporting.records import (
-    ArmTraining,
-    ArmVerdict,
-    Change,
-    Cost,
-    Json,
-    LogRow,
-    MergeCheck,
-    ModelScore,
-    Provenance,
-    RunCost,
-    SetSummary,
-    SettingChange,
-    Summary,
-)  # fmt: skip
+from r1track.core.files import Input, RecordT
+from r1track.reporting import paper, records
+from r1track.reporting.records import Change, Json, Provenance, SetSummary
 from r1track.tracking.score import Scores, paired_difference
 
 BASE = "base"
@@ -47,12 +35,122 @@ GENERAL = {
 }
 
 
-def read_as(record: type[RecordT], path: Path, stage: str) -> RecordT:
-    """A stage's JSON as a record.
+class Run(NamedTuple):
+    """The results of a run, read and checked, as far as the configuration names them; without the report.
 
-    Raises MissingFile naming the file and the stage that writes it, and UserError with file and field for another form.
+    settings: the preset's name, and resolved sections by name. scores: by set, and by model in the order of `_models`.
+    logs: of each arm in the order of training, a row per optimiser step. records: the results by their paths, with
+    their provenance, in the order in which they were finished.
     """
+
+    results: Path
+    settings: Json
+    scores: dict[str, dict[str, Scores]]
+    verdicts: Verdicts
+    logs: dict[str, list[Json]]
+    records: dict[str, Provenance]
+
+    def record(self, place: str, stage: str) -> Provenance:
+        """The provenance of a result; MissingFile where it has none."""
+        return self.records.get(place) or read_as(Provenance, self.results / place / "provenance.json", stage)
+
+    def split(self, model: str, name: str) -> Input:
+        """The split on which a model tracked the set `name`."""
+        place = f"tracks/{model}/{name}"
+        inputs = self.record(place, "track").inputs
+        if "split" not in inputs:
+            raise UserError(f"{self.results / place}/provenance.json: no field 'inputs.split'; run `track` again")
+        return inputs["split"]
+
+
+def read_run(results: Path) -> Run:
+    """The run at `results`.
+
+    Raises MissingFile naming a file that is not there and the stage that writes it, and UserError with file and field
+    for one of another form. A test split has no scores: only the benchmark's server can score it.
+    """
+    settings = read_settings(results)
+    scored = [name for name, path in sorted(settings["data"]["sets"].items()) if not _is_test(results, name, path)]
+    if not scored:
+        raise UserError(f"{results / 'config/report.json'}: data.sets: names no set that can be scored; add one")
+    return Run(
+        results=results,
+        settings=settings,
+        scores={
+            name: {m: read_as(Scores, results / f"scores/{m}/{name}.json", "score") for m in _models(settings)}
+            for name in scored
+        },
+        verdicts=read_as(Verdicts, results / "vqa" / "verdict.json", "verdict"),
+        logs={arm: _log(results / "adapters" / arm / "log.jsonl") for arm in settings["train"]["arms"]},
+        records=_records(results, unnamed(results, settings)),
+    )
+
+
+def read_as(record: type[RecordT], path: Path, stage: str) -> RecordT:
+    """The JSON that a stage wrote, as a record; raises as `read_run`."""
     return files.read_record(_existing(path, stage), record)
+
+
+def _existing(path: Path, stage: str) -> Path:
+    if not path.is_file():
+        raise MissingFile(f"{path}: no such file; run the stage `{stage}`, or all of them: `snakemake --cores all`")
+    return path
+
+
+def read_settings(results: Path) -> Json:
+    """The resolved configuration of the run, from its stages' files; raises as `read_run`."""
+    settings: Json = {}
+    for stage in config.NEEDS:
+        path = results / "config" / f"{stage}.json"
+        if stage != "toy" or path.exists():
+            settings |= config.stage_values(config.load(_existing(path, "settings")), stage)
+    return settings
+
+
+def _models(settings: Json) -> list[str]:
+    """The models that a configuration names: the base, the arms in the order of training, then the peers."""
+    peers = {*settings["track"]["peers"], *(["extra"] if settings["track"]["extra"]["model"] else [])}
+    return [BASE, *settings["train"]["arms"], *(peer for peer in PEERS if peer in peers)]
+
+
+def _is_test(results: Path, name: str, root: str) -> bool:
+    """Whether a set is GOT-10k's test split, by its tracks or its list."""
+    listing = Path(root, "list.txt")
+    tracked = any((results / "tracks" / BASE / name).glob("GOT-10k_Test_*"))
+    return tracked or (listing.is_file() and listing.read_text(encoding="utf-8").startswith("GOT-10k_Test_"))
+
+
+def unnamed(results: Path, settings: Json) -> list[str]:
+    """Results of models, arms or sets that the configuration does not name: of an earlier one, or made by hand."""
+    arms, sets = settings["train"]["arms"], settings["data"]["sets"]
+    named = {f"vqa/{name}" for name in (BASE, "verdict.json", "kept")}
+    named |= {f"{folder}/{arm}" for folder in ("adapters", "models", "vqa") for arm in arms}
+    for model in _models(settings):
+        named |= {f"submission/{model}.zip", *(f"tracks/{model}/{name}" for name in sets)}
+        named |= {f"scores/{model}/{name}.json" for name in sets}
+    patterns = ("adapters/*", "models/*", "vqa/*", "submission/*", "tracks/*/*", "scores/*/*")
+    places = {result_of(path.relative_to(results)) for pattern in patterns for path in results.glob(pattern)}
+    return sorted(place for place in places - named if "/." not in place)
+
+
+def _log(path: Path) -> list[Json]:
+    """The rows of a training log; a figure that is not finite is None."""
+    rows = read_rows(_existing(path, "train"), TypeAdapter(dict[str, float | None]).validate_python)
+    if not all(row.get("step") for row in rows):
+        raise UserError(f"{path}: a row has no field 'step'; run the stage `train` again")
+    return [{key: value if math.isfinite(value or 0) else None for key, value in row.items()} for row in rows]
+
+
+def _records(results: Path, others: list[str]) -> dict[str, Provenance]:
+    places = [path.relative_to(results) for path in results.rglob("*provenance.json")]
+    places = [place for place in places if place.parts[0] != "report" and "/." not in f"/{place}"]
+    rows = {result_of(p): read_as(Provenance, results / p, p.parts[0]) for p in places if result_of(p) not in others}
+    return dict(sorted(rows.items(), key=lambda row: (row[1].finished, row[0])))
+
+
+def result_of(place: Path) -> str:
+    """The file or folder that a provenance describes, from its path."""
+    return re.sub(r"[./]provenance\.json$", "", place.as_posix())
 
 
 def number(value: float | None, digits: int = 3, sign: str = "") -> str:
@@ -64,109 +162,6 @@ def interval(ends: tuple[float | None, float | None] | None, digits: int = 3, si
     """The ends of an interval over sequences; one sequence has none."""
     low, high = ends or (None, None)
     return "one sequence" if low is None else f"[{number(low, digits, sign)}, {number(high, digits, sign)}]"
-
-
-def _existing(path: Path, stage: str) -> Path:
-    if not path.is_file():
-        raise MissingFile(f"{path}: no such file; run the stage `{stage}`, or all of them: `snakemake --cores all`")
-    return path
-
-
-def read_settings(results: Path) -> Json:
-    """The resolved configuration of the run, from its stages' files: the preset's name, and sections by name."""
-    settings: Json = {}
-    for stage in config.NEEDS:
-        path = results / "config" / f"{stage}.json"
-        if stage != "toy" or path.exists():
-            settings |= config.stage_values(config.load(_existing(path, "settings")), stage)
-    return settings
-
-
-def models_of(settings: Json) -> list[str]:
-    """The models that a run's configuration names: the base, the arms in the order of training, then the peers."""
-    peers = {*settings["track"]["peers"], *(["extra"] if settings["track"]["extra"]["model"] else [])}
-    return [BASE, *settings["train"]["arms"], *(peer for peer in PEERS if peer in peers)]
-
-
-def unnamed(results: Path) -> list[Path]:
-    """What lies among the results, relative to them, although the configuration names no such model, arm or set.
-
-    It is of an earlier configuration, or made by hand, and no part of the run.
-    """
-    settings = read_settings(results)
-    models, arms, sets = models_of(settings), settings["train"]["arms"], [*settings["data"]["sets"]]
-    levels = {"adapters/*": [arms], "models/*": [arms], "vqa/*": [[BASE, *arms, "verdict", "kept"]]}
-    levels |= {"submission/*": [models], "tracks/*/*": [models, sets], "scores/*/*": [models, sets]}
-    paths = [(p.relative_to(results), names) for pattern, names in levels.items() for p in results.glob(pattern)]
-    return sorted(path for path, names in paths if not any(map(_hidden, path.parts)) and not _fits(path, names))
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".")
-
-
-def _fits(path: Path, names: list[list[str]]) -> bool:
-    """Whether each part of a result's path, after the first, is one of its names."""
-    parts = [re.sub(r"(\.json|\.zip)?(\.provenance\.json)?$", "", part) for part in path.parts[1:]]
-    return all(part in known for part, known in zip(parts, names, strict=True))
-
-
-def read_scores(results: Path, settings: Json) -> dict[str, dict[str, Scores]]:
-    """The scores of what the configuration names, by set and by model as `models_of` orders them.
-
-    A test split has none: only the benchmark's server can score it.
-    """
-    scored = [name for name, path in sorted(settings["data"]["sets"].items()) if not _is_test(results, name, path)]
-    if not scored:
-        raise UserError(f"{results / 'config/report.json'}: data.sets: names no set that can be scored; add one")
-    return {name: {model: read_score(results, model, name) for model in models_of(settings)} for name in scored}
-
-
-def _is_test(results: Path, name: str, root: str) -> bool:
-    """Whether a set is GOT-10k's test split, by its tracks or its list."""
-    listing = Path(root, "list.txt")
-    tracked = any((results / "tracks" / BASE / name).glob("GOT-10k_Test_*"))
-    return tracked or (listing.is_file() and listing.read_text(encoding="utf-8").startswith("GOT-10k_Test_"))
-
-
-def read_score(results: Path, model: str, name: str) -> Scores:
-    """The scores of a model on the set `name`."""
-    return read_as(Scores, results / "scores" / model / f"{name}.json", "score")
-
-
-def split_of(results: Path, model: str, name: str) -> Input:
-    """The split on which a model tracked the set `name`."""
-    path = results / "tracks" / model / name / "provenance.json"
-    return input_of(read_as(Provenance, path, "track"), "split", path)
-
-
-def input_of(record: ProvenanceRecord, name: str, path: Path) -> Input:
-    """An input of the result whose provenance lies at `path`, by its name; UserError where it has none."""
-    if name not in record.inputs:
-        raise UserError(f"{path}: no field 'inputs.{name}'; run the stage `{record.stage}` again")
-    return record.inputs[name]
-
-
-def read_log(results: Path, arm: str) -> list[Json]:
-    """The rows of an arm's training log, one per optimiser step; what is not finite is None."""
-    path = _existing(results / "adapters" / arm / "log.jsonl", "train")
-    rows = [row.model_dump() for row in read_rows(path, LogRow.model_validate)]
-    return [{key: value if math.isfinite(value or 0) else None for key, value in row.items()} for row in rows]
-
-
-def read_records(results: Path) -> list[tuple[str, Provenance]]:
-    """The results of the run, by their paths in it, with their provenance, in the order in which they were finished."""
-    paths = [path.relative_to(results) for path in results.rglob("*provenance.json")]
-    others = unnamed(results)
-    places = [p for p in paths if p.parts[0] != "report" and not any(map(_hidden, p.parts))]
-    places = [place for place in places if not any(place.is_relative_to(other) for other in others)]
-    records = [(result_of(place), read_as(Provenance, results / place, place.parts[0])) for place in places]
-    return sorted(records, key=lambda row: (row[1].finished, row[0]))
-
-
-def result_of(place: Path) -> str:
-    """The file or folder that a provenance describes, from its path."""
-    return re.sub(r"[./]provenance\.json$", "", place.as_posix())
 
 
 def _change(scores: Scores, reference: Scores, draws: int) -> Change:
@@ -191,19 +186,19 @@ def peers_in_words(peers: dict[str, Change]) -> str:
     return f"beats {' and '.join(beaten)}" + (f", not {' nor '.join(others)}" if others else "")
 
 
-def _model_score(model: str, scores: dict[str, Scores], draws: int) -> ModelScore:
+def _model_score(model: str, scores: dict[str, Scores], draws: int) -> records.ModelScore:
     score, peers = scores[model], dict[str, Change]()
     kind: Literal["base", "tuned", "peer"] = "peer" if model in PEERS else "base" if model == BASE else "tuned"
     if kind != "peer":
         peers = {peer: _change(score, scores[peer], draws) for peer in scores if peer in PEERS}
     words = f"{model} {peers_in_words(peers)}" if kind != "peer" else ""
     figures = score.model_dump(exclude={"sequences", "curve"})
-    return ModelScore.model_validate({**figures, "kind": kind, "peers": peers, "words": words})
+    return records.ModelScore.model_validate({**figures, "kind": kind, "peers": peers, "words": words})
 
 
-def _set_summary(scores: dict[str, Scores], root: Path, draws: int) -> SetSummary:
+def _set_summary(scores: dict[str, Scores], root: str, draws: int) -> SetSummary:
     base = scores[BASE]
-    text, count = f"{base.set} {root.as_posix()}".lower(), base.sequences_count
+    text, count = f"{base.set} {root}".lower(), base.sequences_count
     few = [f"only {count} sequences: the intervals say little"] if count < FEW else []
     notes = [note for pattern, note in NOTES.items() if re.search(pattern, text)]
     models = {model: _model_score(model, scores, draws) for model in scores}
@@ -212,51 +207,49 @@ def _set_summary(scores: dict[str, Scores], root: Path, draws: int) -> SetSummar
     return SetSummary(sequences=count, frames=base.frames, notes=notes + few, models=models, differences=differences)
 
 
-def _changes(settings: Json) -> list[SettingChange]:
+def _changes(settings: Json) -> list[records.SettingChange]:
     """Fields in which resolved settings differ from the preset that they name."""
     values = config.resolve({"preset": settings["preset"]}).model_dump(mode="json")
     preset, here = config.flat({name: values[name] for name in settings}), config.flat(settings)
-    rows = [SettingChange(field=field, preset=preset.get(field), here=here.get(field)) for field in {**preset, **here}]
+    rows = [
+        records.SettingChange(field=field, preset=preset.get(field), here=here.get(field))
+        for field in {**preset, **here}
+    ]
     return [row for row in rows if row.preset != row.here]
 
 
-def _training(results: Path, arm: str) -> ArmTraining:
-    path = results / "adapters" / arm / "provenance.json"
-    record = read_as(Provenance, path, "train")
+def _training(run: Run, arm: str) -> records.ArmTraining:
+    record = run.record(f"adapters/{arm}", "train")
     quantize = str(record.quantize)
     if quantize not in LORA:
-        raise UserError(f"{path}: quantize: {record.quantize!r} is none of {[*LORA]}; run the stage `train` again")
-    return ArmTraining(
+        where = f"{run.results}/adapters/{arm}/provenance.json: quantize"
+        raise UserError(f"{where}: {record.quantize!r} is none of {[*LORA]}; run the stage `train` again")
+    return records.ArmTraining(
         quantize=quantize,
         adapter=f"LoRA trained {LORA[quantize]}",
-        steps=len(read_log(results, arm)),
+        steps=len(run.logs[arm]),
         minutes=(record.wall_seconds if record.train_seconds is None else record.train_seconds) / 60,
-        merge=read_as(MergeCheck, results / "models" / arm / "merge.json", "merge"),
+        merge=read_as(records.MergeCheck, run.results / "models" / arm / "merge.json", "merge"),
     )
 
 
-def read_verdicts(results: Path) -> Verdicts:
-    """The verdicts on every arm, in the order of training."""
-    return read_as(Verdicts, results / "vqa" / "verdict.json", "verdict")
-
-
-def _cost(records: list[Provenance]) -> Cost:
-    return Cost(
-        results=len(records),
-        wall_seconds=sum(record.wall_seconds for record in records),
-        cpu_seconds=sum(record.cpu_seconds for record in records),
-        peak_cpu_bytes=max(record.peak_cpu_bytes for record in records),
-        peak_gpu_bytes=max((record.peak_gpu_bytes for record in records if record.peak_gpu_bytes), default=None),
+def _cost(rows: list[Provenance]) -> records.Cost:
+    return records.Cost(
+        results=len(rows),
+        wall_seconds=sum(row.wall_seconds for row in rows),
+        cpu_seconds=sum(row.cpu_seconds for row in rows),
+        peak_cpu_bytes=max(row.peak_cpu_bytes for row in rows),
+        peak_gpu_bytes=max((row.peak_gpu_bytes for row in rows if row.peak_gpu_bytes), default=None),
     )
 
 
-def _run_cost(records: list[Provenance]) -> RunCost:
-    by_stage = {stage: [record for record in records if record.stage == stage] for stage in config.NEEDS}
-    stages = {stage: _cost(rows) for stage, rows in by_stage.items() if rows}
-    return RunCost(**_cost(records).model_dump(), stages=stages)
+def _run_cost(rows: list[Provenance]) -> records.RunCost:
+    by_stage = {stage: [row for row in rows if row.stage == stage] for stage in config.NEEDS}
+    stages = {stage: _cost(part) for stage, part in by_stage.items() if part}
+    return records.RunCost(**_cost(rows).model_dump(), stages=stages)
 
 
-def judgement(sets: dict[str, SetSummary], verdict: ArmVerdict) -> str:
+def judgement(sets: dict[str, SetSummary], verdict: records.ArmVerdict) -> str:
     """One sentence on the model that the verdict is about; it claims only what the intervals show."""
     model, parts = verdict.model, []
     for name, summary in sets.items():
@@ -277,39 +270,32 @@ def judgement(sets: dict[str, SetSummary], verdict: ArmVerdict) -> str:
     return f"{sentence[0].upper()}{sentence[1:]}."
 
 
-def summarise(results: Path, name: str = "") -> Summary:
-    """The summary of the run at `results`; name: of the run, if not that of its folder.
-
-    Raises UserError naming the file when results are missing or do not fit together.
-    """
-    settings = read_settings(results)
-    scores = read_scores(results, settings)
+def summarise(run: Run, name: str = "") -> records.Summary:
+    """The summary of a run; name: if not that of its folder. Raises UserError when results do not fit together."""
     verdicts = {
-        arm: ArmVerdict.model_validate({**verdict.model_dump(), "model": arm, "line": verdict.summary})
-        for arm, verdict in read_verdicts(results).models.items()
+        arm: records.ArmVerdict.model_validate({**verdict.model_dump(), "model": arm, "line": verdict.summary})
+        for arm, verdict in run.verdicts.models.items()
     }
     verdict = list(verdicts.values())[-1]
-    tuned = [name for name in next(iter(scores.values())) if name not in (BASE, *PEERS)]
-    if verdict.model not in tuned:
+    if verdict.model not in run.logs:
         raise UserError(
-            f"{results / 'vqa/verdict.json'}: the last verdict is about {verdict.model!r}, but the scores are of "
-            f"{tuned}; run the stages `score` and `verdict` again"
+            f"{run.results / 'vqa/verdict.json'}: the last verdict is about {verdict.model!r}, but the configuration "
+            f"names {[*run.logs]}; run the stages `score` and `verdict` again"
         )
-    draws = settings["score"]["draws"]
-    roots = {name: Path(split_of(results, BASE, name).path) for name in scores}
-    sets = {name: _set_summary(models, roots[name], draws) for name, models in scores.items()}
-    return Summary(
-        run=name or results.resolve().name,
+    draws = run.settings["score"]["draws"]
+    sets = {key: _set_summary(scores, run.split(BASE, key).path, draws) for key, scores in run.scores.items()}
+    return records.Summary(
+        run=name or run.results.resolve().name,
         judgement=judgement(sets, verdict),
-        metric=next(iter(scores.values()))[BASE].metric,
+        metric=next(iter(run.scores.values()))[BASE].metric,
         draws=draws,
         sets=sets,
         verdict=verdict,
         verdicts=verdicts,
-        training={arm: _training(results, arm) for arm in tuned},
+        training={arm: _training(run, arm) for arm in run.logs},
         paper=paper.score_groups(sets),
-        departures=paper.departures(settings),
-        changes=_changes(settings),
-        settings=settings,
-        cost=_run_cost([record for _, record in read_records(results)]),
+        departures=paper.departures(run.settings),
+        changes=_changes(run.settings),
+        settings=run.settings,
+        cost=_run_cost([*run.records.values()]),
     )

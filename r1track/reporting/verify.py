@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from rich.progress import track as progress
 
 from r1track.ability import records, verdict, vqa
@@ -29,8 +29,7 @@ from r1track.core import config, files, schema
 from r1track.core.errors import MissingFile, UserError
 from r1track.core.files import ProvenanceRecord as Record
 from r1track.reporting import report
-from r1track.reporting.records import Record as Typed
-from r1track.reporting.summary import BASE, input_of, read_as, result_of, split_of, unnamed
+from r1track.reporting.summary import read_as, read_settings, result_of, unnamed
 from r1track.tracking import score
 
 STATES = ("agrees", "altered", "stale", "differs", "missing")
@@ -49,7 +48,7 @@ class Finding(NamedTuple):
     words: str = ""
 
 
-class RunName(Typed):
+class RunName(BaseModel):
     """What a summary.json says of its run's name."""
 
     run: str
@@ -139,7 +138,7 @@ def _sources(run: Run, place: Path, record: Record) -> Iterator[Finding]:
 
 
 def _scores(run: Run, place: Path, record: Record) -> Iterator[Finding]:
-    tracks, listing = (run.find(input_of(record, name, place).path) for name in ("tracks", "list"))
+    tracks, listing = (run.find(record.inputs[name].path) for name in ("tracks", "list"))
     if not tracks or not listing:
         raise MissingFile("the boxes or the true boxes are not there")
     settings = schema.Score.model_validate((record.settings or {}).get("score"))
@@ -161,8 +160,7 @@ def _answers(run: Run, place: Path, record: Record) -> Iterator[Finding]:
 
 def _verdicts(run: Run, place: Path, record: Record) -> Iterator[Finding]:
     saved = files.read_record(run.results / result_of(place), records.Verdicts)
-    names = ("base", *(f"tuned {model}" for model in saved.models))
-    paths = [input_of(record, name, place).path for name in names]
+    paths = [record.inputs[name].path for name in ("base", *(f"tuned {model}" for model in saved.models))]
     base, *tuned = (run.find(path) or Path(path) for path in paths)
     rule = schema.Verdict.model_validate((record.settings or {}).get("verdict"))
     yield run.compare(record, result_of(place), saved.as_json(), verdict.judge_all(base, tuned, rule).as_json())
@@ -170,8 +168,8 @@ def _verdicts(run: Run, place: Path, record: Record) -> Iterator[Finding]:
 
 def _report(run: Run, place: Path, record: Record) -> Iterator[Finding]:
     """Summary and page against those made from the results now, and what is no part of the run."""
-    for path in unnamed(run.results):
-        yield Finding("stale", str(path), "the configuration names no such result, and no report holds it; delete it")
+    for file in unnamed(run.results, read_settings(run.results)):
+        yield Finding("stale", file, "the configuration names no such result, and no report holds it; delete it")
     with tempfile.TemporaryDirectory() as folder:
         sides = run.results / place.parent, Path(folder, "report")
         # The folder may have another name now.
@@ -182,8 +180,8 @@ def _report(run: Run, place: Path, record: Record) -> Iterator[Finding]:
             texts = (PICTURES.sub("", (side / name).read_text(encoding="utf-8")) for side in sides)
             was, lines = ({"line": text.splitlines()} for text in texts)
             finding = run.compare(record, f"report/{name}", was, lines)
-            roots = [Path(split_of(run.results, BASE, split).path) for split in now["sets"]]
-            whole = name == "summary.md" or all(root.exists() for root in roots)
+            roots = [run.records[Path(f"tracks/base/{split}/provenance.json")].inputs["split"] for split in now["sets"]]
+            whole = name == "summary.md" or all(Path(root.path).exists() for root in roots)
             yield finding if whole else Finding("missing", finding.file, "the frames of its film strips are not here")
     scored = [f"scores/{model}/{name}.json" for name, scores in now["sets"].items() for model in scores["models"]]
     for file in ("vqa/verdict.json", *scored):

@@ -376,11 +376,7 @@ def test_folders_that_hold_no_answers_are_refused(base, tmp_path):
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [
-        ("{", r"line 601: Expecting"),
-        ('{"doc_id": "1"}', "line 601: .*no field 'filtered_resps'"),
-        ("3", "line 601"),
-    ],
+    [("{", r"line 601: Expecting"), ('{"doc_id": "1"}', "line 601: no field 'filtered_resps'"), ("3", "line 601")],
 )
 def test_broken_rows_are_refused_with_file_and_line(base, line, message):
     path = base / "easy.jsonl"

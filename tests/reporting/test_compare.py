@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from html.parser import HTMLParser
 
 import numpy as np
@@ -172,6 +173,21 @@ def test_one_sequence_has_neither_interval_nor_p(tmp_path):
     assert set(test) == {"difference", "set", "sequences", "value"}
     assert test["sequences"] == 1
     assert f"| {test['value']:+.3f} | – | – | – | – |" in (tmp_path / "out/compare.md").read_text()
+
+
+def test_the_test_of_signs_has_the_same_p_in_any_batch_and_bounded_memory(monkeypatch):
+    gaps = np.random.default_rng(0).normal(0.05, 1, 400)
+    monkeypatch.setattr(compare, "PERMUTATIONS", 500)
+    monkeypatch.setattr(compare, "BLOCK", 2**12)
+    whole = stats.permutation_test((gaps,), np.sum, permutation_type="samples", n_resamples=500, rng=score.SEED)
+    tracemalloc.start()
+    try:
+        p = compare._sign_test(gaps)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert p == whole.pvalue
+    assert peak < 16 * 8 * compare.BLOCK + 10**6  # all at once: 13 MB
 
 
 class Cells(HTMLParser):

@@ -5,9 +5,9 @@ import json
 import shutil
 
 import pytest
-from small_run import small_run
+from small_run import SETTINGS, small_run
 
-from r1track.ability import records
+from r1track.ability import records, verdict
 from r1track.core import config, files
 from r1track.core.errors import UserError
 from r1track.reporting import report, strips, summary, verify
@@ -28,12 +28,12 @@ def results(whole, tmp_path):
 
 def read_all(results):
     """Reads what the page and summary.json are made from; the plots, which take seconds, are not drawn."""
-    run = summary.summarise(results)
-    for arm in run.training:
-        summary.read_log(results, arm)
+    run = summary.read_run(results)
+    for arm in run.logs:
         strips.examples(results / "adapters" / arm / "examples", 9, think=False)
-    assert report.environment().get_template("summary.md.j2").render(summary=run)
-    assert json.dumps(run.model_dump(mode="json"), allow_nan=False)
+    figures = summary.summarise(run)
+    assert report.environment().get_template("summary.md.j2").render(summary=figures)
+    assert json.dumps(figures.model_dump(mode="json"), allow_nan=False)
 
 
 def places(value, path=()):
@@ -86,34 +86,34 @@ def test_a_whole_file_of_another_form_is_refused_by_its_name(results, name, form
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{}", "line 31: no field 'step'"),
+        ("{}", "a row has no field 'step'"),
         ("[]", "line 31: .*valid dictionary"),
         ('{"step": 31, "iou": []}', "line 31: iou: Input should be a valid number"),
-        ('{"step": "x"}', "line 31: step: Input should be a valid integer"),
+        ('{"step": "x"}', "line 31: step: Input should be a valid number"),
         ("", "line 31: Expecting value"),
     ],
 )
 def test_a_line_of_a_log_that_is_no_step_is_named(results, line, message):
     path = results / "adapters/grpo/log.jsonl"
     path.write_text(f"{path.read_text()}{line}\n")
-    with pytest.raises(UserError, match=rf"log\.jsonl, {message}"):
+    with pytest.raises(UserError, match=rf"log\.jsonl[,:] {message}"):
         read_all(results)
 
 
 def test_a_figure_of_a_log_that_is_not_finite_is_not_logged(results):
     path = results / "adapters/grpo/log.jsonl"
     path.write_text(f'{path.read_text()}{{"step": 31, "iou": NaN, "reward": Infinity}}\n')
-    assert summary.read_log(results, "grpo")[-1] == {"step": 31, "iou": None, "reward": None}
+    assert summary.read_run(results).logs["grpo"][-1] == {"step": 31, "iou": None, "reward": None}
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{}", "no field 'doc_id'"),
-        ("[]", "valid dictionary"),
-        ('["strict"]', "valid dictionary"),
-        ("3", "valid dictionary"),
-        ("null", "valid dictionary"),
+        ("{}", "no field 'filtered_resps'"),
+        ("[]", "no JSON object, but list"),
+        ('["strict"]', "no JSON object, but list"),
+        ("3", "no JSON object, but int"),
+        ("null", "no JSON object, but NoneType"),
         ('{"strict": []}', "no field 'doc_id'.*strict: Input should be a valid number"),
     ],
 )
@@ -135,10 +135,18 @@ def test_a_score_that_is_no_share_is_refused(results, score):
 
 @pytest.mark.parametrize("form", [{"vqa": []}, {"vqa": {"sets": [3]}}, {"vqa": {"sets": {"easy-vqa": "x"}}}, {}])
 def test_settings_of_another_form_in_a_manifest_do_not_stop_a_verdict(results, form):
+    for model in ("base", "grpo"):
+        files.write_json(results / "vqa" / model / "manifest.json", {"settings": form})
+    judged = verdict.judge(results / "vqa/base", results / "vqa/grpo", SETTINGS.verdict)
+    assert judged.sets["easy-vqa"].n == 30
+
+
+@pytest.mark.parametrize("published", ["92.1", [92.1]])
+def test_a_published_score_that_is_no_number_is_named(results, published):
+    form = {"vqa": {"sets": {"easy-vqa": {"published": published}}}}
     files.write_json(results / "vqa/base/manifest.json", {"settings": form})
-    files.write_json(results / "vqa/grpo/manifest.json", {"settings": form})
-    verdict = report.read_verdicts(results)
-    assert verdict.models
+    with pytest.raises(UserError, match=r"manifest\.json: settings\.vqa\.sets\.easy-vqa\.published: .*is no number"):
+        verdict.judge(results / "vqa/base", results / "vqa/grpo", SETTINGS.verdict)
 
 
 def test_a_broken_picture_is_named_on_the_page_and_all_else_is_there(results, whole):

@@ -7,14 +7,17 @@ import shutil
 from html.parser import HTMLParser
 
 import document
+import numpy as np
 import pytest
 from rich.markdown import Markdown
 from small_run import ANSWERS, NASTY, SETTINGS, configure, fail, small_run, stand_in, write_answers
 
 from r1track.ability import verdict
 from r1track.core import config, files
+from r1track.core.boxes import iou, xywh_to_xyxy
 from r1track.reporting import paper, plots, report
 from r1track.tracking import score
+from r1track.tracking.track_files import read_track
 
 SECTIONS = ("summary", "scores", "sequences", "training", "general", "strips", "cost", "making")
 VOID = {"meta", "img", "br", "hr", "link", "input", "path", "use"}
@@ -305,6 +308,31 @@ def test_every_kind_of_failure_has_a_strip_around_its_first_frame_with_the_answe
         assert len(numbers) == SETTINGS.report.strip_frames
 
 
+def test_a_strip_shows_and_opens_at_the_frame_where_base_and_tuned_model_differ_most(run):
+    results, root, make = run
+    text = (make() / "index.html").read_text()
+    strips = re.findall(r'data-first="(\d+)" data-name="(\w+) \((\w+)\)">(.*?)</article>', text, re.DOTALL)
+    assert {rank for _, _, rank, _ in strips} == {"best", "median", "worst"}
+    for first, name, _, frames in strips:
+        truth = xywh_to_xyxy(np.loadtxt(root / name / "groundtruth.txt", delimiter=","))
+        base, tuned = (
+            iou(xywh_to_xyxy(read_track(results / "tracks" / model / "toy-val", name).boxes), truth)
+            for model in ("base", "grpo")
+        )
+        numbers = [int(number) for number in re.findall(r"Frame (\d+), IoU", frames)]
+        assert numbers[int(first)] == np.abs(tuned - base).argmax() + 1
+        assert numbers == sorted(set(numbers))
+        assert len(numbers) == SETTINGS.report.strip_frames
+
+
+def test_the_warning_about_the_toy_world_stands_once_in_page_and_text(run):
+    _, _, make = run
+    out = make()
+    note = "toy world: says that the workflow works, not how good a tracker is"
+    assert sum(text.count(note) for text in Page((out / "index.html").read_text()).text.values()) == 1
+    assert (out / "summary.md").read_text().count(note) == 1
+
+
 def test_sampled_answers_stand_with_their_reward_and_only_readable_ones_have_a_box(run):
     _, _, make = run
     text = (make() / "index.html").read_text()
@@ -381,6 +409,14 @@ def test_the_presets_depart_from_the_paper_where_their_comments_say_so():
     demo = departs("demo")
     assert demo["data.train"] == "GOT-10k train"
     assert demo["model.base"] == "Qwen/Qwen2.5-VL-3B-Instruct"
+
+
+def test_snakemakes_report_has_page_and_text_with_captions():
+    rules = (config.ROOT / "workflow/rules/reporting.smk").read_text()
+    outputs = re.findall(r'report\(\s*f"\{PLAN\.results\}/report/(.*?)",\s*caption="(.*?)"', rules)
+    assert [name for name, _ in outputs] == ["index.html", "summary.md"]
+    for _, caption in outputs:
+        assert len((config.ROOT / "workflow/rules" / caption).read_text().split()) > 10
 
 
 def test_the_bench_of_the_page_is_rehearsed():

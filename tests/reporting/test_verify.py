@@ -145,8 +145,8 @@ def test_what_the_configuration_does_not_name_is_named(results):
     (results / "tracks/grpo/.toy-val.partial").mkdir()  # an unfinished one is no result
     names = {file for state, file, words in faults(results) if "the configuration names no such result" in words}
     assert names == {
-        "scores/sft/toy-val.json", "scores/sft/toy-val.json.provenance.json", "scores/grpo/old-val.json",
-        "tracks/sft/toy-val", "adapters/sft", "models/sft", "vqa/sft", "submission/sft.zip",
+        "scores/sft/toy-val.json", "scores/grpo/old-val.json", "tracks/sft/toy-val", "adapters/sft", "models/sft",
+        "vqa/sft", "submission/sft.zip",
     }  # fmt: skip
 
 
@@ -209,7 +209,7 @@ def test_a_report_that_cannot_be_made_again_fails(results):
     shutil.rmtree(results / "adapters/grpo/")
     (fault,) = faults(results)
     assert fault[:2] == ("differs", "report")
-    assert "adapters/grpo/provenance.json: no such file" in fault[2]
+    assert "adapters/grpo/log.jsonl: no such file" in fault[2]
 
 
 def test_what_is_missing_is_counted_and_no_fault(results):

@@ -3,6 +3,7 @@
 import json
 import math
 import statistics
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -177,6 +178,27 @@ def test_the_interval_holds_the_ao_and_one_sequence_has_none(world):
     assert 0 < alone.ao < 1
     assert alone.ao_interval is alone.classes["dog"].ao_interval is None
     assert score.paired_difference(alone, alone, 2000) == (0, None, None)
+
+
+@pytest.mark.parametrize("block", [1, 7, 50, 10**6])
+def test_draws_in_blocks_are_those_of_all_at_once(monkeypatch, block):
+    monkeypatch.setattr(score, "BLOCK", block)
+    columns = np.random.default_rng(1).random((2, 7))
+    picks = np.random.default_rng(score.SEED).integers(0, 7, (40, 7))
+    assert (score._resampled(columns, 40) == columns[:, picks].sum(2)).all()
+
+
+def test_the_memory_of_a_bootstrap_does_not_grow_with_sequences_times_draws():
+    """All at once, picks and picked values alone have 2 x 8 x 4000 x 2000 bytes = 128 MB."""
+    sequences, draws = 4000, 2000
+    columns = np.random.default_rng(1).random((2, sequences))
+    tracemalloc.start()
+    try:
+        score._resampled(columns, draws)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * 8 * score.BLOCK + 8 * 2 * (sequences + draws) + 10**6
 
 
 def test_a_model_differs_from_itself_by_nothing_and_from_a_worse_one_by_their_aos(world, tmp_path):

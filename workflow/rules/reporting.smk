@@ -9,9 +9,17 @@ rule report:
         verdict=f"{PLAN.results}/vqa/verdict.json",
         sources=plan.sources("report"),
     output:
-        page=f"{PLAN.results}/report/index.html",
+        page=report(
+            f"{PLAN.results}/report/index.html",
+            caption="../report/page.rst",
+            category="Results",
+        ),
         summary=f"{PLAN.results}/report/summary.json",
-        text=f"{PLAN.results}/report/summary.md",
+        text=report(
+            f"{PLAN.results}/report/summary.md",
+            caption="../report/summary.rst",
+            category="Results",
+        ),
     log:
         f"{PLAN.results}/logs/report.log",
     benchmark:
