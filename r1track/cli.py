@@ -4,12 +4,15 @@ A command imports its stage when it runs, so that `--help` is fast. Wrong input 
 2; any other error keeps its traceback. The file given to `--log` gets messages and tracebacks, with times.
 """
 
+import json
 import logging
 import signal
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+import yaml
 from rich import get_console
 from rich.console import Console
 from rich.logging import RichHandler
@@ -52,7 +55,12 @@ app = typer.Typer(
     epilog="`snakemake --cores all` runs all stages in order. Each command runs one stage alone.",
 )
 
+Export = StrEnum("Export", ["sharegpt", "easyr1"])
 Config = Annotated[Path, typer.Option("--config", help="config.yaml, or results/<run>/config/<stage>.json.")]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("-o", metavar="FIELD=VALUE", help="Change a field: -o train.steps=9. May be given several times."),
+]
 Root = Annotated[Path, typer.Option(help="Folder of a split: list.txt and sequences, as in GOT-10k or another layout.")]
 OutDir = Annotated[Path, typer.Option(help="Folder to write. It appears when it is complete.")]
 OutFile = Annotated[Path, typer.Option(help="JSON file to write.")]
@@ -87,11 +95,11 @@ def _end(number: int, _: Any) -> None:
 
 
 @app.command()
-def toy(config_file: Config, out: OutDir) -> None:
+def toy(config_file: Config, out: OutDir, changes: Changes = None) -> None:
     """Write synthetic sequences to OUT/train and OUT/val."""
     from r1track.data.toy import run
 
-    run(config.load(config_file), out)
+    run(config.load(config_file, changes), out)
 
 
 @app.command()
@@ -100,12 +108,13 @@ def sample(
     out: OutDir,
     root: Annotated[Path | None, typer.Option(help="Folder of the training split. Not needed with sample.hub.")] = None,
     processes: Annotated[int, typer.Option(min=0, help="Number of processes; 0 is one per core.")] = 0,
-    export: Annotated[Literal["sharegpt", "easyr1"] | None, typer.Option(help="Also write OUT-<format>.")] = None,
+    export: Annotated[list[Export] | None, typer.Option(help="Also write OUT-<format>. May be given twice.")] = None,
+    changes: Changes = None,
 ) -> None:
     """Cut pairs of template and search crop from a training split."""
     from r1track.data.sample import run
 
-    run(config.load(config_file), root, out, processes=processes, form=export)
+    run(config.load(config_file, changes), root, out, processes=processes, forms=export or ())
 
 
 @app.command()
@@ -116,11 +125,12 @@ def train(
     pairs: Pairs,
     scratch: Annotated[Path, typer.Option(help="Folder of checkpoints. The same command continues from them.")],
     out: OutDir,
+    changes: Changes = None,
 ) -> None:
     """Train an adapter on the pairs."""
     from r1track.training import backend
 
-    settings = config.load(config_file)
+    settings = config.load(config_file, changes)
     backend.enter(settings.train.backend, scratch)  # before anything imports TRL
     from r1track.training.train import run
 
@@ -134,17 +144,17 @@ def merge(
     adapter: Annotated[Path, typer.Option(help="Adapter, as written by `train`.")],
     out: OutDir,
     pairs: Annotated[Path | None, typer.Option(help="Folder of pairs, to compare answers before and after.")] = None,
+    changes: Changes = None,
 ) -> None:
     """Merge an adapter into 16-bit weights, and compare both on held-out pairs."""
     from r1track.training.merge import run
 
-    run(config.load(config_file), model, adapter, pairs, out)
+    run(config.load(config_file, changes), model, adapter, pairs, out)
 
 
-def _served(settings: schema.Settings, url: str | None) -> schema.Settings:
-    """The settings with `url`, if given, as track.endpoint.url."""
-    server = settings.track.endpoint.model_copy(update={"url": url or settings.track.endpoint.url})
-    return settings.model_copy(update={"track": settings.track.model_copy(update={"endpoint": server})})
+def _served(changes: list[str] | None, url: str | None) -> list[str]:
+    """The changes with that to the server at `url`, if given."""
+    return [*(changes or []), *([f"track.endpoint.url={json.dumps(url)}"] if url else [])]
 
 
 @app.command()
@@ -155,11 +165,12 @@ def track(
     out: OutDir,
     start: Annotated[Literal["box", "text"] | None, typer.Option(help="Overrides track.start.")] = None,
     endpoint: Server = None,
+    changes: Changes = None,
 ) -> None:
     """Track every sequence of a split from its first box or from its description."""
     from r1track.tracking.track import run
 
-    run(_served(config.load(config_file), endpoint), model, root, out, start)
+    run(config.load(config_file, _served(changes, endpoint)), model, root, out, start)
 
 
 @app.command()
@@ -172,6 +183,7 @@ def video(
     config_file: Annotated[Path | None, typer.Option("--config", help="config.yaml. Without it, the defaults.")] = None,
     preview: Annotated[Path | None, typer.Option(help="Also write an image of some frames, FILE.jpg.")] = None,
     endpoint: Server = None,
+    changes: Changes = None,
 ) -> None:
     """Track one target through a video and draw its boxes."""
     from r1track.tracking.video import parse_box, run
@@ -179,8 +191,7 @@ def video(
     if bool(box) == bool(text):
         raise UserError(f"--box {box} --text {text}: give one of the two, a box as x,y,w,h")
     start = parse_box(box) if box else str(text)
-    settings = _served(config.load(config_file) if config_file else schema.Settings(), endpoint)
-    run(settings, source, model, out, start, preview)
+    run(config.load(config_file, _served(changes, endpoint)), source, model, out, start, preview)
 
 
 @app.command()
@@ -216,11 +227,12 @@ def vqa(
     pairs: Annotated[
         Path | None, typer.Option(help="Folder of pairs, for the KL divergence on tracking prompts.")
     ] = None,
+    changes: Changes = None,
 ) -> None:
     """Ask a model general visual questions."""
     from r1track.ability.vqa import run
 
-    run(config.load(config_file), model, out, pairs)
+    run(config.load(config_file, changes), model, out, pairs)
 
 
 @app.command()
@@ -229,11 +241,12 @@ def verdict(
     base: Annotated[Path, typer.Option(help="Answers of the base, as written by `vqa` or by lmms-eval.")],
     tuned: Annotated[list[Path], typer.Option(help="Answers of a tuned model. May be given several times.")],
     out: OutFile,
+    changes: Changes = None,
 ) -> None:
     """Decide, by the rule fixed before the run, whether general ability is retained."""
     from r1track.ability.verdict import run
 
-    run(config.load(config_file), base, tuned, out)
+    run(config.load(config_file, changes), base, tuned, out)
 
 
 @app.command()
@@ -292,18 +305,37 @@ def verify(results: Annotated[Path, typer.Argument(help="Results folder of a run
     raise typer.Exit(1 if failed else 0)
 
 
+@app.command("config")
+def show_config(
+    config_file: Annotated[Path | None, typer.Option("--config", help="Configuration to resolve.")] = None,
+    preset: Annotated[str | None, typer.Option(help="The preset, whatever the configuration names.")] = None,
+    changes: Changes = None,
+) -> None:
+    """Print the value of every field, and the file or option from which it comes."""
+    over = [
+        *([config.Layer("--preset", {"preset": preset})] if preset else []),
+        *map(config.parse_change, changes or ()),
+    ]
+    layers = config.read_layers([] if preset and not config_file else [config_file or Path("config.yaml")], over)
+    sources = config.origins(layers)
+    for field, value in config.flat(config.combine(layers).model_dump()).items():
+        line = yaml.safe_dump({field: value}, default_flow_style=True, width=10**6, allow_unicode=True).strip()
+        typer.echo(f"{line[1:-1]}  # {sources.get(field, 'default')}")
+
+
 @app.command()
 def doctor(
     config_file: Annotated[Path, typer.Option("--config", help="Configuration to check.")] = Path("config.yaml"),
     budget: Annotated[
         float | None, typer.Option(min=0.1, help="Memory of the card in GB, if not this machine's.")
     ] = None,
+    changes: Changes = None,
 ) -> None:
     """Check machine, data and configuration, and plan the memory of every stage, before a run."""
     from r1track.preflight.doctor import examine
     from r1track.preflight.memory import ESTIMATES
 
-    diagnosis, console = examine(config_file, budget and budget * 1e9), get_console()
+    diagnosis, console = examine(config_file, budget and budget * 1e9, changes), get_console()
     for state, subject, finding in diagnosis.lines:
         colour = {"ok": "green", "warning": "yellow", "error": "bold red"}[state]
         console.print(Text.assemble((f"{state:9}", colour), (subject, "bold"), "  ", finding), soft_wrap=True)

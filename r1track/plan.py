@@ -5,16 +5,15 @@ Errors that can be known before a job runs are raised here. This module imports 
 
 import ast
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from r1track.core import files
-from r1track.core.config import ConfigError, Settings, resolve
+from r1track.core.config import NEEDS, ConfigError, Settings, flat, load, stage_values
+from r1track.core.errors import UserError
+from r1track.core.sequences import read_list
 
 PACKAGE = Path(__file__).parent
-NAME = re.compile(r"[\w.-]+")
 # Modules on which no result depends, and why. A changed line in one of them reruns no stage.
 NO_INFLUENCE = {
     "r1track": "holds the version number",
@@ -99,59 +98,61 @@ class Plan:
         return [os.path.relpath(file) for file in sorted(files.resolve_path(base).glob("*")) if file.is_file()]
 
 
-def make_plan(values: dict[str, Any]) -> Plan:
-    """The plan of a run from the merged configuration files.
-
-    Raises ConfigError when a field is wrong, a name cannot be a folder name, or data are missing.
-    """
-    settings = resolve(values)
-    _check_names(settings)
-    scratch = f"scratch/{settings.run}"
-    train = _split(settings.data.train, "data.train", scratch)
-    sets = {name: _split(path, f"data.sets.{name}", scratch) for name, path in settings.data.sets.items()}
-    listings = [(name, Path(path, "list.txt")) for name, path in sets.items() if not path.startswith(scratch)]
-    tests = [name for name, listing in listings if listing.read_text(encoding="utf-8").startswith("GOT-10k_Test_")]
-    if len(tests) > 1 or len(tests) == len(sets):
-        raise ConfigError(
-            f"data.sets: {tests} of {[*sets]} are test splits; keep at most one, and one set that can be scored"
-        )
-    return Plan(settings, f"results/{settings.run}", scratch, train, sets, next(iter(tests), None))
-
-
-def _check_names(settings: Settings) -> None:
-    if not settings.train.arms:
-        raise ConfigError("train.arms = []: nothing to train; name at least one arm, such as [grpo]")
+def make_plan(settings: Settings) -> Plan:
+    """The plan of a run. Raises ConfigError when the workflow cannot use a field or data are missing."""
     if not settings.sample.val_pairs:
         raise ConfigError("sample.val_pairs = 0: `merge` compares answers on held-out pairs; give at least 1")
-    if not settings.data.sets:
-        raise ConfigError("data.sets = {}: nothing to track; name at least one split, such as {toy-val: toy/val}")
     unknown = settings.track.starts.keys() - settings.data.sets.keys()
     if unknown:
         raise ConfigError(f"track.starts: {min(unknown)!r} is no set; take one of {list(settings.data.sets)}")
     if settings.track.endpoint.url:
         raise ConfigError("track.endpoint.url: the workflow loads its models here; set it to null (docs/tracking.md)")
-    for field, name in [("run", settings.run), *(("data.sets", name) for name in settings.data.sets)]:
-        if not NAME.fullmatch(name):
-            raise ConfigError(f"{field}: {name!r} cannot name a folder; use letters, digits, `-`, `_` and `.` only")
+    scratch = f"scratch/{settings.run}"
+    train, _ = _split(settings.data.train, "data.train", scratch)
+    splits = {name: _split(path, f"data.sets.{name}", scratch) for name, path in settings.data.sets.items()}
+    tests = [name for name, (_, first) in splits.items() if first.startswith("GOT-10k_Test_")]
+    if len(tests) > 1 or len(tests) == len(splits):
+        raise ConfigError(
+            f"data.sets: {tests} of {[*splits]} are test splits; keep at most one, and one set that can be scored"
+        )
+    sets = {name: folder for name, (folder, _) in splits.items()}
+    return Plan(settings, f"results/{settings.run}", scratch, train, sets, next(iter(tests), None))
 
 
-def _split(path: str, field: str, scratch: str) -> str:
+def _split(path: str, field: str, scratch: str) -> tuple[str, str]:
+    """The folder of a split, and the name of its first sequence; none before the stage `toy` has run."""
     if path.startswith("toy/"):
         if path not in ("toy/train", "toy/val"):
             raise ConfigError(f"{field} = {path!r}: no such split; take toy/train or toy/val")
-        return f"{scratch}/{path}"
-    remedy = "unpack the data there, or set the field to a folder with a list.txt (docs/sampling.md)"
-    folder = Path(path)
-    if not (folder / "list.txt").is_file():
-        raise ConfigError(f"{field} = {path!r}: {folder / 'list.txt'} does not exist; {remedy}")
-    present = {entry.name for entry in os.scandir(folder)}  # one system call, for thousands of sequences
-    lines = (folder / "list.txt").read_text(encoding="utf-8").splitlines()
-    names = [line.strip() for line in lines if line.strip()]
-    missing = [name for name in names if name not in present and not (folder / name).is_dir()]
-    if missing or not names:
-        count = f"{len(missing)} of {len(names)} sequences, first {missing[0]!r}," if missing else "all sequences"
-        raise ConfigError(f"{field} = {path!r}: {count} are missing beside its list.txt; {remedy}")
-    return path
+        return f"{scratch}/{path}", ""
+    try:
+        return path, next(iter(read_list(Path(path))))
+    except UserError as error:
+        raise ConfigError(f"{field} = {path!r}: {error} (docs/sampling.md)") from error
+
+
+def listing(split: str) -> str:
+    """What names the sequences of a split: its list.txt or, where there is none, its folder."""
+    return split if Path(split).is_dir() and not Path(split, "list.txt").is_file() else f"{split}/list.txt"
+
+
+def stale(plan: Plan) -> dict[str, list[str]]:
+    """The files of stages that do not say what the plan's settings say, with what is different in each.
+
+    Files that were altered by hand are among them; those that are not there are not.
+    """
+    changes: dict[str, list[str]] = {}
+    for stage in NEEDS:
+        file, new = f"{plan.results}/config/{stage}.json", flat(stage_values(plan.settings, stage))
+        try:
+            old = flat(stage_values(load(Path(file)), stage)) if Path(file).exists() else new
+        except UserError:  # by another version, or damaged
+            changes[file] = [f"{file} cannot be read"]
+            continue
+        if old != new:
+            paths = [path for path in old | new if old.get(path) != new.get(path)]
+            changes[file] = [f"{path}: {old.get(path, 'not set')} -> {new.get(path, 'not set')}" for path in paths]
+    return changes
 
 
 def _file(module: str) -> Path | None:

@@ -5,12 +5,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from toys import toy_split
 from typer.testing import CliRunner
 
 from r1track import cli
 from r1track.core import config
 
 FLAGS = {
+    "config": {"config", "preset"},
     "toy": {"config", "out"},
     "sample": {"config", "root", "out", "processes", "export"},
     "train": {"config", "arm", "model", "pairs", "scratch", "out"},
@@ -38,7 +40,7 @@ def run(*words: object):
 
 def test_there_is_a_command_for_every_stage_and_for_the_tiny_base() -> None:
     assert {command.name or command.callback.__name__ for command in cli.app.registered_commands} == set(FLAGS)
-    assert set(config.NEEDS) == set(FLAGS) - {"gate", "doctor", "submit", "video", "verify"}
+    assert set(config.NEEDS) == set(FLAGS) - {"gate", "config", "doctor", "submit", "video", "verify"}
 
 
 @pytest.mark.parametrize("command", FLAGS)
@@ -91,7 +93,7 @@ def test_the_log_file_has_the_traceback_that_the_console_spares(tmp_path: Path) 
 
 
 def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def broken(path: Path) -> None:
+    def broken(path: Path, changes: list[str] | None) -> None:
         raise KeyError("fault")
 
     monkeypatch.setattr(config, "load", broken)
@@ -112,6 +114,15 @@ def test_a_box_is_four_numbers(box: str) -> None:
     result = run("video", "clip.mp4", "--model", "tiny", "--out", "out.mp4", "--box", box)
     assert result.exit_code == 2
     assert f"--box '{box}': no four numbers; give a box as x,y,w,h" in result.stderr
+
+
+def test_export_given_twice_writes_both_formats(tmp_path: Path) -> None:
+    root = toy_split(tmp_path / "val", sequences=4, length=6)
+    words = ["-o", "sample.pairs=4", "-o", "sample.val_pairs=2", "--root", root, "--out", tmp_path / "pairs"]
+    done = run("sample", "--config", config.ROOT / "config.yaml", *words, "--export", "easyr1", "--export", "sharegpt")
+    assert done.exit_code == 0, done.output
+    written = {path.parent.name for path in tmp_path.glob("pairs*/provenance.json")}
+    assert written == {"pairs", "pairs-easyr1", "pairs-sharegpt"}
 
 
 def test_the_toy_command_writes_both_splits(tmp_path: Path) -> None:

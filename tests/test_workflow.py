@@ -16,6 +16,7 @@ from typer.main import get_command
 
 from r1track import cli, plan
 from r1track.core import config, folders
+from r1track.core.files import write_json
 
 ROOT = config.ROOT
 MODELS = ("base", "grpo", "static", "template", "oracle")
@@ -34,7 +35,6 @@ FILES = [
     f"{RESULTS}/vqa/verdict.json",
     f"{RESULTS}/vqa/kept",
     *(f"{RESULTS}/report/{name}" for name in ("index.html", "summary.json", "summary.md")),
-    *(f"{RESULTS}/config/{stage}.json" for stage in config.NEEDS),
     *(f"{RESULTS}/scores/{model}/toy-val.json" for model in MODELS),
 ]
 FROM_TRACK = {"track": 5, "score": 5, "report": 1}
@@ -57,6 +57,10 @@ RERUNS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
     "verdict": ({"verdict": {"margin": 3.0}}, {"verdict": 1, "report": 1}),
     "report": ({"report": {"strips": 3}}, {"report": 1}),
 }
+
+
+def make_plan(values: dict[str, Any]) -> plan.Plan:
+    return plan.make_plan(config.resolve(values))
 
 
 def snakemake(folder: Path, *words: str, root: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -90,6 +94,8 @@ def finish(folder: Path, root: Path = ROOT) -> Path:
     for name in FILES:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("{}")
+    for stage in config.NEEDS:
+        write_json(folder / RESULTS / "config" / f"{stage}.json", config.stage_values(config.resolve({}), stage))
     done = snakemake(folder, "--touch", "--forceall", root=root)
     assert done.returncode == 0, done.stderr
     return folder
@@ -244,46 +250,50 @@ def test_a_second_workflow_of_the_same_run_is_refused_before_its_first_job(finis
 
 
 def test_data_that_do_not_exist_are_refused_with_field_path_and_remedy(tmp_path: Path) -> None:
-    with pytest.raises(config.ConfigError, match=r"data\.train = 'nowhere': nowhere/list\.txt does not exist; unpack"):
-        plan.make_plan({"data": {"train": "nowhere"}})
+    with pytest.raises(
+        config.ConfigError, match=r"data\.train = 'nowhere': nowhere/list\.txt: no such file; give a split"
+    ):
+        make_plan({"data": {"train": "nowhere"}})
     with pytest.raises(config.ConfigError, match=r"data\.sets\.mine = 'nowhere'"):
-        plan.make_plan({"data": {"sets": {"mine": "nowhere"}}})
+        make_plan({"data": {"sets": {"mine": "nowhere"}}})
     split = write_split(tmp_path / "split", "one", "two", "three")
     (split / "one").mkdir()
-    with pytest.raises(config.ConfigError, match="2 of 3 sequences, first 'two'"):
-        plan.make_plan({"data": {"train": str(split)}})
+    with pytest.raises(
+        config.ConfigError, match=r"data\.train = .*list\.txt, line 2: no folder .*/split/two; unpack it or delete"
+    ):
+        make_plan({"data": {"train": str(split)}})
     with pytest.raises(config.ConfigError, match="take toy/train or toy/val"):
-        plan.make_plan({"data": {"train": "toy/test"}})
+        make_plan({"data": {"train": "toy/test"}})
 
 
 def test_sequences_may_be_links_out_of_their_split(tmp_path: Path) -> None:
     (tmp_path / "elsewhere" / "clip").mkdir(parents=True)
     split = write_split(tmp_path / "split", "clip")
     (split / "clip").symlink_to("../elsewhere/clip")
-    assert plan.make_plan({"data": {"train": str(split)}}).train == str(split)
+    assert make_plan({"data": {"train": str(split)}}).train == str(split)
 
 
 def test_names_that_cannot_be_folders_are_refused() -> None:
-    with pytest.raises(config.ConfigError, match="run: 'a b' cannot name a folder"):
-        plan.make_plan({"run": "a b"})
-    with pytest.raises(config.ConfigError, match=r"data\.sets: 'x/y' cannot name a folder"):
-        plan.make_plan({"data": {"sets": {"x/y": "toy/val"}}})
+    with pytest.raises(config.ConfigError, match="run = 'a b': cannot name a folder"):
+        make_plan({"run": "a b"})
+    with pytest.raises(config.ConfigError, match=r"data\.sets = 'x/y': cannot name a folder"):
+        make_plan({"data": {"sets": {"x/y": "toy/val"}}})
     with pytest.raises(config.ConfigError, match=r"train\.arms = \[\]"):
-        plan.make_plan({"train": {"arms": []}})
+        make_plan({"train": {"arms": []}})
 
 
 def test_the_real_clips_run_through_the_same_jobs_without_the_toy_world() -> None:
     if not (ROOT.parent / "shared" / "realseq").is_dir():
         pytest.skip("shared/realseq is not beside the repository")
-    run = plan.make_plan(yaml.safe_load((ROOT / "tests" / "configs" / "real_clips.yaml").read_text()))
+    run = make_plan(yaml.safe_load((ROOT / "tests" / "configs" / "real_clips.yaml").read_text()))
     assert run.results == "results/real-clips"
     assert (run.train, run.sets) == ("tests/configs/real_clips/train", {"real": "tests/configs/real_clips/val"})
 
 
 def test_an_arm_starts_from_the_base_or_from_the_merged_arm_before_it() -> None:
-    both = plan.make_plan({"train": {"arms": ["sft", "grpo"]}})
+    both = make_plan({"train": {"arms": ["sft", "grpo"]}})
     assert [both.initial_model(arm) for arm in both.arms] == ["base", "base"]
-    chained = plan.make_plan({"train": {"arms": ["sft", "grpo"], "start": "sft"}})
+    chained = make_plan({"train": {"arms": ["sft", "grpo"], "start": "sft"}})
     assert [chained.initial_model(arm) for arm in chained.arms] == ["base", "sft"]
     assert chained.model(chained.initial_model("grpo")) == "results/demo/models/sft"
 
@@ -312,7 +322,7 @@ def make_test_split(folder: Path) -> Path:
 
 def test_an_extra_model_is_tracked_and_scored_as_a_fourth(finished: Path) -> None:
     change = {"run": "extra", "track": {"extra": {"model": "someone/model"}, "peers": ["static", "csrt"]}}
-    run = plan.make_plan(change)
+    run = make_plan(change)
     assert run.models == ["base", "grpo", "extra", "static", "csrt"]
     assert (run.model("extra"), run.weights("extra")) == ("extra", [])
     found = planned(finished, change, "extra")
@@ -321,14 +331,14 @@ def test_an_extra_model_is_tracked_and_scored_as_a_fourth(finished: Path) -> Non
 
 def test_the_files_of_an_extra_model_are_inputs_of_its_tracks(tmp_path: Path) -> None:
     (tmp_path / "config.json").touch()
-    run = plan.make_plan({"track": {"extra": {"model": str(tmp_path)}}})
+    run = make_plan({"track": {"extra": {"model": str(tmp_path)}}})
     assert [Path(file).resolve() for file in run.weights("extra")] == [tmp_path / "config.json"]
 
 
 def test_the_test_split_is_tracked_and_packed_and_neither_scored_nor_tracked_by_peers(finished: Path) -> None:
     split = make_test_split(finished / "test-split")
     change = {"run": "test", "data": {"sets": {"toy-val": "toy/val", "test": str(split)}}}
-    run = plan.make_plan(change)
+    run = make_plan(change)
     assert run.submissions == ["results/test/submission/base.zip", "results/test/submission/grpo.zip"]
     found = planned(finished, change, "test")
     assert (found["track"], found["score"], found["submit"]) == (7, 5, 2)
@@ -343,12 +353,12 @@ def test_a_run_has_one_test_split_at_most_and_something_to_score(tmp_path: Path)
         with pytest.raises(
             config.ConfigError, match=r"are test splits; keep at most one, and one set that can be scored"
         ):
-            plan.make_plan({"data": {"sets": sets}})
+            make_plan({"data": {"sets": sets}})
 
 
 def test_a_set_may_be_started_from_text_by_its_name(finished: Path) -> None:
     sets = {"toy-val": "toy/val", "told": "toy/val"}
-    run = plan.make_plan({"data": {"sets": sets}, "track": {"starts": {"told": "text"}}})
+    run = make_plan({"data": {"sets": sets}, "track": {"starts": {"told": "text"}}})
     assert [run.track_start(name) for name in sets] == ["box", "text"]
     with pytest.raises(config.ConfigError, match=r"track\.starts: 'tld' is no set; take one of \['toy-val'\]"):
-        plan.make_plan({"track": {"starts": {"tld": "text"}}})
+        make_plan({"track": {"starts": {"tld": "text"}}})

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
@@ -21,6 +21,7 @@ preset: demo
 # A line below that starts with `#` and a field shows the field's default: to change it, delete `# ` and the value, and
 # write your own. Presets (r1track/presets/*.yaml) change some defaults; what stands here wins over the preset, and a
 # file given with --configfile wins over this one. docs/configuration.md has the same as tables, with types and presets.
+# Every section stands here once, so write a field of yours among its lines: a second `train:` is refused.
 """
 PAGE = """\
 # Configuration
@@ -81,6 +82,8 @@ def config_yaml() -> str:
 
 
 def _type(annotation: Any) -> str:
+    if get_origin(annotation) is Annotated:
+        return _type(get_args(annotation)[0])
     if get_origin(annotation) is Literal:
         return " or ".join(f"`{choice}`" for choice in get_args(annotation))
     if get_origin(annotation) in (list, dict):

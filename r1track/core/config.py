@@ -5,11 +5,15 @@ schema.py. A stage reads its settings from `results/<run>/config/<stage>.json`, 
 stage depends on.
 """
 
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import yaml
 from pydantic import BaseModel, PrivateAttr, ValidationError
+from yaml.constructor import ConstructorError
 
 from r1track.core import config_errors, files
 from r1track.core.errors import UserError
@@ -18,6 +22,7 @@ from r1track.core.schema import Settings
 PACKAGE = Path(__file__).resolve().parents[1]
 ROOT = PACKAGE.parent  # of the repository, where there is one: an installed package has none
 PRESETS = PACKAGE / "presets"
+NUMBER = re.compile(r"[-+]?(0|[1-9][\d_]*|[\d_]*\.[\d_]*([eE][-+]?\d+)?)")  # decimal, as it looks
 # The sections that each stage depends on: what its file under results/<run>/config holds.
 NEEDS = {
     "toy": ("toy",),
@@ -46,9 +51,9 @@ class StageSettings(Settings):
     _path: Path = PrivateAttr()
 
     @classmethod
-    def of(cls, settings: Settings, path: Path) -> "StageSettings":
-        """The sections of `settings` that were set in the file at `path`, without the defaults of the others."""
-        sections = {name: getattr(settings, name) for name in settings.model_fields_set}
+    def of(cls, settings: Settings, path: Path, names: Collection[str]) -> "StageSettings":
+        """The sections of `settings` that are named in the file at `path`, without the others."""
+        sections = {name: getattr(settings, name) for name in names}
         part = cls.model_construct(**sections)
         part._path = path
         for name in cls.model_fields.keys() - sections.keys():
@@ -75,62 +80,173 @@ def fields(section: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tu
             yield f"{prefix}{name}", info
 
 
-SECTIONS = {name for path, _ in fields() for name in path.split(".")[:-1]}
+SECTIONS = {path.rpartition(".")[0] for path, _ in fields()}
 
 
-def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`under` with the values of `over`, section by section; only `sets` is replaced as a whole."""
-    merged = dict(under)
+class Layer(NamedTuple):
+    """The values that a file sets, or an option; field: the dotted field that an option changes."""
+
+    source: str  # for messages
+    values: dict[str, Any]
+    field: str = ""
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses what YAML reads in silence as something else than it looks like, and what has no end."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise ConstructorError(
+                None, None, "aliases are not read; write the value out", self.peek_event().start_mark
+            )
+        return super().compose_node(parent, index)
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        value, lines = super().construct_object(node, deep), dict[str, int]()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if (name := str(key.value)) in lines:
+                fault = f"`{name}` stands in line {lines[name]} already; make one of the two"
+                raise ConstructorError(None, None, fault, key.start_mark)
+            lines[name] = key.start_mark.line + 1
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and not (NUMBER.fullmatch(node.value) and abs(value) < 1e15):
+            fault = f"{node.value} is read as {value}; write a decimal number below 1e15, or quotes around a text"
+            raise ConstructorError(None, None, fault, node.start_mark)
+        return value
+
+
+def parse_yaml(text: str | bytes, source: str) -> Any:
+    """The value of a YAML document, None from an empty one. Raises UserError with `source`, its name, and the line."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.reader.ReaderError as error:
+        raise UserError(f"{source}: not text in UTF-8 ({error.reason}); save it in that encoding") from error
+    except (yaml.YAMLError, LookupError, AttributeError, ValueError, RecursionError) as error:  # some by odd tags
+        mark, reason = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
+        raise UserError(f"{source}{f', line {mark.line + 1}' if mark else ''}: {reason}") from error
+
+
+def read_layer(path: Path) -> Layer:
+    """The values in a YAML or JSON file, {} from an empty one. Raises UserError, ConfigError for a missing file."""
+    source = min(str(path), os.path.relpath(path), key=len)
+    if not path.is_file():
+        raise ConfigError(f"{source}: no such configuration; give config.yaml or results/<run>/config/<stage>.json")
+    values = files.read_json(path) if path.suffix == ".json" else parse_yaml(path.read_bytes(), source)
+    if not isinstance(values, dict | None):
+        raise UserError(f"{source}: expected sections of `field: value`, found {type(values).__name__}")
+    return Layer(source, values or {})
+
+
+def parse_change(text: str, option: str = "-o") -> Layer:
+    """A change such as `train.steps=9`: a dotted field, and a value as in YAML. Raises UserError for another form."""
+    field, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"{option} {text}: give a field and its value, as in {option} train.steps=9")
+    values = parse_yaml(value, f"{option} {text}")
+    for name in reversed(field.split(".")):
+        values = {name: values}
+    return Layer(f"{option} {text}", values, field)
+
+
+def _merge(under: Any, over: dict[str, Any], field: str = "", prefix: str = "") -> dict[str, Any]:
+    """`under` with the values of `over`, section by section; only `sets` is replaced as a whole.
+
+    field: changes one inside `sets`, if it leads there. prefix: the dotted section of these values.
+    """
+    merged = dict(under) if isinstance(under, dict) else {}
     for key, value in over.items():
-        if value is None and key in SECTIONS:  # a section of comments alone
+        path = f"{prefix}{key}"
+        if value is None and path in SECTIONS:  # a section of comments alone
             merged.setdefault(key, {})
-        elif isinstance(value, dict) and key != "sets":
-            merged[key] = _merge(under.get(key) or {}, value)
+        elif isinstance(value, dict) and (key != "sets" or field.startswith(f"{path}.")):
+            merged[key] = _merge(merged.get(key), value, field, f"{path}.")
         else:
             merged[key] = value
     return merged
 
 
-def _preset(name: str, source: str) -> dict[str, Any]:
-    """The values of a preset, over those of the preset that it names, if any."""
-    path = PRESETS / f"{name}.yaml"
-    if not path.is_file():
-        known = sorted(p.stem for p in PRESETS.glob("*.yaml"))
+def _presets(name: Any, source: str, above: tuple[str, ...] = ()) -> list[Layer]:
+    """The layers of a preset: its own, over that of the preset that it names. above: the presets that name it."""
+    known = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    if name not in known:
         raise ConfigError(f"{source}: preset = {name!r}: no such file under r1track/presets/; take one of {known}")
-    values = files.read_yaml(path)
-    return _merge(_preset(values["preset"], str(path)) if "preset" in values else {}, values)
+    chain = (*above, name)
+    if name in above:
+        raise ConfigError(f"{source}: preset = {name!r}: a ring of presets, {' -> '.join(chain)}; break it")
+    layer = read_layer(PRESETS / f"{name}.yaml")
+    return [*(_presets(layer.values["preset"], layer.source, chain) if "preset" in layer.values else []), layer]
 
 
-def _validated(value: dict[str, Any], source: str) -> Settings:
+def _steps(layers: Sequence[Layer]) -> list[dict[str, Any]]:
+    """The values after each layer."""
+    steps: list[dict[str, Any]] = [{}]
+    for layer in layers:
+        steps.append(_merge(steps[-1], layer.values, layer.field))
+    return steps[1:]
+
+
+def origins(layers: Sequence[Layer]) -> dict[str, str]:
+    """The layer from which each value comes, by dotted path; a default has none."""
+    sources: dict[str, str] = {}
+    for layer, values in zip(layers, _steps(layers), strict=True):
+        sources |= dict.fromkeys(flat(layer.values), layer.source)
+        sources = {path: sources[path] for path in flat(values)}
+    return sources
+
+
+def _faults(values: dict[str, Any], whole: bool) -> list[str]:
     try:
-        return Settings.model_validate(value)
+        settings = Settings.model_validate(values)
     except ValidationError as error:
-        lines = config_errors.explain(error, Settings)
-        raise ConfigError(f"{source}: cannot be used\n" + "\n".join(f"  {line}" for line in lines)) from None
+        return config_errors.explain(error, Settings)
+    contradiction = config_errors.contradiction(settings) if whole else None
+    return [contradiction] if contradiction else []
+
+
+def combine(layers: Sequence[Layer], whole: bool = True) -> Settings:
+    """Settings from layers, the last of which wins, over the defaults; whole: they are to hold every section.
+
+    Raises ConfigError with a line per fault, below the name of the layer with which the fault came in.
+    """
+    steps = _steps(layers)
+    blamed: dict[str, list[str]] = {}
+    for fault in _faults(steps[-1], whole):
+        first = next(k for k, values in enumerate(steps) if fault in _faults(values, whole))
+        blamed.setdefault(layers[first].source, []).append(f"  {fault}")
+    if blamed:
+        raise ConfigError("\n".join("\n".join([f"{name}: cannot be used", *lines]) for name, lines in blamed.items()))
+    settings = Settings.model_validate(steps[-1])
+    return settings.model_copy(update={"run": settings.run or settings.preset}) if whole else settings
 
 
 def resolve(values: dict[str, Any], source: str = "config.yaml") -> Settings:
     """Settings from a user's values, over those of the preset that they name, over the defaults.
 
-    Raises ConfigError with a line per fault. source: name of the file, for messages.
+    Raises ConfigError as `combine`. source: name of the file, for messages.
     """
-    settings = _validated(_merge(_preset(values.get("preset", "demo"), source), values), source)
-    fault = config_errors.contradiction(settings)
-    if fault:
-        raise ConfigError(f"{source}: cannot be used\n  {fault}")
-    return settings.model_copy(update={"run": settings.run or settings.preset})
+    return combine(read_layers([], [Layer(source, values)]))
 
 
-def load(path: Path) -> Settings:
+def read_layers(paths: Sequence[Path], changes: Sequence[Layer] = ()) -> list[Layer]:
+    """The layers of files and changes, the last of which wins, over those of the preset that the last of them names."""
+    layers = [*map(read_layer, paths), *changes]
+    naming = [layer for layer in layers if "preset" in layer.values]
+    return [*(_presets(naming[-1].values["preset"], naming[-1].source) if naming else _presets("demo", "")), *layers]
+
+
+def load(path: Path | None, changes: Sequence[str] | None = None) -> Settings:
     """Settings from a YAML file that a person edits, or StageSettings from a stage's resolved JSON file.
 
-    Raises ConfigError when the file is missing or cannot be used, UserError when it is not YAML or JSON.
+    path: None for the defaults, without a preset. changes: see `parse_change`. Raises ConfigError when the file is
+    missing or cannot be used, UserError when it is not YAML or JSON.
     """
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such configuration file; give config.yaml or results/<run>/config/<stage>.json")
-    if path.suffix == ".json":
-        return StageSettings.of(_validated(files.read_json(path), str(path)), path)
-    return resolve(files.read_yaml(path), str(path))
+    over = [parse_change(text) for text in changes or ()]
+    if path is None:
+        return combine([Layer("", {}), *over])
+    if path.suffix != ".json":
+        return combine(read_layers([path], over))
+    layer = read_layer(path)
+    return StageSettings.of(combine([layer, *over], whole=False), path, layer.values.keys())
 
 
 def stage_values(settings: Settings, stage: str) -> dict[str, Any]:

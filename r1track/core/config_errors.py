@@ -17,8 +17,9 @@ def explain(error: ValidationError, schema: type[BaseModel]) -> list[str]:
     """One line per fault in values that do not fit `schema`."""
     lines = []
     for fault in error.errors():
-        field = ".".join(map(str, fault["loc"]))
-        hidden = (dict, BaseModel, *((str, list) if "endpoint" in fault["loc"] else ()))  # which may hold a key
+        loc = fault["loc"][:-2] if "[key]" in fault["loc"] else fault["loc"]
+        field = ".".join(map(str, loc))
+        hidden = (dict, BaseModel, *((str, list) if "endpoint" in loc else ()))  # which may hold a key
         value = f" = {fault['input']!r}" if not isinstance(fault["input"], hidden) else ""
         lines.append(f"{field}{value}: {_remedy(fault, schema)}" if field else _remedy(fault, schema))
     return lines
@@ -30,6 +31,10 @@ def _remedy(fault: Any, schema: type[BaseModel]) -> str:
         known = _known(fault["loc"][:-1], schema)
         near = difflib.get_close_matches(str(fault["loc"][-1]), known, 1)
         return f"unknown field; did you mean {near[0]!r}?" if near else f"unknown field; known here: {', '.join(known)}"
+    if kind == "string_pattern_mismatch":
+        return "cannot name a folder; take a letter, digit or `_`, then up to 99 more, `-` and `.` too"
+    if kind == "string_type" and value is not None:
+        return f"YAML reads this as {type(value).__name__}; write a text, in quotes"
     if kind in ("float_type", "int_type") and isinstance(value, str):
         try:
             return f"YAML reads this as text; write {_spelled(float(value))}"

@@ -17,7 +17,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from r1track.core.errors import UserError, naming
@@ -113,17 +112,6 @@ def field_faults(error: ValidationError) -> str:
     """The fields that a record refused, each with the reason, on one line."""
     fields = ((".".join(map(str, fault["loc"])), fault) for fault in error.errors())
     return "; ".join(f"no field {f!r}" if e["type"] == "missing" else f"{f}: {e['msg']}" for f, e in fields)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file of sections, {} from an empty file; UserError names a file of another kind."""
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(value, dict | None):
-        raise UserError(f"{path}: expected sections of `field: value`, found {type(value).__name__}")
-    return value or {}
 
 
 def on_hub(name: str | Path) -> bool:

@@ -1,23 +1,27 @@
 """The configuration's fields: the one definition of each, with its default, its documentation and its own checks."""
 
 import math
-from typing import Literal, Self
+from os.path import expanduser
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+Place = Annotated[str, AfterValidator(expanduser)]  # a path, or a hub id
+NAME = r"^\w[\w.-]{0,99}$"  # of a folder or file of results; hidden ones are those of results that are not complete
+Name = Annotated[str, Field(pattern=NAME)]
 Schedule = Literal["constant_with_warmup", "linear", "cosine"]
 
 
 class Section(BaseModel):
     """A group of fields: frozen, strict about types, and closed to unknown keys."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
 
 class Model(Section):
     """model: the base model, which training turns into a tracker, and how it is loaded."""
 
-    base: str = Field(
+    base: Place = Field(
         "Qwen/Qwen2.5-VL-3B-Instruct", description="hub id or folder; `tiny` is the one inside this package"
     )
     revision: str | None = Field(None, description="commit of the hub repository; null takes the newest")
@@ -29,11 +33,11 @@ class Model(Section):
 class Data(Section):
     """data: the folders of the sequences: list.txt and sequences in GOT-10k's or another layout (docs/sampling.md)."""
 
-    train: str = Field(
+    train: Place = Field(
         "data/GOT-10k/train", description="split to sample pairs from; the stage `toy` writes `toy/train`"
     )
-    sets: dict[str, str] = Field(
-        {"got10k-val": "data/GOT-10k/val"}, description="splits to track and score: name and folder"
+    sets: dict[Name, Place] = Field(
+        {"got10k-val": "data/GOT-10k/val"}, min_length=1, description="splits to track and score: name and folder"
     )
 
 
@@ -78,7 +82,7 @@ class Sample(Section):
     layout: Literal["auto", "got10k", "otb", "lasot", "tnl2k", "vot", "vot-flat", "nfs", "trackingnet", "uav123"] = (
         Field("auto", description="file layout of the training split (docs/sampling.md); `auto` detects it")
     )
-    hub: str | None = Field(None, description="data set to use instead (docs/sampling.md): hub id or folder")
+    hub: Place | None = Field(None, description="data set to use instead (docs/sampling.md): hub id or folder")
     hub_revision: str | None = Field(None, description="commit of that data set on the hub; null takes the newest")
     shard_rows: int = Field(500, ge=1, description="pairs per Parquet file, approximately")
 
@@ -212,7 +216,7 @@ class Merge(Section):
 class Extra(Section):
     """track.extra: a third-party model, tracked and scored under the name `extra`."""
 
-    model: str | None = Field(None, description="folder or hub id; null: no third-party model")
+    model: Place | None = Field(None, description="folder or hub id; null: no third-party model")
     revision: str | None = Field(None, description="commit of the hub repository; null takes the newest")
     prompt: str | None = Field(None, description="its prompt template with {template}, {search}, {box}; null: ours")
     think: bool = Field(False, description="whether its answers are <think>…</think><answer>[x1, y1, x2, y2]</answer>")
@@ -268,7 +272,7 @@ Metric = Literal["exact", "gqa", "vqa", "textvqa", "relaxed", "yes_no", "choice"
 class VqaSet(Section):
     """vqa.sets.<name>: one set of questions."""
 
-    source: str = Field("easy-vqa", description="`easy-vqa` (the PyPI package), a hub data set id, or a folder")
+    source: Place = Field("easy-vqa", description="`easy-vqa` (the PyPI package), a hub data set id, or a folder")
     subset: str | None = Field(None, description="subset (configuration) of the data set; null: it has only one")
     split: str = Field("test", description="split of the data set")
     revision: str | None = Field(None, description="commit of the hub data set; null takes the newest")
@@ -299,7 +303,7 @@ class Vqa(Section):
     batch: int = Field(64, ge=1, description="questions answered in one batch")
     max_pixels: int | None = Field(None, gt=0, description="images with more pixels are shrunk; null: model.max_pixels")
     kl_prompts: int = Field(64, ge=0, description="prompts of each kind for the KL divergence from the base")
-    sets: dict[str, VqaSet] = Field({"easy-vqa": VqaSet()}, description="question sets by name")
+    sets: dict[Name, VqaSet] = Field({"easy-vqa": VqaSet()}, description="question sets by name")
 
 
 class Verdict(Section):
@@ -330,7 +334,7 @@ class Settings(Section):
     """Everything that a run depends on."""
 
     preset: str = Field("demo", description="file in r1track/presets/; its values hold where none is set here")
-    run: str = Field("", description="name of the results folder; empty: the name of the preset")
+    run: str = Field("", pattern=f"^$|{NAME}", description="name of the results folder; empty: the name of the preset")
     seed: int = Field(0, ge=0, description="seed of the pairs and of the training")
     model: Model = Field(Model(), description="the base model")
     data: Data = Field(Data(), description="the sequences")

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -70,7 +70,8 @@ def _plan(settings: config.Settings, root: Path) -> tuple[dict[str, Any], dict[s
         for k, shard in enumerate(deal(names, wanted, sample.shard_rows)):
             parts = [(folders[sequence], pairs) for sequence, pairs in shard]
             makers[f"{name}/{name}-{k:05d}.parquet"] = partial(shards.pairs, parts, layout, settings)
-    source = {"root": str(root), "list": files.hash_file(root / "list.txt"), "layout": layout, "excluded": excluded}
+    listed = files.hash_file(root / "list.txt") if (root / "list.txt").is_file() else None
+    source = {"root": str(root), "list": listed, "layout": layout, "excluded": excluded}
     return {**source, "splits": {"train": {"sequences": train}, "val": {"sequences": val}}}, makers
 
 
@@ -111,12 +112,12 @@ def _write(jobs: list[shards.Job], processes: int, sample: Sample) -> dict[str, 
     return dict(sorted(written.items()))
 
 
-def run(settings: config.Settings, root: Path | None, out: Path, processes: int = 0, form: str | None = None) -> None:
+def run(settings: config.Settings, root: Path | None, out: Path, processes: int = 0, forms: Sequence[str] = ()) -> None:
     """Write train/ and val/ shards, manifest and provenance to `out`: pairs of the split at `root`, or of sample.hub.
 
-    processes: number of processes, 0 for one per core; the shards do not depend on it. form: also export the pairs in
-    this format, to `out`-form (formats). Raises UserError, with file and remedy, for data that cannot be sampled or of
-    which a split gives no pair, and UserError when a process dies.
+    processes: number of processes, 0 for one per core; the shards do not depend on it. forms: also export the pairs
+    in these formats, to `out`-form (formats). Raises UserError, with file and remedy, for data that cannot be sampled
+    or of which a split gives no pair, and when a process dies.
     """
     if settings.sample.hub:
         root = None
@@ -143,5 +144,5 @@ def run(settings: config.Settings, root: Path | None, out: Path, processes: int 
             leftover.unlink()
         files.write_json(folder / "manifest.json", manifest)
         provenance.write(folder / "provenance.json", seed=settings.seed, notes={"settings": manifest["settings"]})
-    if form:
+    for form in forms:
         export(out, form, settings.task.think)

@@ -120,13 +120,16 @@ def _disk(settings: config.Settings, model: memory.Model) -> Iterator[Line]:
         yield _line(size < free, f"{name}/", finding, "make room, or link it to another disk")
 
 
-def examine(file: Path, budget: float | None = None) -> Diagnosis:
-    """Look at everything; budget: bytes of the card, by default of the one here, or CARD where there is none."""
+def examine(file: Path, budget: float | None = None, changes: list[str] | None = None) -> Diagnosis:
+    """Look at everything; budget: bytes of the card, by default of the one here, or CARD where there is none.
+
+    changes: to the configuration in `file`, see config.parse_change.
+    """
     cuda = torch.cuda.is_available()
     budget = budget or (torch.cuda.get_device_properties(0).total_memory if cuda else CARD)
     lines = list(_versions("gpu" if cuda else "cpu"))
     try:
-        settings = config.load(file)
+        settings = config.load(file, changes)
         model, plans = memory.Model(settings), memory.plan(settings)
     except UserError as error:
         return Diagnosis([*lines, ("error", "configuration", str(error))], [], {}, budget, False)

@@ -43,8 +43,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pairs(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("pairs") / "pairs"
-    for form in ("easyr1", "sharegpt"):
-        sample.run(settings(), root, out, 1, form)
+    sample.run(settings(), root, out, 1, ["easyr1", "sharegpt"])
     return out
 
 
@@ -307,6 +306,14 @@ def test_a_data_set_of_another_form_is_refused(tmp_path: Path) -> None:
     Dataset.from_list([{"question": "?", "answer": "!"}]).to_parquet(tmp_path / "data" / "train" / "0.parquet")
     with pytest.raises(ValueError, match=r"sample\.hub = .*: its split train lacks \['images', 'problem'\]"):
         sample.run(settings(hub=str(tmp_path / "data")), None, tmp_path / "none", 1)
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_a_data_set_without_a_train_split_is_refused_with_the_splits_it_has(split: str, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    Dataset.from_list([{"question": "?"}]).to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    with pytest.raises(ValueError, match=rf"sample\.hub = .*: no split train, only \['{split}'\]; take another"):
+        sample.run(settings(hub=str(tmp_path)), None, tmp_path / "none", 1)
 
 
 def test_columns_of_the_forms_are_images_to_datasets(pairs: Path, tmp_path: Path) -> None:

@@ -96,6 +96,20 @@ def test_a_process_that_dies_ends_the_stage_with_a_remedy(
     assert files.hash_path(tmp_path / "pairs" / "train") == files.hash_path(pairs / "train")
 
 
+def test_a_folder_without_a_list_gives_the_pairs_that_a_sorted_list_gives(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bare = shutil.copytree(root, tmp_path / "bare", ignore=shutil.ignore_patterns("list.txt"))
+    (bare / ".cache").mkdir()
+    assert sorted(sequence.name for sequence in read_split(root)) == [sequence.name for sequence in read_split(bare)]
+    assert f"{bare}: there is no list.txt, so its" in caplog.text
+    sample.run(settings(), bare, tmp_path / "pairs", 1)
+    assert files.read_json(tmp_path / "pairs" / "manifest.json")["list"] is None
+    (bare / "list.txt").write_text("".join(f"{sequence.name}\n" for sequence in read_split(bare)))
+    sample.run(settings(), bare, tmp_path / "again", 1)
+    assert files.hash_path(tmp_path / "pairs" / "train") == files.hash_path(tmp_path / "again" / "train")
+
+
 def test_another_seed_cuts_other_bytes(root: Path, pairs: Path, tmp_path: Path) -> None:
     sample.run(settings().model_copy(update={"seed": 1}), root, tmp_path / "other", processes=1)
     assert files.hash_path(tmp_path / "other" / "train") != files.hash_path(pairs / "train")

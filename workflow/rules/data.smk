@@ -23,7 +23,7 @@ rule toy:
 rule sample:
     input:
         config=f"{PLAN.results}/config/sample.json",
-        frames=f"{PLAN.train}/list.txt",
+        frames=plan.listing(PLAN.train),
         sources=plan.sources("sample"),
     output:
         directory(f"{PLAN.results}/pairs"),
@@ -35,7 +35,7 @@ rule sample:
         "../../environment.yml"
     threads: workflow.cores
     params:
-        root=subpath(input.frames, parent=True),
+        root=lambda w: PLAN.train,
     message:
         "Cutting pairs from {params.root}"
     shell:

@@ -1,12 +1,13 @@
 rule settings:
     # One file per stage, with the sections that it depends on: a changed value reruns it and what follows, nothing else.
+    input:
+        # None; but a file that is not as the configuration has it is written anew, whatever --rerun-triggers says.
+        lambda w: workflow.dag.forcefiles.update(STALE) or [],
     output:
         f"{PLAN.results}/config/{{stage}}.json",
     log:
         f"{PLAN.results}/logs/settings/{{stage}}.log",
-    params:
-        section=lambda w: configuration.stage_values(PLAN.settings, w.stage),
     message:
         "Configuration of {wildcards.stage}"
     run:
-        write_json(Path(output[0]), params.section)
+        write_json(Path(output[0]), configuration.stage_values(PLAN.settings, wildcards.stage))

@@ -1,7 +1,7 @@
 rule track:
     input:
         config=f"{PLAN.results}/config/track.json",
-        frames=lambda w: f"{PLAN.sets[w.set]}/list.txt",
+        frames=lambda w: plan.listing(PLAN.sets[w.set]),
         weights=lambda w: PLAN.weights(w.model),
         sources=plan.sources("track"),
     output:
@@ -17,7 +17,7 @@ rule track:
         gpu=lambda w: 0 if w.model in PLAN.peers else 1,
     params:
         model=lambda w: PLAN.model(w.model),
-        root=subpath(input.frames, parent=True),
+        root=lambda w: PLAN.sets[w.set],
         start=lambda w: PLAN.track_start(w.set),
     message:
         "Tracking {wildcards.set} with {wildcards.model}"
@@ -29,7 +29,7 @@ rule track:
 rule score:
     input:
         config=f"{PLAN.results}/config/score.json",
-        frames=lambda w: f"{PLAN.sets[w.set]}/list.txt",
+        frames=lambda w: plan.listing(PLAN.sets[w.set]),
         tracks=f"{PLAN.results}/tracks/{{model}}/{{set}}",
         sources=plan.sources("score"),
     output:
@@ -42,7 +42,7 @@ rule score:
         "../../environment.yml"
     threads: 1
     params:
-        root=subpath(input.frames, parent=True),
+        root=lambda w: PLAN.sets[w.set],
         draws=PLAN.settings.score.draws,
     message:
         "Scoring {wildcards.model} on {wildcards.set}"
@@ -53,7 +53,7 @@ rule score:
 rule submit:
     # GOT-10k's test split is not scored here: only the GOT-10k server has its true boxes.
     input:
-        frames=lambda w: f"{PLAN.sets[PLAN.test]}/list.txt",
+        frames=lambda w: plan.listing(PLAN.sets[PLAN.test]),
         tracks=f"{PLAN.results}/tracks/{{model}}/{PLAN.test}",
         sources=plan.sources("submit"),
     output:
@@ -64,7 +64,7 @@ rule submit:
         "../../environment.yml"
     threads: 1
     params:
-        root=subpath(input.frames, parent=True),
+        root=lambda w: PLAN.sets[PLAN.test],
     message:
         "Packing the test tracks of {wildcards.model}"
     shell:
