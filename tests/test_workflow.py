@@ -63,9 +63,10 @@ def make_plan(values: dict[str, Any]) -> plan.Plan:
     return plan.make_plan(config.resolve(values))
 
 
-def snakemake(folder: Path, *words: str, root: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Snakemake in `folder`, with the Snakefile and the package that lie in `root`."""
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(root / "Snakefile"), "--cores", "2", *words]
+def snakemake(folder: Path, *words: str, root: Path = ROOT, cores: str = "2") -> subprocess.CompletedProcess[str]:
+    """Snakemake in `folder`, with the Snakefile and the package that lie in `root`; cores: "" for the profile's."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(root / "Snakefile"), *words]
+    command += ["--cores", cores] if cores else []
     place = {**os.environ, "PYTHONPATH": str(root)}
     return subprocess.run(command, cwd=folder, env=place, capture_output=True, text=True)
 
@@ -132,6 +133,119 @@ def test_only_the_files_of_stages_that_read_a_section_are_written_anew(reruns: d
 
 def test_a_finished_run_has_nothing_to_do(finished: Path) -> None:
     assert planned(finished, {}) == Counter()
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run that may be changed, as deep as that: the paths of the sources are relative."""
+    return shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+
+
+def reruns_of(folder: Path, *words: str) -> tuple[dict[str, int], str]:
+    """The stages that a dry run lists, with their numbers of jobs, and what it prints."""
+    done = snakemake(folder, "--dry-run", "--nolock", *words)
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    found = Counter() if "Nothing to be done" in output else jobs(output)
+    return {rule: count for rule, count in found.items() if rule not in ("settings", "gate", "all")}, output
+
+
+STEPS = ("--config", "train={steps: 9}")
+
+
+def test_a_changed_configuration_is_seen_whatever_triggers_are_left_out_and_after_a_touch(copied: Path) -> None:
+    reruns, output = reruns_of(copied, "--rerun-triggers", "mtime", *STEPS)
+    assert reruns == FROM_TRAIN
+    assert output.count("train.steps: 60 -> 9") == 1
+    touched = snakemake(copied, "--touch", *STEPS)
+    assert touched.returncode == 0, touched.stderr
+    assert reruns_of(copied, *STEPS)[0] == FROM_TRAIN
+    reruns, output = reruns_of(copied)
+    assert (reruns, "->" in output) == ({}, False), "the files of the stages still say what was run"
+
+
+@pytest.mark.parametrize("text", ['{"seed": 7}', "{", None])
+def test_a_stage_file_that_was_altered_by_hand_is_seen_and_restored(text: str | None, copied: Path) -> None:
+    file = copied / RESULTS / "config" / "verdict.json"
+    before = file.read_text()
+    file.write_text(text or before.replace('"margin": 2.0', '"margin": 9.0'))
+    reruns, output = reruns_of(copied, "--rerun-triggers", "mtime")
+    assert reruns == {"verdict": 1, "report": 1}
+    assert ("verdict.margin: 9.0 -> 2.0" if text is None else "verdict.json cannot be read") in output
+    done = snakemake(copied, f"{RESULTS}/config/verdict.json")
+    assert done.returncode == 0, done.stderr
+    assert file.read_text() == before
+    assert reruns_of(copied)[0] == {}, "as it was when the stage ran"
+
+
+def test_a_stage_file_from_before_a_field_had_its_default_is_not_stale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run, file = make_plan({}), Path(RESULTS, "config", "train.json")
+    values = config.stage_values(run.settings, "train")
+    del values["train"]["keep_every"]
+    write_json(file, values)
+    assert plan.stale(run) == {}
+    assert plan.stale(make_plan({"train": {"keep_every": 9}})) == {str(file): ["train.keep_every: 25 -> 9"]}
+    assert plan.stale(make_plan({"seed": 1, "model": {"revision": "a"}})) == {
+        str(file): ["seed: 0 -> 1", "model.revision: None -> a"]
+    }
+    del values["task"]
+    write_json(file, values)
+    assert plan.stale(run) == {str(file): [f"{file} cannot be read"]}, "a section that the stage needs is missing"
+
+
+def test_sets_of_a_second_file_replace_the_first_ones_and_one_field_is_changed_as_typed(finished: Path) -> None:
+    (finished / "one.yaml").write_text("run: sets\ndata: {sets: {one: toy/val}}\nvqa: {sets: {q1: {items: 400}}}\n")
+    (finished / "two.yaml").write_text("data: {sets: {two: toy/val}}\nvqa: {sets: {q2: {items: 300}}}\n")
+    words = ("--configfile", "one.yaml", "two.yaml", "--config", "train={steps: 9, lora: {rank: 4}}", "seed=3")
+    targets = [f"results/sets/config/{stage}.json" for stage in ("vqa", "train")]
+    done = snakemake(finished, *targets, "--nolock", *words)
+    assert done.returncode == 0, done.stderr
+    read = {
+        stage: config.load(finished / "results" / "sets" / "config" / f"{stage}.json") for stage in ("vqa", "train")
+    }
+    assert list(read["vqa"].vqa.sets) == ["q2"]
+    assert (read["train"].seed, read["train"].train.steps, read["train"].train.lora.rank) == (3, 9, 4)
+    assert read["train"].train.group == 8
+    _, output = reruns_of(finished, "--printshellcmds", *words)
+    assert "tracks/base/two" in output
+    assert "tracks/base/one" not in output
+
+
+@pytest.mark.parametrize("text", ["seed: 1\n\nseed: 2\n", "toy:\n  seed: 1\n  length: 010\n"])
+def test_what_yaml_misreads_stops_the_workflow_with_file_and_line(text: str, copied: Path) -> None:
+    (copied / "second.yaml").write_text(text)
+    (copied / "config.yaml").write_text(text)
+    for words, file in ((("--configfile", "second.yaml"), "config.yaml"), ((), "config.yaml")):
+        done = snakemake(copied, "--dry-run", *words)
+        assert done.returncode != 0
+        assert done.stderr.splitlines()[-1].startswith(f"error: {file}, line 3: "), done.stderr
+    (copied / "config.yaml").unlink()
+    done = snakemake(copied, "--dry-run", "--configfile", "second.yaml")
+    assert done.stderr.splitlines()[-1].startswith("error: second.yaml, line 3: "), done.stderr
+
+
+def test_plain_snakemake_and_rulegraph_work_and_so_do_another_folder_and_directory(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "mine.yaml").write_text("preset: demo\nrun: mine\n")
+    for words in (("--dry-run",), ("--rulegraph",), ("--dry-run", "--directory", "one", "--configfile", "mine.yaml")):
+        done = snakemake(tmp_path, "--nolock", *words, cores="")
+        assert done.returncode == 0, done.stderr
+        assert "report" in done.stdout + done.stderr
+    assert "results/mine/report" in done.stdout + done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_split_without_a_list_is_planned_by_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "split" / "clip").mkdir(parents=True)
+    assert make_plan({"data": {"train": str(tmp_path / "split")}}).train == str(tmp_path / "split")
+    assert plan.listing(str(tmp_path / "split")) == str(tmp_path / "split")
+    (tmp_path / "split" / "list.txt").write_text("clip\n")
+    assert plan.listing(str(tmp_path / "split")) == f"{tmp_path}/split/list.txt"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert make_plan({"data": {"sets": {"mine": "~/split"}}}).sets == {"mine": f"{tmp_path}/split"}
 
 
 def test_another_run_leaves_the_finished_one_alone_and_is_complete(finished: Path) -> None:
