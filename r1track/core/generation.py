@@ -4,6 +4,10 @@ In tracking, the prompt before the search image is the same in every frame. It i
 values of every layer. For each frame only the search image and the question are added. In a rollout, one prompt has
 many completions: it is encoded once, and its cache repeated. Rows of different lengths are padded on the left, and
 every row stops at its own end. The answers equal those of `generate` on whole prompts (tests/core/test_generation.py).
+
+A pass through the model checks a draft (drafts.py) of some tokens in every row: at each of them a token is chosen or
+drawn as ever, and the row goes on behind the first that is not the draft's. So answers, their distribution and their
+log-probabilities are those without drafts. The cache keeps what was refused: *holes*, hidden by the mask.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,12 +19,17 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from r1track.core import prompts
+from r1track.core.drafts import Drafter
 from r1track.core.models import Loaded, check_logits, suppressed
 from r1track.core.prompts import Messages
 
 PLACE = "<|vision_start|>"  # the first token of an image's place; a prompt may be cut before it
+DRAFT = 7  # most tokens of a draft: a longer one is rarely right to its end
+PASS = {"cuda": 256, "cpu": 64}  # most tokens of a pass with drafts, over all rows: more take longer, not as long
+HOLES = 64  # most columns of the cache more than its longest row has tokens
 # From logits (rows, vocabulary): the next token of every row, and a value of it, such as its log-probability.
 Sampler = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+Examples = Sequence[Sequence[list[int]]]  # of every row: tokens of answers like which its own may be
 
 
 class Prefix(NamedTuple):
@@ -38,13 +47,16 @@ class Completion(NamedTuple):
 
 
 class Prefill(NamedTuple):
-    """Encoded prompts: last logits (rows, vocabulary), cache, its mask (rows, tokens), next positions (rows,)."""
+    """Encoded prompts, each with a draft behind it: last logits (rows, 1 + drafted, vocabulary), cache, its mask (rows,
+    tokens), next positions (rows,). A draft that is shorter than others is filled up with -1.
+    """
 
     logits: torch.Tensor
     cache: Any  # a DynamicCache; its updates have no precise types
     mask: torch.Tensor
     after: torch.Tensor
     ids: torch.Tensor  # (rows, tokens)
+    drafts: torch.Tensor  # (rows, drafted)
 
 
 def greedy(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,6 +89,7 @@ class Decoder:
         ends = self.core.generation_config.eos_token_id
         self.ends = {loaded.processor.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
         self.forbidden = suppressed(loaded.processor)
+        self.drafter = Drafter(loaded.processor.tokenizer, think)
         self.stacked: tuple[list[Prefix], Any, torch.Tensor] | None = None
         self.tails: dict[tuple[str, tuple[int, int]], tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -102,7 +115,8 @@ class Decoder:
         out = self.model(**inputs, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
         mask = inputs["attention_mask"]
         after = positions.masked_fill(mask == 0, 0).amax((0, 2)) + 1
-        return Prefill(out.logits[:, -1], cache, mask, after, inputs["input_ids"])
+        none = mask.new_empty(len(mask), 0)
+        return Prefill(out.logits, cache, mask, after, inputs["input_ids"], none)
 
     def prefixes(self, questions: Sequence[Messages], images: Sequence[Sequence[Image.Image]]) -> list[Prefix]:
         """The encoded prefixes of questions; images: for every question those before its last one."""
@@ -139,11 +153,17 @@ class Decoder:
         return cache, mask
 
     @torch.no_grad()
-    def answers(self, question: Messages, prefixes: list[Prefix], images: Sequence[Image.Image]) -> list[str]:
-        """One greedy answer per prefix; its prompt is the prefix, its image, and the end of `question`.
+    def answers(
+        self,
+        question: Messages,
+        prefixes: list[Prefix],
+        images: Sequence[Image.Image],
+        examples: Examples | None = None,
+    ) -> list[list[int]]:
+        """The tokens of one greedy answer per prefix; its prompt is the prefix, its image, and the end of `question`.
 
         images: the last image of every prompt, all of one size. Of `question` only the text after its last image is
-        read: it is the same in all prompts.
+        read: it is the same in all prompts. examples: answers after which each is drafted; None: no drafts.
         """
         tail = self._texts(question)[1]
         if (tail, images[0].size) not in self.tails:
@@ -153,21 +173,22 @@ class Decoder:
         pixels = self.loaded.processor.image_processor(images=list(images), return_tensors="pt").to(self.loaded.device)
         cache, mask = self._stack(prefixes)
         after = torch.tensor([prefix.after for prefix in prefixes], device=self.loaded.device)
-        ids = ids.expand(len(prefixes), -1)
+        drafts = self._drafts([[]] * len(prefixes), examples)
+        positions, after = positions + after[None, :, None], after + int(positions.max()) + 1
+        ids = torch.cat([ids.expand(len(prefixes), -1), drafts.clamp(min=0)], 1)
         mask = torch.cat([mask, mask.new_ones(ids.shape)], 1)
         logits = self.model(
             input_ids=ids, pixel_values=pixels["pixel_values"], image_grid_thw=pixels["image_grid_thw"],
-            position_ids=positions + after[None, :, None], attention_mask=mask, past_key_values=cache, use_cache=True,
-            logits_to_keep=1,
+            position_ids=torch.cat([positions, _onwards(after, drafts.shape[1])], 2), attention_mask=mask,
+            past_key_values=cache, use_cache=True, logits_to_keep=1 + drafts.shape[1],
         ).logits  # fmt: skip
-        prefill = Prefill(logits[:, -1], cache, mask, after + int(positions.max()) + 1, ids)
-        tokenizer = self.loaded.processor.tokenizer
+        decode = self.loaded.processor.tokenizer.decode
 
         def ended(tokens: list[int]) -> bool:
-            return prompts.ended(tokenizer.decode(tokens, skip_special_tokens=True), self.think)
+            return prompts.ended(decode(tokens, skip_special_tokens=True), self.think)
 
-        completions = self.decode(prefill, greedy, ended)
-        return tokenizer.batch_decode([completion.tokens for completion in completions], skip_special_tokens=True)
+        prefill = Prefill(logits, cache, mask, after, ids, drafts)
+        return [completion.tokens for completion in self.decode(prefill, greedy, ended, examples=examples)]
 
     @torch.no_grad()
     def decode(
@@ -176,34 +197,87 @@ class Decoder:
         sampler: Sampler,
         ended: Callable[[list[int]], bool] | None = None,
         *,
+        examples: Examples | None = None,
         drop: bool = False,
     ) -> list[Completion]:
         """Generate until every row has an end token, `ended` is true of its tokens, or max_tokens are reached.
 
-        drop: remove the rows that have ended from the batch and from the cache when they are at least half of it.
+        examples: answers after which those of each row are drafted; None: no drafts. drop: remove the rows that have
+        ended from the batch and from the cache when they are at least half of it.
         """
-        logits, cache, mask, after, _ = prefill
+        logits, cache, mask, after, _, drafts = prefill
         completions = [Completion([], []) for _ in range(len(logits))]
         rows, open_rows = list(range(len(completions))), set(range(len(completions)))
-        for step in range(self.max_tokens):
-            check_logits(self.model, logits)[:, self.forbidden] = -torch.inf
-            ids, values = sampler(logits)
-            for row, token, value in zip(rows, ids.tolist(), values.tolist(), strict=True):
-                if row in open_rows:
-                    completions[row].tokens.append(token)
-                    completions[row].values.append(value)
-                    if token in self.ends or (ended and ended(completions[row].tokens)):
-                        open_rows.remove(row)
-            if not open_rows or step + 1 == self.max_tokens:
-                break
+        while True:
+            check_logits(self.model, logits)[..., self.forbidden] = -torch.inf
+            tokens, values, right = _check(logits, drafts, sampler)
+            for row, n, drawn, some in zip(rows, right.tolist(), tokens.tolist(), values.tolist(), strict=True):
+                for token, value in zip(drawn[: n + 1], some[: n + 1], strict=True):
+                    if row in open_rows:
+                        said = completions[row].tokens
+                        said.append(token)
+                        completions[row].values.append(value)
+                        if token in self.ends or len(said) == self.max_tokens or (ended and ended(said)):
+                            open_rows.remove(row)
+            if not open_rows:
+                return completions
             if drop and 2 * len(open_rows) <= len(rows):
                 open_places = torch.tensor([k for k, row in enumerate(rows) if row in open_rows], device=mask.device)
                 cache.batch_select_indices(open_places)
-                mask, after, ids = mask[open_places], after[open_places], ids[open_places]
+                state = (mask, after, drafts, tokens, right)
+                mask, after, drafts, tokens, right = (part[open_places] for part in state)
                 rows = [rows[k] for k in open_places.tolist()]
-            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
+            mask, ids, at = self._refuse(cache, mask, drafts, right), tokens.gather(1, right[:, None]), after + right
+            begun = [completions[row].tokens if row in open_rows else None for row in rows]
+            drafts, after = self._drafts(begun, examples and [examples[row] for row in rows]), at + 1
+            ids = torch.cat([ids, drafts.clamp(min=0)], 1)
+            mask = torch.cat([mask, mask.new_ones(ids.shape)], 1)
             logits = self.model(
-                input_ids=ids[:, None], position_ids=(after + step)[None, :, None].expand(3, -1, 1),
-                attention_mask=mask, past_key_values=cache, use_cache=True,
-            ).logits[:, -1]  # fmt: skip
-        return completions
+                input_ids=ids, position_ids=_onwards(at, ids.shape[1]), attention_mask=mask, past_key_values=cache,
+                use_cache=True,
+            ).logits  # fmt: skip
+
+    def _drafts(self, begun: Sequence[list[int] | None], examples: Examples | None) -> torch.Tensor:
+        """Drafts of what follows the tokens of every row, (rows, drafted), filled up with -1; None: none for a row."""
+        if examples is None:
+            return torch.empty(len(begun), 0, dtype=torch.long, device=self.loaded.device)
+        room = max(0, min(DRAFT, PASS[self.loaded.device.type] // len(begun) - 1))
+        drafts = [
+            self.drafter.draft(tokens, some)[:room] if tokens is not None else []
+            for tokens, some in zip(begun, examples, strict=True)
+        ]
+        width = max(map(len, drafts))
+        return torch.tensor([draft + [-1] * (width - len(draft)) for draft in drafts], device=self.loaded.device).long()
+
+    def _refuse(self, cache: Any, mask: torch.Tensor, drafts: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """Hide what each row refused of its draft, and take out of the cache what all rows refused; the new mask."""
+        kept, start = int(right.max()), mask.shape[1] - drafts.shape[1]
+        cache.crop(kept - drafts.shape[1])
+        mask = mask[:, : start + kept]
+        mask[:, start:] = torch.arange(kept, device=mask.device) < right[:, None]
+        longest = int(mask.sum(1).max())
+        if mask.shape[1] - longest <= HOLES:
+            return mask
+        self.stacked = None  # its columns are moved
+        order = mask.argsort(stable=True, dim=1)[:, -longest:]  # holes and padding come first
+        for layer in cache.layers:
+            columns = order[:, None, :, None].expand(-1, layer.keys.shape[1], -1, layer.keys.shape[3])
+            layer.keys, layer.values = layer.keys.gather(2, columns), layer.values.gather(2, columns)
+        return mask.gather(1, order)
+
+
+def _check(
+    logits: torch.Tensor, drafts: torch.Tensor, sampler: Sampler
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A token for every place, its value, both (rows, 1 + drafted), and how many of a row's first are the draft's.
+
+    Tokens are chosen or drawn as if there were no draft; those behind the first that differs from it are void.
+    """
+    drawn = [sampler(logits[:, k]) for k in range(logits.shape[1])]
+    tokens, values = (torch.stack(part, 1) for part in zip(*drawn, strict=True))
+    return tokens, values, (tokens[:, :-1] == drafts).cumprod(1).sum(1)
+
+
+def _onwards(at: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Positions (3, rows, tokens) of text that starts at `at` (rows,)."""
+    return (at[:, None] + torch.arange(tokens, device=at.device)).expand(3, -1, -1)

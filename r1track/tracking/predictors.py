@@ -95,15 +95,19 @@ def _question(view: View, think: bool, template: str | None = None) -> tuple[Mes
 
 
 def _reuse_prefixes(loaded: Any, settings: Settings) -> Predict:
-    """Predict with a model loaded here; what precedes the search region is encoded once per template, not per frame."""
+    """Predict with a model loaded here; what precedes the search region is encoded once per template, not per frame.
+
+    An answer is drafted after the sequence's last one, else after another sequence's.
+    """
     from r1track.core import generation
 
     think = settings.task.think
     decoder = generation.Decoder(loaded, max_tokens=settings.track.max_tokens, think=think)
     prefixes: dict[tuple[Template, Template | None], generation.Prefix] = {}
+    last: dict[Template, list[int]] = {}
 
     def predict(views: list[View]) -> list[str]:
-        nonlocal prefixes
+        nonlocal prefixes, last
         by_templates = {(view.template, view.later): view for view in views}
         new = {key: _question(view, think) for key, view in by_templates.items() if key not in prefixes}
         if new:
@@ -112,7 +116,11 @@ def _reuse_prefixes(loaded: Any, settings: Settings) -> Predict:
             prefixes.update(zip(new, encoded, strict=True))
         prefixes = {key: prefixes[key] for key in by_templates}  # those of finished sequences go
         question, _ = _question(views[0], think)
-        return decoder.answers(question, list(prefixes.values()), [view.search for view in views])
+        other = next(iter(last.values()), [])
+        examples = [[last.get(view.template, []), other] for view in views]
+        answers = decoder.answers(question, list(prefixes.values()), [view.search for view in views], examples)
+        last = dict(zip([view.template for view in views], answers, strict=True))
+        return list(loaded.processor.tokenizer.batch_decode(answers, skip_special_tokens=True))
 
     return predict
 

@@ -54,8 +54,8 @@ def make_rollout(settings: schema.Train, processor: ImageProcessorOnly) -> Calla
 def _repeated(prefill: generation.Prefill, group: int) -> generation.Prefill:
     """Every row `group` times, one after another."""
     prefill.cache.batch_repeat_interleave(group)
-    logits, mask, after, ids = (part.repeat_interleave(group, 0) for part in (prefill.logits, *prefill[2:]))
-    return generation.Prefill(logits, prefill.cache, mask, after, ids)
+    logits, *others = (part.repeat_interleave(group, 0) for part in (prefill.logits, *prefill[2:]))
+    return generation.Prefill(logits, prefill.cache, *others)
 
 
 def shared(model: Any, group: int) -> Callable[..., SimpleNamespace]:

@@ -1,15 +1,21 @@
-"""Decoding over prefixes: the answers of `generate`, whatever stands beside them in a batch."""
+"""Decoding over prefixes: the answers of `generate`, whatever stands beside them in a batch and whatever is drafted."""
 
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toys import toy_split
+from toys import accustomed, toy_pairs, toy_split, varied_pairs
 
 from r1track.core import config, generation, models, prompts
 from r1track.core.boxes import xywh_to_xyxy
 from r1track.core.crops import Crop
 from r1track.core.models import Loaded
 from r1track.core.sequences import read_split
+from r1track.data import toy
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +42,10 @@ def whole(loaded: Loaded, question: prompts.Messages, images: list[Image.Image],
     return next((text[:n] for n in range(1, len(text) + 1) if prompts.ended(text[:n])), text)
 
 
+def texts(loaded: Loaded, answers: list[list[int]]) -> list[str]:
+    return loaded.processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
+
+
 @pytest.mark.parametrize("rows", [1, 2, 6])
 def test_prefixes_give_the_answers_of_generate_for_any_number_of_rows(
     rows: int, loaded: Loaded, questions: list[tuple[prompts.Messages, list[Image.Image]]]
@@ -47,7 +57,7 @@ def test_prefixes_give_the_answers_of_generate_for_any_number_of_rows(
         answers = []
         for k in range(0, len(questions), rows):
             images = [images[-1] for _, images in questions[k : k + rows]]
-            answers += decoder.answers(questions[k][0], prefixes[k : k + rows], images)
+            answers += texts(loaded, decoder.answers(questions[k][0], prefixes[k : k + rows], images))
         assert answers == [whole(loaded, *each, 16) for each in questions], turn
     assert len(set(answers)) > 3
 
@@ -59,7 +69,8 @@ def test_a_later_template_belongs_to_the_prefix(
     question = prompts.build([28, 28, 56, 56], second_box=[20, 20, 40, 40])
     decoder = generation.Decoder(loaded, max_tokens=16, think=False)
     prefixes = decoder.prefixes([question], [[template, later]])
-    assert decoder.answers(question, prefixes, [search]) == [whole(loaded, question, [template, later, search], 16)]
+    answers = decoder.answers(question, prefixes, [search])
+    assert texts(loaded, answers) == [whole(loaded, question, [template, later, search], 16)]
 
 
 def test_logits_over_prefixes_are_those_of_the_whole_question(
@@ -67,7 +78,9 @@ def test_logits_over_prefixes_are_those_of_the_whole_question(
 ) -> None:
     question, images = questions[0]
     seen = []
-    monkeypatch.setattr(generation.Decoder, "decode", lambda self, prefill, *rest: seen.append(prefill.logits) or [])
+    monkeypatch.setattr(
+        generation.Decoder, "decode", lambda self, prefill, *rest, **named: seen.append(prefill.logits) or []
+    )
     decoder = generation.Decoder(loaded, max_tokens=16, think=False)
     prefixes = decoder.prefixes([q for q, _ in questions[:3]], [i[:-1] for _, i in questions[:3]])
     decoder.answers(question, prefixes, [i[-1] for _, i in questions[:3]])
@@ -77,6 +90,158 @@ def test_logits_over_prefixes_are_those_of_the_whole_question(
     broken = [prefix._replace(after=prefix.after + 1) for prefix in prefixes]  # a wrong position is seen
     decoder.answers(question, broken, [i[-1] for _, i in questions[:3]])
     assert (seen[1][0] - exact).abs().max() > 1e-2
+
+
+class Passes:
+    """Counts the passes through a model, and notes how long the cache was in each and how long its longest row."""
+
+    def __init__(self, loaded: Loaded, monkeypatch: pytest.MonkeyPatch):
+        self.lengths: list[tuple[int, int]] = []
+        forward = loaded.model.forward
+
+        def counted(**inputs: Any) -> Any:
+            mask = inputs["attention_mask"]
+            self.lengths.append((mask.shape[1], int(mask.sum(1).max())))
+            return forward(**inputs)
+
+        monkeypatch.setattr(loaded.model, "forward", counted)
+
+    def __call__(self) -> int:
+        """How many there were since the last call."""
+        n = len(self.lengths)
+        self.lengths.clear()
+        return n
+
+
+def tracked(rows: int, *, later: bool = False, think: bool = False) -> tuple[Any, list[list[Image.Image]], Any]:
+    """Questions about `rows` clips with their templates, and the search regions of two frames of each."""
+    rng = np.random.default_rng(3)
+    asked, templates, searches = [], [], []
+    for k in range(rows):
+        clip = toy.make(rng, 2, 2, False, toy.make_ground(rng))
+        crop = Crop.around(clip.box(0), 4.0, 84)
+        box = crop.to_crop(xywh_to_xyxy(np.asarray(clip.box(0), dtype=float))) + 600 * (k % 2)  # more digits in some
+        asked.append(prompts.build(box, second_box=box if later else None, think=think))
+        shown = [crop.cut(Image.fromarray(clip.frame(t))) for t in range(2)]
+        templates.append([shown[0]] * (1 + later))
+        searches.append(shown)
+    return asked, templates, [list(row) for row in zip(*searches, strict=True)]
+
+
+@pytest.mark.parametrize("rows", [1, 8, 32])
+def test_answers_drafted_after_the_last_ones_are_the_same_in_fewer_passes(
+    rows: int, loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(generation.PASS, "cpu", 256)
+    asked, templates, searches = tracked(rows)
+    passes, decoder = Passes(loaded, monkeypatch), generation.Decoder(loaded, max_tokens=16)
+    prefixes = decoder.prefixes(asked, templates)
+    last = decoder.answers(asked[0], prefixes, searches[0])
+    passes()
+    plain = decoder.answers(asked[0], prefixes, searches[1])
+    without = passes()
+    drafted = decoder.answers(asked[0], prefixes, searches[1], [[each] for each in last])
+    assert drafted == plain
+    assert passes() <= without - 3
+    assert decoder.answers(asked[0], prefixes, searches[0], [[each] for each in plain]) == last
+    assert rows == 1 or last != plain
+
+
+@pytest.fixture(scope="module")
+def mixed(loaded: Loaded) -> tuple[list[str], list[Image.Image]]:
+    """Prompts of unequal length, answered in two forms: a bare list, and fenced JSON with a label."""
+    asked, templates, searches = tracked(4)
+    asked += [prompts.ground(name) for name in ("red square", "blue circle", "green star", "yellow ring")]
+    images = [image for row in zip([row[0] for row in templates], searches[1], strict=True) for image in row]
+    texts = loaded.processor.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    return texts, [*images, *[row[0] for row in templates]]
+
+
+Draft = Callable[[list[int], list[list[int]]], list[int]]
+
+
+def of_truth(kind: str) -> Draft:
+    """Drafts that know the answer, which is the only example of its row."""
+    rng = random.Random(5)
+
+    def draft(tokens: list[int], examples: list[list[int]]) -> list[int]:
+        rest = examples[0][len(tokens) :]
+        match kind:
+            case "right":
+                return rest
+            case "wrong":
+                return [(token + 1) % 500 for token in rest]
+            case "too long":
+                return [*rest, *range(40)]
+            case _:  # right for a while, now and then
+                return [*rest[: rng.randrange(4)], *range(rng.randrange(9))]
+
+    return draft
+
+
+@pytest.mark.parametrize("holes", [64, 0])
+@pytest.mark.parametrize("drop", [False, True])
+@pytest.mark.parametrize("kind", ["right", "wrong", "too long", "mixed"])
+def test_no_draft_changes_a_token_and_the_cache_stays_small(
+    kind: str,
+    drop: bool,
+    holes: int,
+    loaded: Loaded,
+    mixed: tuple[list[str], list[Image.Image]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(generation.PASS, "cpu", 256)
+    monkeypatch.setattr(generation, "HOLES", holes)
+    passes, decoder = Passes(loaded, monkeypatch), generation.Decoder(loaded, max_tokens=20)
+    plain = decoder.decode(decoder.prefill(*mixed), generation.greedy, drop=drop)
+    without = passes()
+    assert len({len(each.tokens) for each in plain}) > 1
+    monkeypatch.setattr(decoder.drafter, "draft", of_truth(kind))
+    told = [[each.tokens] for each in plain]
+    drafted = decoder.decode(decoder.prefill(*mixed), generation.greedy, examples=told, drop=drop)
+    assert [each.tokens for each in drafted] == [each.tokens for each in plain]
+    for one, other in zip(drafted, plain, strict=True):
+        assert one.values == pytest.approx(other.values, abs=1e-4)
+    assert all(width - longest <= holes for width, longest in passes.lengths)
+    spent = {"right": 4, "too long": 4, "wrong": without, "mixed": without - 1}
+    assert passes() <= spent[kind]
+
+
+def test_forms_are_mixed_in_a_batch_and_each_row_follows_the_example_of_its_own(
+    loaded: Loaded, mixed: tuple[list[str], list[Image.Image]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes, decoder = Passes(loaded, monkeypatch), generation.Decoder(loaded, max_tokens=20)
+    plain = decoder.decode(decoder.prefill(*mixed), generation.greedy)
+    without = passes()
+    known = [plain[3].tokens, plain[4].tokens]
+    drafted = decoder.decode(decoder.prefill(*mixed), generation.greedy, examples=[known] * 8)
+    assert [each.tokens for each in drafted] == [each.tokens for each in plain]
+    assert passes() <= without - 4
+
+
+@pytest.fixture(scope="module")
+def thinker(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    """A base that thinks about two and three images before it answers."""
+    folder = tmp_path_factory.mktemp("thinker")
+    settings = config.resolve({"preset": "demo", "sample": {"pairs": 8, "val_pairs": 4}})
+    pairs = varied_pairs(toy_pairs(folder, settings), folder / "told", later="some", thought="It moved from [1, 2].")
+    return models.load(str(accustomed(pairs, folder / "base")), config.resolve({}).model)
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_thinking_answers_are_the_same_with_drafts(
+    later: bool, thinker: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, templates, searches = tracked(4, later=later, think=True)
+    passes, decoder = Passes(thinker, monkeypatch), generation.Decoder(thinker, max_tokens=48, think=True)
+    prefixes = decoder.prefixes(asked, templates)
+    last = decoder.answers(asked[0], prefixes, searches[0])
+    assert any("<answer>" in text for text in texts(thinker, last))
+    passes()
+    plain = decoder.answers(asked[0], prefixes, searches[1])
+    without = passes()
+    assert decoder.answers(asked[0], prefixes, searches[1], [[each] for each in last]) == plain
+    assert passes() < without
 
 
 @pytest.mark.parametrize(

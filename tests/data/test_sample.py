@@ -426,7 +426,7 @@ def test_a_split_without_a_usable_pair_is_an_error(split: str, root: Path, tmp_p
 
 def test_the_workflow_refuses_a_run_without_held_out_pairs_at_once() -> None:
     with pytest.raises(config.ConfigError, match=r"sample\.val_pairs = 0: `merge` compares .*; give at least 1"):
-        plan.make_plan({"sample": {"val_pairs": 0}})
+        plan.make_plan(config.resolve({"sample": {"val_pairs": 0}}))
 
 
 def test_what_cannot_be_sampled_is_refused(root: Path, tmp_path: Path) -> None:

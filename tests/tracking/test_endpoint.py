@@ -429,7 +429,7 @@ def test_peers_and_the_workflow_take_no_server(toy, tmp_path):
     with pytest.raises(ValueError, match=r"track\.endpoint\.url: peer:static needs no server"):
         track.run(settings("http://host/v1"), "peer:static", toy, tmp_path / "out")
     with pytest.raises(config.ConfigError, match=r"track\.endpoint\.url: the workflow loads its models .* null"):
-        plan.make_plan({"track": {"endpoint": {"url": "http://host/v1"}}})
+        plan.make_plan(config.resolve({"track": {"endpoint": {"url": "http://host/v1"}}}))
 
 
 # Qwen2.5-VL's own processor has a video half that needs torchvision, whose wheel loads beside CUDA's torch only. So the

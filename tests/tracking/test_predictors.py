@@ -10,7 +10,7 @@ from PIL import Image
 from pydantic import ValidationError
 from toys import toy_split
 
-from r1track.core import config, models, prompts, schema
+from r1track.core import config, generation, models, prompts, schema
 from r1track.core.boxes import iou, xywh_to_xyxy
 from r1track.core.crops import Crop
 from r1track.core.sequences import read_split
@@ -297,3 +297,23 @@ def test_an_extra_model_that_is_not_named_is_refused():
 def test_a_prompt_template_without_its_places_is_refused(prompt):
     with pytest.raises(ValidationError, match="once; write it where it belongs"):
         schema.Extra(model="m", prompt=prompt)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_tracks_with_drafts_are_those_without_in_half_the_passes(batch, toy, monkeypatch):
+    """Four sequences, so that with a batch of 3 one begins beside others; the first frame has no draft."""
+    adapted = predictors.settings_for(config.resolve({"track": {"batch": batch}}), "tiny")
+    loaded, passes = models.load("tiny", adapted.model), []
+    forward = loaded.model.forward
+    monkeypatch.setattr(models, "load", lambda *_: loaded)
+    monkeypatch.setattr(loaded.model, "forward", lambda **inputs: passes.append(1) or forward(**inputs))
+    answers, counts = [], []
+    for most in (0, generation.DRAFT):
+        monkeypatch.setattr(generation, "DRAFT", most)
+        passes.clear()
+        predict = predictors.load_predictor(adapted, "tiny").predict
+        tracks = list(track.follow(read_split(toy), predict, adapted))
+        answers.append({each.name: each.answers for each in tracks})
+        counts.append(len(passes))
+    assert answers[0] == answers[1]
+    assert counts[1] < counts[0] / 2

@@ -1,0 +1,102 @@
+"""Drafts: an answer is drafted after another one, number by number, in the vocabulary of any tokenizer."""
+
+from typing import Any
+
+import pytest
+
+from r1track.core import config, models, prompts
+from r1track.core.drafts import Drafter, aligned
+
+DIGITS = {ord(digit) for digit in "0123456789"}
+
+
+def after(begun: str, example: str) -> str:
+    """The draft in a vocabulary of single characters, as Qwen's is in numbers."""
+    return "".join(map(chr, aligned([*map(ord, begun)], [*map(ord, example)], DIGITS)))
+
+
+@pytest.mark.parametrize(
+    ("begun", "draft"),
+    [
+        ("", "[241, 66, 329, 154]"),
+        ("[24", "1, 66, 329, 154]"),
+        ("[243", ", 66, 329, 154]"),  # the last digit differs
+        ("[25", "1, 66, 329, 154]"),  # an earlier one
+        ("[98,", " 66, 329, 154]"),  # shorter
+        ("[2410", ", 66, 329, 154]"),  # longer
+        ("[9, 8, 7", "29, 154]"),  # all before differ
+        ("[241, 66, 329, 154", "]"),
+        ("[241, 66, 329, 154]", ""),
+        ("[241, 66, 329, 154], and", ""),
+        ('[{"bbox_2d": [2', ""),  # another form
+        ("241", ""),
+        ("[241 ", ""),
+    ],
+)
+def test_numbers_may_differ_from_the_examples_and_what_follows_them_is_drafted_again(begun: str, draft: str) -> None:
+    assert after(begun, "[241, 66, 329, 154]") == draft
+
+
+@pytest.mark.parametrize(
+    "form", ["{}", '[{{"bbox_2d": {}}}]', '```json\n[\n\t{{"bbox_2d": {}, "label": "dog"}}\n]\n```']
+)
+def test_any_form_of_answer_is_drafted_after_one_of_its_own(form: str) -> None:
+    example, answer = form.format("[241, 66, 329, 154]"), form.format("[9, 66, 330, 155]")
+    begun, passes = "", 0
+    while len(begun) < len(answer):
+        tokens = begun + after(begun, example)
+        right = next((k for k in range(len(tokens)) if tokens[: k + 1] != answer[: k + 1]), len(tokens))
+        begun, passes = answer[: right + 1], passes + 1
+    assert passes == 6  # one for each digit that is not as drafted, one for the missing ones, one for the end
+
+
+def test_the_first_example_that_begins_like_the_answer_is_followed() -> None:
+    drafter = Drafter(models.load_processor(models.TINY, config.resolve({}).model).tokenizer, think=False)
+    ids = drafter.tokenizer("[28, 30, 56, 60]")["input_ids"]
+    empty = drafter.tokenizer("[]")["input_ids"]
+    fenced = drafter.tokenizer(prompts.ground_answer([1, 2, 3, 4], "dog"))["input_ids"]
+    assert drafter.draft([], [empty, ids]) == empty
+    assert drafter.draft(ids[:2], [empty, fenced, ids]) == ids[2:]
+    assert drafter.draft(ids[:2], [empty, fenced]) == []
+    assert drafter.draft(ids, [ids]) == []
+    assert drafter.draft([], []) == []
+
+
+def merged() -> Any:
+    """A tokenizer whose tokens are characters, but for `>[`, as in Qwen's vocabulary."""
+    table = [*map(chr, range(128)), ">["]
+
+    class Characters:
+        unk_token_id = None
+
+        def convert_tokens_to_ids(self, tokens: list[str]) -> list[int | None]:
+            return [table.index(token) if token in table else None for token in tokens]
+
+        def decode(self, ids: list[int]) -> str:
+            return "".join(table[i] for i in ids)
+
+        def encode(self, text: str) -> list[int]:
+            return [128 if c == "\0" else ord(c) for c in text.replace(">[", "\0")]
+
+    return Characters()
+
+
+def test_thoughts_are_not_drafted_and_what_stands_in_the_answers_tags_is() -> None:
+    tokenizer = merged()
+    drafter = Drafter(tokenizer, think=True)
+    example = tokenizer.encode(prompts.thoughtful("It is at [1, 2].", "[241, 66, 329, 154]"))
+    whole = prompts.thoughtful("It moved to [5, 6], not far.", "[241, 67, 3, 154]")
+    for n in range(len(tokenizer.encode(whole))):
+        begun = tokenizer.encode(whole)[:n]
+        draft = drafter.draft(begun, [example])
+        assert bool(draft) is ("<answer>" in tokenizer.decode(begun)), tokenizer.decode(begun)
+    ends = tokenizer.encode(whole[: whole.index(", 3")])
+    assert tokenizer.decode(drafter.draft(ends, [example])) == ", 329, 154]</answer>"
+
+
+def test_an_example_that_thought_to_no_answer_is_not_followed() -> None:
+    drafter = Drafter(models.load_processor(models.TINY, config.resolve({}).model).tokenizer, think=True)
+    begun, example = (
+        drafter.tokenizer(text)["input_ids"] for text in ("<think></think><answer>[28, ", "<think>[28, 30, 56, 60]")
+    )
+    assert drafter.draft(begun, [example]) == []
