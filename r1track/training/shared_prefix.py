@@ -5,6 +5,8 @@ trainer draws rollouts through its hook `rollout_func`, and computes log-probabi
 that is given each prompt once (trl_patches.py).
 """
 
+import re
+import sys
 from collections.abc import Callable
 from math import gcd
 from types import SimpleNamespace
@@ -13,14 +15,21 @@ from typing import Any
 import torch
 from trl.models.utils import unwrap_model_for_generation
 
-from r1track.core import generation, schema
+from r1track.core import generation, prompts, schema
 from r1track.core.models import ImageProcessorOnly, Loaded
 
 
-def make_rollout(settings: schema.Train, processor: ImageProcessorOnly) -> Callable[[list[Any], Any], dict[str, Any]]:
+def make_rollout(
+    settings: schema.Settings, processor: ImageProcessorOnly
+) -> Callable[[list[Any], Any], dict[str, Any]]:
     """TRL's `rollout_func`: from prompts (each `num_generations` times in a row), the ids of prompts and completions,
     and the log-probabilities of the completions' tokens. At most train.rollout_batch completions are in one batch.
+
+    Completions are drafted after the box in their prompt and after one of an earlier batch of the same rollout, so that
+    a run gone on from a checkpoint draws what it would have drawn. Not over Unsloth's layers: whether they take a mask
+    with holes has not been tried.
     """
+    train, think = settings.train, settings.task.think
 
     def rollout(questions: list[Any], trainer: Any) -> dict[str, Any]:
         group = trainer.num_generations
@@ -31,17 +40,28 @@ def make_rollout(settings: schema.Train, processor: ImageProcessorOnly) -> Calla
         ]
         prompt_ids: list[list[int]] = []
         completions: list[generation.Completion] = []
-        step = settings.rollout_batch // group
+        step = train.rollout_batch // group
         # Without checkpointing, which forbids a cache. Not in eval mode: on a CPU it repacks 4-bit weights for good.
         with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model:
-            decoder = generation.Decoder(Loaded(model, processor, model.device), max_tokens=settings.max_tokens)
+            loaded = Loaded(model, processor, model.device)
+            decoder = generation.Decoder(loaded, max_tokens=train.max_tokens, think=think)
             for start in range(0, len(texts), step):
                 batch_images = [image for row in images[start : start + step] for image in row]
                 prefill = decoder.prefill(texts[start : start + step], batch_images)
                 for ids, mask in zip(prefill.ids, prefill.mask.bool(), strict=True):
                     prompt_ids += [ids[mask].tolist()] * group
-                sampler = generation.sampled(settings.temperature)
-                completions += decoder.decode(_repeated(prefill, group), sampler, drop=True)
+                earlier = [completion.tokens for completion in completions[-1:]]
+                examples = [
+                    [*_example(text, processor.tokenizer, think), *earlier]
+                    for text in texts[start : start + step]
+                    for _ in range(group)
+                ]
+                completions += decoder.decode(
+                    _repeated(prefill, group),
+                    generation.sampled(train.temperature),
+                    examples=None if "unsloth" in sys.modules else examples,
+                    drop=True,
+                )
         return {
             "prompt_ids": prompt_ids,
             "completion_ids": [completion.tokens for completion in completions],
@@ -49,6 +69,13 @@ def make_rollout(settings: schema.Train, processor: ImageProcessorOnly) -> Calla
         }
 
     return rollout
+
+
+def _example(prompt: str, tokenizer: Any, think: bool) -> list[list[int]]:
+    """The tokens of an answer to a prompt, such as one might be: the first box in it, if it has one."""
+    boxes = re.findall(r"\[\d+(?:, \d+){3}\]", prompt)[:1]
+    texts = [prompts.thoughtful("", box) if think else box for box in boxes]
+    return [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
 
 
 def _repeated(prefill: generation.Prefill, group: int) -> generation.Prefill:

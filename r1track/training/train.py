@@ -213,7 +213,7 @@ def make_trainer(settings: config.Settings, arm: str, folder: Path, pairs: Path,
         parts |= {"args": trl_patches.arguments(GRPOConfig, values)}
         parts |= {"reward_funcs": make_reward(settings, scratch / "examples")}
         parts |= {"train_dataset": with_prompts(rows, settings.task.think)}
-        parts |= {"rollout_func": make_rollout(train, processor)} if train.shared_prefix else {}
+        parts |= {"rollout_func": make_rollout(settings, processor)} if train.shared_prefix else {}
     trainer = trainer_class(**parts)
     if arm == "grpo":
         trl_patches.seed_epochs(trainer)

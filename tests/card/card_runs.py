@@ -97,7 +97,7 @@ def write_reference(pairs: Path, quantize: str, out: Path) -> None:
     run = step_settings("transformers", quantize, False)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = make_trainer(run, "grpo", pairs, Path(scratch))
-        trainer.rollout_func = make_rollout(run.train, trainer.processing_class)  # TRL's own is in eval mode
+        trainer.rollout_func = make_rollout(run, trainer.processing_class)  # TRL's own is in eval mode
         rows = [trainer.train_dataset[k] for k in range(4) for _ in range(trainer.num_generations)]
         inputs = trainer._generate_and_score_completions(rows)
         inputs["advantages"] = torch.linspace(1, 2, len(rows))

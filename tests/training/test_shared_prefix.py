@@ -162,7 +162,40 @@ def test_the_kept_log_probabilities_are_those_of_the_policy(base: Path, pairs: P
     logits[..., models.suppressed(trainer.processing_class)] = -torch.inf  # a rollout must not say them
     policy = (logits / 0.8).log_softmax(-1).gather(2, answers.unsqueeze(2)).squeeze(2)
     apart = (policy - rollout["sampling_per_token_logps"])[rollout["completion_mask"].bool()].abs()
-    assert apart.max() < 1e-4
+    assert apart.max() < 1e-5
+
+
+def test_a_step_over_drafted_completions_is_that_over_the_same_ones_without_drafts(
+    base: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def most_likely(temperature: float) -> generation.Sampler:
+        def choose(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            values, tokens = logits.log_softmax(-1).max(-1)
+            return tokens, values
+
+        return choose
+
+    monkeypatch.setattr(generation, "sampled", most_likely)
+    trainer = moved_trainer(settings(quantize="none", rollout_batch=8), base, pairs, tmp_path)
+    drafted, forward, widths = generation.DRAFT, trainer.model.base_model.model.forward, []
+    note = lambda **inputs: widths.append(inputs["input_ids"].shape[1]) or forward(**inputs)  # noqa: E731
+    monkeypatch.setattr(trainer.model.base_model.model, "forward", note)
+    steps, passes = [], []
+    for most in (0, drafted):
+        monkeypatch.setattr(generation, "DRAFT", most)
+        widths.clear()
+        steps.append(step_of(trainer, rows_of(trainer)))
+        passes.append(sum(width <= 1 + drafted for width in widths))
+    plain, ours = steps
+    assert passes[1] < passes[0] - 6  # of two batches
+    assert torch.equal(plain["completion_ids"], ours["completion_ids"])
+    apart = (plain["sampling_per_token_logps"] - ours["sampling_per_token_logps"])[plain["completion_mask"].bool()]
+    assert apart.abs().max() < 1e-5
+    (loss, gradients, _), (other_loss, others, _) = (loss_and_gradients(trainer, step) for step in steps)
+    assert loss == pytest.approx(other_loss, rel=1e-5)
+    apart, size = apart_and_size(gradients, others)
+    assert apart <= 1e-5 * size
+    assert size > 0
 
 
 def stock_probabilities(model: Any, inputs: dict[str, torch.Tensor], tokens: list[int]) -> torch.Tensor:
@@ -174,20 +207,27 @@ def stock_probabilities(model: Any, inputs: dict[str, torch.Tensor], tokens: lis
         return model(**whole).logits[0, -1].double().softmax(-1)
 
 
-def test_answers_are_drawn_from_the_stock_paths_distribution(base: Path, pairs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("drafted", [False, True])
+def test_answers_are_drawn_from_the_stock_paths_distribution(
+    drafted: bool, base: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """First three tokens, over 20 000 draws: the stock path's probabilities are computed, not drawn."""
+    monkeypatch.setitem(generation.PASS, "cpu", 8000)
     trainer = moved_trainer(settings(quantize="none"), base, pairs, tmp_path)
     row, processor = trainer.train_dataset[0], trainer.processing_class
     loaded = models.Loaded(trainer.model, processor, torch.device("cpu"))
     inputs = models.inputs(loaded, [row["prompt"]], [row["images"]])
     decoder = generation.Decoder(loaded, max_tokens=3)
     text = processor.apply_chat_template([row["prompt"]], tokenize=False, add_generation_prompt=True)
+    likely = decoder.decode(decoder.prefill(text, row["images"]), generation.greedy)[0].tokens
 
     def drawn(temperature: float) -> Counter[tuple[int, ...]]:
         counts = Counter[tuple[int, ...]]()
         for _ in range(10):
             asked = shared_prefix._repeated(decoder.prefill(text, row["images"]), 2000)
-            counts.update(tuple(each.tokens) for each in decoder.decode(asked, generation.sampled(temperature)))
+            like = [[likely]] * 2000 if drafted else None
+            answers = decoder.decode(asked, generation.sampled(temperature), examples=like)
+            counts.update(tuple(each.tokens) for each in answers)
         return counts
 
     counts, expected = drawn(1.0), {}
