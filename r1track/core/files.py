@@ -199,6 +199,12 @@ def _cpu_model() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def cpu_seconds() -> float:
+    """Processor time of this process and of its children that have ended."""
+    usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -279,8 +285,7 @@ class Provenance:
     def __init__(self, stage: str, inputs: Mapping[str, Path | str], revision: str | None = None):
         self.stage, self.revision = stage, revision
         self.paths = {name: str(path) for name, path in inputs.items()}
-        self.started = time.time()
-        self.cpu_started = time.process_time()
+        self.started, self.cpu_started = time.time(), cpu_seconds()
 
     @cached_property
     def places(self) -> dict[str, Path]:
@@ -312,7 +317,7 @@ class Provenance:
             seed=seed,
             base=on_the_hub[0].name if on_the_hub else None,
             wall_seconds=round(time.time() - self.started, 3),
-            cpu_seconds=round(time.process_time() - self.cpu_started, 3),
+            cpu_seconds=round(cpu_seconds() - self.cpu_started, 3),
             peak_cpu_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             peak_gpu_bytes=torch.cuda.max_memory_reserved() if torch.cuda.is_available() else None,
             inputs=self.inputs,

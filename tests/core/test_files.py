@@ -1,5 +1,7 @@
 """Claims about provenance: inputs have names, and a record of another form is refused by file and field."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,3 +50,11 @@ def test_a_record_of_another_form_is_refused_by_file_and_field(change, field, tm
 def test_the_packages_that_shape_a_gpu_result_are_recorded():
     assert {"unsloth", "unsloth_zoo", "triton", "accelerate", "torchvision", "torchao"} < set(files.PACKAGES)
     assert {"torch", "accelerate"} < files.versions().keys()
+
+
+def test_the_processor_time_of_children_counts(tmp_path):
+    provenance = files.Provenance("sample", {})
+    burn = "import time\nwhile time.process_time() < 0.5: pass"
+    subprocess.run([sys.executable, "-S", "-c", burn], check=True)
+    provenance.write(tmp_path / "provenance.json")
+    assert files.read_json(tmp_path / "provenance.json")["cpu_seconds"] >= 0.5
