@@ -50,14 +50,14 @@ def check_replaceable(path: Path, stage: str | None = None) -> None:
     else: a file, a link, another folder, the working folder or one that holds it.
     """
     reason = ""
-    if path.name in ("", ".."):
-        reason = "has no name of its own"
-    elif path.is_symlink():
+    if path.is_symlink():
         reason = "is a link"
     elif path.exists() and not path.is_dir():
         reason = "is a file"
     elif path.exists() and Path.cwd().is_relative_to(path.resolve()):
         reason = "holds the working folder"
+    elif path.name in ("", ".."):
+        reason = "has no name of its own"
     elif any(not file.is_dir() for file in path.rglob("*")) and stage not in _writers(path):
         reason = f"holds files that `{stage}` did not write" if stage else "is not empty"
     if reason:

@@ -168,3 +168,9 @@ def test_a_lock_is_freed_at_once_and_the_clock_of_its_holder_is_named(tmp_path):
         with folders.locked(tmp_path / "scratch"):
             assert time.strftime("%Y-%m-%d") in (tmp_path / ".scratch.lock").read_text()
     assert names(tmp_path) == []
+
+
+def test_a_place_without_a_name_of_its_own_is_refused(tmp_path):
+    (tmp_path / "empty" / "below").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"\.\.: has no name of its own, so it is not replaced"):
+        folders.check_replaceable(tmp_path / "empty" / "below" / "..")
