@@ -16,6 +16,7 @@ import logging
 import os
 import re
 from base64 import b64encode
+from contextlib import aclosing
 from typing import Any
 
 from PIL import Image
@@ -46,7 +47,7 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
     """Reads a whole response within the request's time-out, MOST_BYTES at most; redirects are not followed."""
 
     async def send(self, request: httpx2.Request, **_: Any) -> httpx2.Response:
-        """The response: its status, body, `Retry-After` and `Location`. Raises httpx2.RequestError, as httpx2 does."""
+        """The response: status, body (or else where it redirects to) and Retry-After. Raises httpx2.RequestError."""
         request.headers["Accept-Encoding"] = "identity"  # a packed body could have any size
         if not _key():  # `openai` cannot be used without a key
             request.headers.pop("Authorization")
@@ -54,20 +55,18 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
         try:
             async with asyncio.timeout(seconds):
                 response = await super().send(request, stream=True, follow_redirects=False)
-                try:
+                async with aclosing(response):
                     async for part in response.aiter_raw():
                         body += part
                         if len(body) > MOST_BYTES:
                             raise httpx2.RemoteProtocolError(f"a response of more than {MOST_BYTES} bytes")
-                finally:
-                    await response.aclose()
         except TimeoutError as error:
             raise httpx2.ReadTimeout(f"no whole response within {seconds:g} s") from error
-        headers = {name: value for name in ("Retry-After", "Location") if (value := response.headers.get(name))}
-        whole = httpx2.Response(response.status_code, headers=headers, content=bytes(body), request=request)
-        if whole.status_code >= 429:
-            log.warning("%s: %s", request.url, _cause(whole))  # `openai` does not say why it tries again
-        return whole
+        text = bytes(body) or response.headers.get("Location", "").encode()
+        headers = {"Retry-After": response.headers.get("Retry-After", "")}
+        if response.status_code >= 429:  # `openai` does not say why it tries again
+            log.warning("%s: %d %s", request.url, response.status_code, _shown(text.decode(errors="replace")))
+        return httpx2.Response(response.status_code, headers=headers, content=text, request=request)
 
 
 def connect(settings: Settings) -> Generate:
@@ -95,7 +94,7 @@ def connect(settings: Settings) -> Generate:
                 return await _complete(client, model, content, max_tokens)
 
         try:
-            async with asyncio.TaskGroup() as group:
+            async with asyncio.TaskGroup() as group:  # the first question to fail ends the others
                 tasks = [group.create_task(complete(content)) for content in contents]
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
@@ -127,10 +126,7 @@ def _base_url(url: str) -> str:
 
 
 async def _check_model(client: openai.AsyncOpenAI, model: str, seconds: float) -> None:
-    """Raise UserError where no server answers, or where it neither lists the model nor lets it answer one token.
-
-    seconds: how long the server may take for its list.
-    """
+    """Raise UserError where no list comes in `seconds`, or it lacks the model and that does not answer one token."""
     try:
         response = await client.with_options(timeout=seconds, max_retries=0).models.with_raw_response.list()
         listed = [str(entry["id"]) for entry in json.loads(response.content)["data"]]
@@ -166,7 +162,7 @@ async def _complete(client: openai.AsyncOpenAI, model: str, content: Any, max_to
             frequency_penalty=0,  # for `transformers serve` this switches off the model's own repetition penalty
         )  # fmt: skip
     except openai.APIStatusError as error:
-        cause = _cause(error.response)
+        cause = f"{error.status_code} {_shown(error.response.text)}"
         if error.status_code < 500 and error.status_code not in (408, 409, 429):  # else the client has tried again
             raise UserError(f"{error.response.url}: refused with {cause}\ncorrect URL, model or {KEY}") from None
     except openai.APIConnectionError as error:  # time-outs are among them
@@ -184,23 +180,10 @@ async def _complete(client: openai.AsyncOpenAI, model: str, content: Any, max_to
 def _readable(answer: Any, max_tokens: int) -> str:
     """The text of an answer; empty, with a warning, where no model can have written it with so many tokens."""
     most = min(max_tokens * LONGEST_TOKEN, MOST_CHARACTERS)
-    if answer is None:
-        return ""
-    if not isinstance(answer, str):
-        fault = f"it is of type {type(answer).__name__}"
-    elif len(answer) > most:
-        fault = f"it has {len(answer)} characters, more than {most}"
-    elif re.search("[\ud800-\udfff]", answer):
-        fault = "it holds half a character"
-    else:
+    if isinstance(answer, str) and len(answer) <= most and not re.search("[\ud800-\udfff]", answer):
         return _masked(answer)
-    log.warning("an answer of the server is taken as empty: %s", fault)
+    log.warning("no text of at most %d characters, taken as an empty answer: %s", most, _shown(repr(answer)))
     return ""
-
-
-def _cause(response: httpx2.Response) -> str:
-    """Status and text of a response, and where it redirects to, for messages."""
-    return _shown(f"{response.status_code} {response.headers.get('Location', '')} {response.text}")
 
 
 def _shown(text: str) -> str:
