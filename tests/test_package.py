@@ -54,6 +54,7 @@ def test_every_imported_package_is_declared() -> None:
     assert imported() - names(PROJECT["dependencies"]) == {
         "bitsandbytes",
         "easy-vqa",
+        "httpx2",
         "openai",
         "unsloth",
     }  # not for every machine
