@@ -17,7 +17,7 @@ from PIL import Image
 from r1track.ability import metrics
 from r1track.core import prompts, schema
 from r1track.core.boxes import xywh_to_xyxy
-from r1track.core.crops import processed_size
+from r1track.core.crops import fits, processed_size
 from r1track.core.errors import UserError
 from r1track.core.images import decode, read_stored
 
@@ -53,7 +53,7 @@ class Item:
 
     def picture(self) -> Image.Image:
         """The image, RGB, upright. Raises UserError when it is missing or its bytes are no image."""
-        return decode(self.read(), self.image_name, upright=True)
+        return decode(self.read(), self.image_name)
 
 
 def choose(answers: Sequence[str], items: int, seed: int) -> list[int]:
@@ -147,13 +147,16 @@ def _item(field: str, index: int, row: dict[str, Any], spec: schema.VqaSet, stor
     """The item of a row; a box stays in pixels of the image file. stored: the images, not decoded; or in `folder`."""
     question, answer = row[spec.question], row[spec.answer]
     question = str((question[0] if isinstance(question, list) and question else question) or "")
-    if spec.metric == "box" and answer:
-        answer = str(xywh_to_xyxy(answer).tolist())
+    if spec.metric == "box":
+        box = np.array(answer, dtype=np.float64) if np.shape(answer) == (4,) else np.zeros(4)
+        answer = str(xywh_to_xyxy(box).tolist()) if np.isfinite(box).all() and min(box[2:]) > 0 else None
     answers = answer if isinstance(answer, list) else [answer]
     targets = [str(one["answer"] if isinstance(one, dict) else one) for one in answers if one not in (None, "")]
     if spec.options:
-        question += "".join(f"\n{ascii_uppercase[i]}. {text}" for i, text in enumerate(row[spec.options]))
-        targets = [ascii_uppercase[int(t)] if t.isdigit() else t for t in targets] + row[spec.options]
+        options = dict(zip(ascii_uppercase, row[spec.options] or [], strict=False))
+        question += "".join(f"\n{letter}. {text}" for letter, text in options.items())
+        letters = {str(place): letter for place, letter in enumerate(options)}
+        targets = [letters.get(target, target) for target in targets] + [*options.values()] if targets else []
     # A prompt may contain other braces, so it is no format string.
     question = (spec.prompt or "{question}" + prompts.SHORT).replace("{question}", question)
     # OCRBench scores its handwritten formulas differently from its other texts.
@@ -169,11 +172,10 @@ def _with_image_size(item: Item, model: schema.Model) -> Item:
     """The item with its image's pixel count, and a box, xyxy, in pixels of the image as the model sees it."""
     width, height = item.picture().size
     targets = item.targets
-    try:
-        model_width, model_height = processed_size((width, height), model)
-    except UserError as error:
-        raise UserError(f"{item.image_name} has {error}, or take another set") from error
+    if not fits((width, height)):
+        raise UserError(f"{item.image_name} has {width} x {height} pixels, too narrow for the model; take another set")
     if item.metric == "box":
+        model_width, model_height = processed_size((width, height), model)
         scale = np.array([model_width / width, model_height / height] * 2)
         targets = [prompts.numbers(json.loads(target) * scale) for target in targets]
     return replace(item, targets=targets, pixels=width * height)

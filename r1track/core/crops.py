@@ -15,10 +15,7 @@ from PIL import Image
 
 from r1track.core.boxes import Array
 from r1track.core.config_errors import PATCH
-from r1track.core.errors import UserError
 from r1track.core.schema import Model
-
-LONGEST = 200  # times the other side: what the image processor still takes
 
 
 @dataclass(frozen=True)
@@ -84,16 +81,11 @@ class Crop:
 
 def fits(size: tuple[int, int]) -> bool:
     """Whether the image processor takes an image of `size` (width, height)."""
-    return max(size) <= LONGEST * min(size)
+    return max(size) <= 200 * min(size)
 
 
 def processed_size(size: tuple[int, int], model: Model) -> tuple[int, int]:
-    """Width and height to which the image processor resizes an image of `size` (width, height): whole patches.
-
-    Raises UserError for an image that it refuses.
-    """
-    if not fits(size):
-        raise UserError(f"{size[0]} x {size[1]} pixels: longer than {LONGEST} times its other side; crop it")
+    """Width and height to which the image processor resizes an image of `size` (width, height): whole patches."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
     height, width = smart_resize(size[1], size[0], PATCH, model.min_pixels, model.max_pixels)

@@ -244,7 +244,7 @@ def test_an_image_that_the_model_refuses_is_named_before_anything_is_asked(size,
     pictures[1]["bytes"] = (tmp_path / "narrow.png").read_bytes()
     source = stored({"question": ["colour?", "size?"], "answer": ["red", "blue"]})
     with pytest.raises(
-        UserError, match=rf"mine: image of question 1 \('size\?.*\) has {size[0]} x {size[1]} pixels: longer"
+        UserError, match=rf"mine: image of question 1 \('size\?.*\) has {size[0]} x {size[1]} pixels, too narrow"
     ):
         load(schema.VqaSet(source=source, items=2))
     Image.new("RGB", (200, 1)).save(tmp_path / "narrow.png")
