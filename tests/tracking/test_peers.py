@@ -40,7 +40,8 @@ def test_a_target_too_small_for_csrt_is_held(tmp_path: Path) -> None:
 @needs_real
 def test_on_real_clips_csrt_scores_what_is_known_of_it(tmp_path: Path) -> None:
     clips = ("vot_book", "otb_diving")
-    (tmp_path / "list.txt").write_text("".join(f"{REAL / clip}\n" for clip in clips))
+    (tmp_path / "real").symlink_to(REAL)
+    (tmp_path / "list.txt").write_text("".join(f"real/{clip}\n" for clip in clips))
     with (REAL / "baselines.csv").open() as stream:
         known = {r["sequence"]: float(r["AO"]) for r in csv.DictReader(stream) if r["tracker"] == "CSRT"}
     track.run(settings(size=336), "peer:csrt", tmp_path, tmp_path / "out")
