@@ -11,7 +11,7 @@ import json
 import logging
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
@@ -21,19 +21,10 @@ from r1track.core.folders import atomic_folder
 from r1track.reporting import plots, strips
 from r1track.reporting.records import Json, Summary
 from r1track.reporting.summary import BASE, NONE, Run, interval, number, read_run, summarise
-from r1track.tracking.score import Scores, SequenceScore
+from r1track.tracking.score import Scores
 
 log = logging.getLogger(__name__)
 HERE = Path(__file__).parent
-
-
-class SequenceRow(NamedTuple):
-    """A sequence: the scores of base and tuned model, and the change of AO, None where no frame counts."""
-
-    name: str
-    base: SequenceScore
-    tuned: SequenceScore
-    change: float | None
 
 
 def run(settings: config.Settings, results: Path, out: Path, name: str = "") -> None:
@@ -67,31 +58,26 @@ def _page_parts(wanted: schema.Report, run: Run, summary: Summary) -> dict[str, 
     """What page and text show, by the names in their templates."""
     tuned, think = summary.verdict.model, summary.settings["task"]["think"]
     folders = {arm: run.results / "adapters" / arm / "examples" for arm in run.logs}
-    rows = {name: _sequence_rows(models, tuned) for name, models in run.scores.items()}
-    changes = {name: {row.name: row.change for row in rows[name]} for name in rows}
+    changes = {name: _changes(models, tuned) for name, models in run.scores.items()}
     return {
+        "run": run,
         "summary": summary,
         "success": {name: plots.success(name, models) for name, models in run.scores.items()},
-        "sequences": rows,
         "curves": plots.training(run.logs, plots.CURVES),
         "machine": plots.training(run.logs, plots.MACHINE),
         "examples": {arm: strips.examples(folder, wanted.strips, think) for arm, folder in folders.items()},
-        "verdict": run.verdicts,
-        "strips": {name: strips.read(run, name, tuned, changes[name], wanted) for name in rows},
+        "strips": {name: strips.read(run, name, tuned, changes[name], wanted) for name in changes},
         "changes": changes,
         "colours": {strips.TRUTH: plots.COLOURS["truth"], **plots.colours([BASE, tuned])},
         "bars": plots.cost(summary.cost.stages),
-        "records": run.records,
     }
 
 
-def _sequence_rows(scores: dict[str, Scores], model: str) -> list[SequenceRow]:
-    """The sequences of a set, the largest gain of `model` first; last those without a scored frame."""
-    rows = []
-    for name, base in scores[BASE].sequences.items():
-        tuned = scores[model].sequences[name]
-        rows.append(SequenceRow(name, base, tuned, None if base.ao is None or tuned.ao is None else tuned.ao - base.ao))
-    return sorted(rows, key=lambda row: (row.change is None, -(row.change or 0), row.name))
+def _changes(scores: dict[str, Scores], model: str) -> dict[str, float | None]:
+    """The change of AO from the base to `model` by sequence, largest gain first; None, last, where no frame counts."""
+    pairs = {name: (row.ao, scores[model].sequences[name].ao) for name, row in scores[BASE].sequences.items()}
+    changes = {name: None if a is None or b is None else b - a for name, (a, b) in pairs.items()}
+    return dict(sorted(changes.items(), key=lambda row: (row[1] is None, -(row[1] or 0), row[0])))
 
 
 def environment() -> Environment:
