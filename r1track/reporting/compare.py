@@ -146,6 +146,7 @@ def _read(folder: Path) -> Run:
         scores[name] = results.scores[name][model], results.scores[name][BASE]
         row, change = score.models[model], score.differences[model].value
         values = {"AO": row.ao, "SR.50": row.sr50, "SR.75": row.sr75, f"AO − {BASE}": change}
+        values |= {f"AO, {key}": group.ao for key, group in scores[name][0].attributes.items()}
         figures |= {f"{name}: {key}": value for key, value in values.items()}
     figures["general ability − base, points"] = summary.verdict.difference
     figures["training, min"] = summary.training[model].minutes

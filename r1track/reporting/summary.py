@@ -117,7 +117,7 @@ def _is_test(results: Path, name: str, root: str) -> bool:
     """Whether a set is GOT-10k's test split, by its tracks or its list."""
     listing = Path(root, "list.txt")
     tracked = any((results / "tracks" / BASE / name).glob("GOT-10k_Test_*"))
-    return tracked or (listing.is_file() and listing.read_text(encoding="utf-8").startswith("GOT-10k_Test_"))
+    return tracked or (listing.is_file() and listing.read_bytes().startswith(b"GOT-10k_Test_"))
 
 
 def unnamed(results: Path, settings: Json) -> list[str]:

@@ -44,6 +44,7 @@ class SequenceScore(Record):
 
     frames: those that count. overlap_sum: of their IoU. length: a name of LENGTHS. status: how many frames have each
     status, without the first frame. The figures of one-pass evaluation are set in other layouts than GOT-10k's only.
+    attributes: what makes it hard, see `attributes`.
     """
 
     ao: float | None
@@ -59,6 +60,7 @@ class SequenceScore(Record):
     success_auc: float | None = None
     precision_20px: float | None = None
     norm_precision_20pct: float | None = None
+    attributes: list[str] = []
 
 
 class GroupScore(Record):
@@ -97,6 +99,7 @@ class Scores(Record):
     sequences: dict[str, SequenceScore]
     classes: dict[str, GroupScore]
     lengths: dict[str, GroupScore]
+    attributes: dict[str, GroupScore] = {}  # of the sequences that have each; files of earlier versions have none
 
     def as_json(self) -> dict[str, Any]:
         """The content of the file; figures that are not defined for the set's layout are left out."""
@@ -140,6 +143,24 @@ def one_pass(predicted: Array, sequence: Sequence, layout: str) -> dict[str, flo
     near, near_share = np.hypot(*gap.T) <= NEAR, np.hypot(*(gap / truth[:, 2:]).T) <= NEAR_SHARE
     counts = zip(FIGURES, (success, near.sum(), near_share.sum()), strict=True)
     return {name: float(count / total) for name, count in counts} if seen.any() else {}
+
+
+def attributes(sequence: Sequence) -> list[str]:
+    """What makes a sequence hard, by its annotation: those attributes that one of its frames has.
+
+    docs/tracking.md gives definitions and sources. Frames without a target have no size and no motion.
+    """
+    sides = np.where(sequence.absent[:, None], np.nan, sequence.boxes[:, 2:])
+    area, aspect = sides.prod(1), sides[:, 0] / sides[:, 1]
+    motion = np.hypot(*np.diff(sequence.boxes[:, :2] + sides / 2, axis=0).T)
+    frames = {
+        "fast motion": motion > np.sqrt(area[:-1]),
+        "scale change": np.abs(np.log2(area / area[0])) > 1,
+        "aspect change": np.abs(np.log2(aspect / aspect[0])) > 1,
+        "occlusion": (sequence.visibility < 1) & ~sequence.absent,
+        "out of view": sequence.absent | sequence.cut,
+    }
+    return [name for name, have in frames.items() if have.any()]
 
 
 def _pooled_figures(overlaps: Array, seconds: list[Array]) -> dict[str, Any]:
@@ -221,10 +242,12 @@ def _mean(values: list[Any], draws: int) -> tuple[float, Interval]:
 
 
 def _groups(sequences: list[SequenceScore], field: str, draws: int) -> dict[str, GroupScore]:
-    """Mean AO of the sequences that have the same value of a field, by that value."""
+    """Mean AO of the sequences that have the same value of a field, or the same one among its values, by that value."""
+    fields = [getattr(sequence, field) for sequence in sequences]
+    names = [set(field if isinstance(field, list) else [field]) for field in fields]
     scores = dict[str, GroupScore]()
-    for name in sorted({getattr(sequence, field) for sequence in sequences}):
-        values = [sequence.ao for sequence in sequences if getattr(sequence, field) == name]
+    for name in sorted(set().union(*names)):
+        values = [sequence.ao for sequence, own in zip(sequences, names, strict=True) if name in own]
         ao, interval = _mean(values, draws)
         scores[name] = GroupScore(ao=ao, ao_interval=interval, sequences=len(values))
     return scores
@@ -241,6 +264,7 @@ def _score_sequence(track: Track, sequence: Sequence, layout: str) -> tuple[Sequ
         length=next(name for most, name in LENGTHS.items() if len(track.boxes) <= most),
         status=Counter(status for status in track.statuses if status != "init"),
         **(one_pass(track.boxes, sequence, layout) if layout != "got10k" else {}),
+        attributes=attributes(sequence),
     ), values
 
 
@@ -285,6 +309,7 @@ def score(tracks: Path, root: Path, draws: int) -> Scores:
         sequences=rows,
         classes=classes,
         lengths=_groups(scored, "length", draws),
+        attributes=_groups(scored, "attributes", draws),
     )
 
 

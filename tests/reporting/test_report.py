@@ -185,6 +185,22 @@ def test_a_test_split_has_no_scores_and_any_other_set_must_have_them(run, tmp_pa
     assert list(files.read_json(make() / "summary.json")["sets"]) == ["toy-val"]
 
 
+def test_ao_by_attribute_stands_in_the_page_as_in_the_scores(run):
+    results, _, make = run
+    groups = {}
+    for model in ("base", "grpo"):
+        path = results / "scores" / model / "toy-val.json"
+        scores = files.read_json(path)
+        group = {"ao": 0.111 if model == "base" else 0.777, "ao_interval": None, "sequences": 1}
+        files.write_json(path, {**scores, "attributes": {**scores["attributes"], "rain": group}})
+        groups[model] = files.read_json(path)["attributes"]
+    words = Page((make() / "index.html").read_text()).text["scores"]
+    for name, base in groups["base"].items():
+        figures = [f"{group['ao']:.3f}" for group in (base, groups["grpo"][name])]
+        assert re.search(rf"{name}{base['sequences']}{figures[0]}.*?{figures[1]}", words), name
+    assert "rain10.111one sequence0.777one sequence" in words
+
+
 def test_the_sentence_turns_when_the_figures_turn(run):
     results, root, make = run
     stand_in(results, root, "base", "template")

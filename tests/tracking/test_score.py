@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from toys import bare_sequence
 
+from r1track.core.sequences import read_split
 from r1track.tracking import score
 
 SIZE = (100, 80)
@@ -135,6 +136,51 @@ def test_speed_is_that_of_the_got10k_toolkit_with_first_frames(tmp_path, seconds
     figures = scored(tmp_path / "t" / "s", tmp_path / "set", 100)
     assert figures["fps"] == pytest.approx(fps)
     assert figures["fps_run"] == pytest.approx(fps_run)
+
+
+STILL = [[20.0, 20, 20, 20]] * 5
+HARD = {
+    "nothing": ([*STILL[:3], [39, 20, 20, 20], [39, 20, 20, 20]], {}, []),  # by 19 pixels, below its size of 20
+    "fast": ([*STILL[:3], [32, 37, 20, 20], [32, 37, 20, 20]], {}, ["fast motion"]),  # by 20.8
+    "fast by its own size": ([[20, 20, 40, 10], [20, 20, 40, 10], [20, 41, 40, 10]], {}, ["fast motion"]),
+    "twice": ([*STILL, [20, 20, 20, 40]], {}, []),  # twice the area and half the aspect are the limits themselves
+    "larger": ([*STILL, [20, 20, 29, 29]], {}, ["scale change"]),
+    "smaller": ([*STILL, [20, 20, 14, 14]], {}, ["scale change"]),
+    "wider": ([*STILL, [20, 20, 29, 14]], {}, ["aspect change"]),
+    "taller": ([*STILL, [20, 20, 14, 29]], {}, ["aspect change"]),
+    "hidden": (STILL, {"cover": [8, 8, 7, 8, 8]}, ["occlusion"]),
+    "seen": (STILL, {"cover": [8] * 5}, []),
+    "cut": (STILL, {"cut_by_image": [0, 0, 0, 1, 0]}, ["out of view"]),
+    "gone and far away": ([*STILL[:2], [-1, -1, -1, -1], [80, 60, 20, 20]], {"absence": [0, 0, 1, 0]}, ["out of view"]),
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_attributes_are_found_from_the_annotation(tmp_path, name):
+    truth, labels, expected = HARD[name]
+    folder = bare_sequence(tmp_path / "set", "a", truth)
+    for label, values in labels.items():
+        (folder / f"{label}.label").write_text("".join(f"{value}\n" for value in values))
+    (sequence,) = read_split(tmp_path / "set")
+    assert score.attributes(sequence) == expected
+
+
+def test_ao_by_attribute_is_the_mean_over_the_sequences_that_have_it(tmp_path):
+    for name, height in {"fast": 10, "larger": 20, "hidden": 5, "cut": 20}.items():
+        truth, labels, _ = HARD[name]
+        truth = [*truth[:-1], [20, 20, 29, 29]] if name == "cut" else truth
+        folder = bare_sequence(tmp_path / "set", name, truth)
+        for label, values in labels.items():
+            (folder / f"{label}.label").write_text("".join(f"{value}\n" for value in values))
+        guess = np.array(truth, dtype=float)
+        guess[1:, 3] *= height / 20
+        write_track(tmp_path / "t" / "s", name, guess)
+    figures = scored(tmp_path / "t" / "s", tmp_path / "set", 100)
+    assert {name: (group["ao"], group["sequences"]) for name, group in figures["attributes"].items()} == {
+        "fast motion": (pytest.approx(0.5), 1), "occlusion": (pytest.approx(0.25), 1),
+        "out of view": (pytest.approx(1), 1), "scale change": (pytest.approx(1), 2),
+    }  # fmt: skip
+    assert figures["sequences"]["cut"]["attributes"] == ["scale change", "out of view"]
 
 
 def test_statuses_are_summed_without_the_first_frames(world):
