@@ -152,9 +152,9 @@ def merge(
     run(config.load(config_file, changes), model, adapter, pairs, out)
 
 
-def _served(changes: list[str] | None, url: str | None) -> list[str]:
-    """The changes with that to the server at `url`, if given."""
-    return [*(changes or []), *([f"track.endpoint.url={json.dumps(url)}"] if url else [])]
+def _with(changes: list[str] | None, field: str, value: str | None) -> list[str]:
+    """The changes, and that of a field that has an option of its own, if it is given."""
+    return [*(changes or []), *([f"{field}={json.dumps(value)}"] if value else [])]
 
 
 @app.command()
@@ -170,7 +170,7 @@ def track(
     """Track every sequence of a split from its first box or from its description."""
     from r1track.tracking.track import run
 
-    run(config.load(config_file, _served(changes, endpoint)), model, root, out, start)
+    run(config.load(config_file, _with(changes, "track.endpoint.url", endpoint)), model, root, out, start)
 
 
 @app.command()
@@ -191,7 +191,8 @@ def video(
     if bool(box) == bool(text):
         raise UserError(f"--box {box} --text {text}: give one of the two, a box as x,y,w,h")
     start = parse_box(box) if box else str(text)
-    run(config.load(config_file, _served(changes, endpoint)), source, model, out, start, preview)
+    settings = config.load(config_file, _with(changes, "track.endpoint.url", endpoint))
+    run(settings, source, model, out, start, preview)
 
 
 @app.command()
@@ -225,7 +226,7 @@ def vqa(
     model: AnyModel,
     out: OutDir,
     pairs: Annotated[
-        Path | None, typer.Option(help="Folder of pairs, for the KL divergence on tracking prompts.")
+        Path | None, typer.Option(exists=True, help="Folder of pairs, for the KL divergence on tracking prompts.")
     ] = None,
     changes: Changes = None,
 ) -> None:
@@ -312,15 +313,13 @@ def show_config(
     changes: Changes = None,
 ) -> None:
     """Print the value of every field, and the file or option from which it comes."""
-    over = [
-        *([config.Layer("--preset", {"preset": preset})] if preset else []),
-        *map(config.parse_change, changes or ()),
-    ]
+    over = [config.parse_change(change) for change in _with(changes, "preset", preset)]
     layers = config.read_layers([] if preset and not config_file else [config_file or Path("config.yaml")], over)
     sources = config.origins(layers)
     for field, value in config.flat(config.combine(layers).model_dump()).items():
-        line = yaml.safe_dump({field: value}, default_flow_style=True, width=10**6, allow_unicode=True).strip()
-        typer.echo(f"{line[1:-1]}  # {sources.get(field, 'default')}")
+        line = yaml.safe_dump([value], default_flow_style=True, width=10**6)[1:-2]
+        text = json.dumps(value) if isinstance(value, str) else line
+        typer.echo(f"{field}: {text}  # {sources.get(field, 'default')}")
 
 
 @app.command()

@@ -4,7 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
+import yaml
 from toys import toy_split
 from typer.testing import CliRunner
 
@@ -114,6 +116,102 @@ def test_a_box_is_four_numbers(box: str) -> None:
     result = run("video", "clip.mp4", "--model", "tiny", "--out", "out.mp4", "--box", box)
     assert result.exit_code == 2
     assert f"--box '{box}': no four numbers; give a box as x,y,w,h" in result.stderr
+
+
+TRAIN = "train --config config.yaml --arm grpo --model tiny --scratch s --out o"
+BAD = {
+    "toy --config nowhere.yaml --out o": "nowhere.yaml",
+    "toy --config val --out o": "val",
+    "toy --config config.yaml --out config.yaml": "config.yaml",
+    "toy --config config.yaml -o toy.length=1 --out o": "toy.length = 1",
+    "sample --config config.yaml --out o": "--root",
+    "sample --config config.yaml --root nowhere --out o": "nowhere",
+    "sample --config config.yaml --root val --processes -1 --out o": "--processes",
+    "sample --config config.yaml --root val --export csv --out o": "csv",
+    "sample --config config.yaml -o sample.hub=./nowhere --out o": "./nowhere",
+    f"{TRAIN} --pairs nowhere": "nowhere",
+    f"{TRAIN} --pairs val": "val",
+    f"{TRAIN} --pairs val -o train.steps": "-o train.steps",
+    "merge --config config.yaml --model tiny --adapter nowhere --out o": "nowhere",
+    "merge --config config.yaml --model tiny --adapter val --out o": "val",
+    "track --config config.yaml --model tiny --root config.yaml --out o": "config.yaml",
+    "track --config config.yaml --model modl --root val --out o": "'modl': no such folder",
+    "track --config config.yaml --model results/demo/modles/grpo --root val --out o": "modles/grpo': no such folder",
+    "track --config config.yaml --model nosuch/model --root val --out o": "'nosuch/model': no such folder",
+    "track --config config.yaml --model val --root val --out o": "'val': no config.json in it",
+    "track --config config.yaml --model peer:nope --root val --out o": "peer:nope",
+    "track --config config.yaml --model tiny --root val --endpoint nourl --out o": "--endpoint: not an address",
+    "score --tracks nowhere --root val --out o.json": "nowhere",
+    "score --tracks val --root val --draws 5 --out o.json": "--draws",
+    "submit --tracks val --root nowhere --out o.zip": "nowhere",
+    "vqa --config config.yaml --model modl --out o": "modl",
+    "vqa --config config.yaml --model tiny --pairs nowhere --out o": "nowhere",
+    "verdict --config config.yaml --base nowhere --tuned val --out o.json": "nowhere",
+    "gate --verdict nowhere --on-regression fail": "nowhere",
+    "gate --verdict config.yaml --on-regression fail": "config.yaml",
+    "report --results nowhere --out o": "nowhere",
+    "report --compare val val --out o": "val",
+    "verify nowhere": "nowhere",
+    "video nowhere.mp4 --model tiny --box 1,2,3,4 --out o.mp4": "nowhere.mp4",
+    "video config.yaml --model tiny --box 1,2,3,4 --out o.mp4": "config.yaml",
+    "video val --model tiny --box 1,2,3,4 --out o.mp4": "val",
+    "doctor --config config.yaml --budget 0": "--budget",
+    "config --preset nope": "'nope'",
+    "config --config nowhere.yaml": "nowhere.yaml",
+    "config -o seed": "-o seed",
+    "nope": "nope",
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("place")
+    toy_split(folder / "val", sequences=1, length=2)
+    (folder / "config.yaml").write_text("preset: demo\n")
+    return folder
+
+
+@pytest.mark.parametrize("line", BAD)
+def test_a_bad_command_line_ends_with_one_message_that_names_the_value_and_code_2(
+    line: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    result = run(*line.split())
+    assert result.exit_code == 2, result.output
+    assert BAD[line] in result.stderr
+    assert result.stderr.count("error: ") + result.stderr.count("─ Error ─") == 1, result.stderr
+    assert "Traceback" not in result.output
+    assert not list(place.glob("o*")), "no result"
+
+
+def test_a_base_that_is_neither_in_the_cache_nor_on_the_network_has_its_remedy(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    result = run("vqa", "--config", "config.yaml", "--model", "nosuch/model", "--out", "o")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].endswith("run `hf download nosuch/model` where there is a network")
+
+
+def test_config_prints_every_value_and_where_it_comes_from(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    (place / "mine.yaml").write_text("preset: r1track-5k-think\ntrain: {steps: 9}\n")
+    expected = config.flat(config.load(place / "mine.yaml").model_dump())
+    words = {
+        "-o train.steps=9": ("--preset", "r1track-5k-think", "-o", "train.steps=9"),
+        "mine.yaml": ("--config", "mine.yaml"),
+    }
+    for source, options in words.items():
+        result = run("config", *options)
+        assert result.exit_code == 0, result.output
+        lines = dict(line.split("  # ") for line in result.stdout.splitlines())
+        assert {field: value for line in lines for field, value in yaml.safe_load(line).items()} == expected
+        assert lines["task.think: true"].endswith("presets/r1track-5k-think.yaml")
+        assert lines["task.size: 336"].endswith("presets/r1track-5k.yaml")
+        assert lines["merge.check_pairs: 64"] == "default"
+        assert lines["train.steps: 9"] == source
 
 
 def test_export_given_twice_writes_both_formats(tmp_path: Path) -> None:

@@ -61,10 +61,16 @@ def resolve_model_dir(base: str, revision: str | None = None) -> Path:
     if files.on_hub(base):
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(base, revision=revision))
+        try:
+            return Path(snapshot_download(base, revision=revision))
+        except (OSError, ValueError) as error:  # no such repository, or no network and nothing in the cache
+            reason = f"no such folder, and the hub does not give it ({str(error).splitlines()[0]})"
+            remedy = f"correct the name, or run `hf download {base}` where there is a network"
+            raise MissingFile(f"model {base!r}: {reason}; {remedy}") from error
     path = files.resolve_path(base)
     if not (path / "config.json").is_file():
-        raise MissingFile(f"model {base!r}: no folder with a config.json; give one, a hub id, or `tiny`")
+        reason = "no config.json in it" if path.is_dir() else "no such folder"
+        raise MissingFile(f"model {base!r}: {reason}; give a model's folder, a hub id, or `tiny`")
     return path
 
 
