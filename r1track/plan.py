@@ -146,12 +146,12 @@ def stale(plan: Plan) -> dict[str, list[str]]:
         file, new = f"{plan.results}/config/{stage}.json", flat(stage_values(plan.settings, stage))
         try:
             old = flat(stage_values(load(Path(file)), stage)) if Path(file).exists() else new
-        except UserError:  # by another version, or damaged
-            changes[file] = [f"{file} cannot be read"]
-            continue
-        if old != new:
             paths = [path for path in old | new if old.get(path) != new.get(path)]
-            changes[file] = [f"{path}: {old.get(path, 'not set')} -> {new.get(path, 'not set')}" for path in paths]
+            lines = [f"{path}: {old.get(path, 'not set')} -> {new.get(path, 'not set')}" for path in paths]
+        except UserError:  # damaged, or by a version with other fields
+            lines = [f"{file} cannot be read"]
+        if lines:
+            changes[file] = lines
     return changes
 
 

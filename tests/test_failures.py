@@ -75,7 +75,7 @@ def test_one_failed_stage_ends_with_its_cause_and_data_that_are_missing_with_the
     (folder / "mine" / "two" / "00000001.jpg").unlink()
     (folder / "mine" / "two").rmdir()
     done = snakemake(folder)
-    assert "data.train = 'mine': 1 of 2 sequences, first 'two', are missing" in done.stderr.splitlines()[-1]
+    assert "data.train = 'mine': mine/list.txt, line 2: no folder mine/two; unpack it" in done.stderr.splitlines()[-1]
 
 
 def end_stage(folder: Path, status: int, text: str) -> Path:
