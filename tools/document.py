@@ -29,10 +29,11 @@ PAGE = """\
 *Generated from the model in `r1track/core/schema.py` by `make docs`; edit the model, not this page.*
 
 `config.yaml` has one section per stage. A value is taken from the first of these that sets it: a file given with
-`--configfile`, `config.yaml`, the preset that it names, the default below; `r1track config` prints every value and where
-it comes from. In paths, `~` is your home. Unknown fields, fields given twice, wrong types and values that contradict each
-other are refused before anything runs, with the file that brings them in. A changed value reruns the stages that read its
-section, and the stages that depend on those. The column *presets* shows the values that the presets set.
+`--configfile`, `config.yaml`, the preset that it names, the default below; `r1track config` prints every value and
+where it comes from. In paths, `~` is your home. Unknown fields, fields given twice, wrong types and values that
+contradict each other are refused before anything runs, with the file that brings them in. A changed value reruns the
+stages that read its section, and the stages that depend on those. The column *presets* shows the values that the
+presets set.
 """
 
 
