@@ -22,6 +22,7 @@ from rich.progress import track as progress
 
 from r1track.ability import verdict
 from r1track.core import config, files
+from r1track.core.records import MergeRecord
 from r1track.core.sequences import Sequence, read_split
 from r1track.reporting import report
 from r1track.tracking import score
@@ -84,7 +85,7 @@ def make(folder: Path, sequences: int, frames: int, steps: int) -> Path:
             tracks / "provenance.json", small_run.record("track", inputs={"split": {"path": str(root), "sha256": None}})
         )
         score.run(tracks, root, results / "scores" / model / "got10k-val.json", 1000)
-    merged = {"pairs": 64, "agreement": 1.0, "agreement_as_trained": None, "base": "made up"}
+    merged = MergeRecord(pairs=64, agreement=1.0, update_kept=1, base="made up", onto="original").model_dump()
     arms = ("sft", "grpo")
     for arm in arms:
         write_arm(results / "adapters" / arm, steps, rng)

@@ -8,6 +8,7 @@ import numpy as np
 
 from r1track.ability import records, verdict, vqa
 from r1track.core import config, files, sequences
+from r1track.core.records import MergeRecord
 from r1track.reporting import report
 from r1track.tracking import score, track
 
@@ -37,7 +38,8 @@ def make_run(results: Path, root: Path, settings: config.Settings = SETTINGS, bo
     files.write_text(adapter / "adapter_model.safetensors", "weights")
     notes = {"quantize": "none", "train_seconds": 90.0, "settings": stage["train"]}
     trained.write(adapter / "provenance.json", seed=settings.seed, notes=notes)
-    files.write_json(merged / "merge.json", {"pairs": 64, "agreement": 0.984375, "agreement_as_trained": None})
+    checked = MergeRecord(pairs=64, agreement=0.984375, update_kept=1, base="tiny", onto="original")
+    files.write_json(merged / "merge.json", checked.model_dump())
     summed.write(merged / "provenance.json", notes={"settings": stage["merge"]})
     for model, peer in (("static", "static"), ("base", "static"), ("grpo", "oracle")):
         make_tracks(results, root, model, peer, settings, boxes if model == "grpo" else None)

@@ -11,6 +11,7 @@ from toys import toy_split
 
 from r1track.ability import verdict
 from r1track.core import config, files
+from r1track.core.records import MergeRecord
 from r1track.tracking import score, track
 from r1track.training import progress, rewards
 
@@ -101,8 +102,8 @@ def small_run(folder: Path, sequences: int = 5, length: int = 12) -> tuple[Path,
     stand_in(results, root, "base", "static")
     stand_in(results, root, "grpo", "oracle")
     write_training(results / "adapters/grpo")
-    merged = {"pairs": 64, "agreement": 0.984375, "agreement_as_trained": None, "base": "tiny"}
-    files.write_json(results / "models/grpo/merge.json", merged)
+    merged = MergeRecord(pairs=64, agreement=0.984375, update_kept=1, base="tiny", onto="original")
+    files.write_json(results / "models/grpo/merge.json", merged.model_dump())
     for model, wrong in (("base", 0), ("grpo", 2)):
         write_answers(results / "vqa" / model, wrong)
     verdict.run(SETTINGS, results / "vqa/base", [results / "vqa/grpo"], results / "vqa/verdict.json")

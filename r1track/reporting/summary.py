@@ -11,6 +11,7 @@ from r1track.ability.records import Verdicts, read_rows
 from r1track.core import config, files
 from r1track.core.errors import MissingFile, UserError
 from r1track.core.files import Input, RecordT
+from r1track.core.records import MergeRecord
 from r1track.reporting import paper, records
 from r1track.reporting.records import Change, Json, Provenance, SetSummary
 from r1track.tracking.score import Scores, paired_difference
@@ -219,7 +220,10 @@ def _changes(settings: Json) -> list[records.SettingChange]:
 
 
 def _training(run: Run, arm: str) -> records.ArmTraining:
-    record = run.record(f"adapters/{arm}", "train")
+    record, merged = run.record(f"adapters/{arm}", "train"), run.results / "models" / arm / "merge.json"
+    merge = read_as(MergeRecord, merged, "merge")
+    if merge.agreement is None:
+        raise UserError(f"{merged}: its answers were not checked; merge again, with --pairs")
     quantize = str(record.quantize)
     if quantize not in LORA:
         where = f"{run.results}/adapters/{arm}/provenance.json: quantize"
@@ -229,7 +233,7 @@ def _training(run: Run, arm: str) -> records.ArmTraining:
         adapter=f"LoRA trained {LORA[quantize]}",
         steps=len(run.logs[arm]),
         minutes=(record.wall_seconds if record.train_seconds is None else record.train_seconds) / 60,
-        merge=read_as(records.MergeCheck, run.results / "models" / arm / "merge.json", "merge"),
+        merge=records.MergeCheck.model_validate(merge, from_attributes=True),
     )
 
 

@@ -18,10 +18,10 @@ from r1track.core import config, files, models
 from r1track.core.errors import UserError
 from r1track.core.folders import atomic_folder
 from r1track.core.pairs import held_out
+from r1track.core.records import MergeRecord
 
 log = logging.getLogger(__name__)
 FAITHFUL = 0.9  # share of the update below which a merge says that it lost some of it
-AGREEMENTS = ("agreement", "agreement_original", "agreement_as_trained")
 NOT_WEIGHTS = ("*.json", "*.txt", "*.jinja")
 
 
@@ -85,11 +85,9 @@ def _write_merged(folder: Path, adapter: Path, onto: str, out: Path) -> float:
 def _agreements(
     settings: config.Settings, trained: Any, model: str, adapter: Path, merged: Path, pairs: Path
 ) -> dict[str, Any]:
-    """Shares of held-out pairs on which merged model and adapter give the same answer, on two bases.
+    """The fields of a `MergeRecord` that are measured on held-out pairs.
 
-    agreement_original: with the adapter on the 16-bit base. agreement_as_trained: on the base as it was in training;
-    None where that was the same. agreement: the one of the two that the merge is to keep, by merge.base.
-    Raises UserError when it is below merge.min_agreement.
+    Raises UserError when the agreement is below merge.min_agreement.
     """
     answers = _answers(settings, pairs, str(merged))
 
@@ -105,8 +103,8 @@ def _agreements(
             f"{adapter}: adapter-on and merged answers agree on {agreement:.3f} of {len(answers)} held-out pairs, less "
             f"than merge.min_agreement = {settings.merge.min_agreement}; nothing was written"
         )
-    shares = (agreement, original, as_trained)
-    return {"pairs": len(answers), **dict(zip(AGREEMENTS, shares, strict=True))}
+    shares = {"agreement": agreement, "agreement_original": original, "agreement_as_trained": as_trained}
+    return {"pairs": len(answers), **shares}
 
 
 def run(settings: config.Settings, model: str, adapter: Path, pairs: Path | None, out: Path) -> None:
@@ -125,11 +123,9 @@ def run(settings: config.Settings, model: str, adapter: Path, pairs: Path | None
     folder = models.resolve_model_dir(model, settings.model.revision)
     with atomic_folder(out, "merge") as temp_path:
         share = _write_merged(folder, adapter, settings.merge.base, temp_path)
-        measured: dict[str, Any] = {"pairs": 0} | dict.fromkeys(AGREEMENTS)
-        if pairs:
-            measured = _agreements(settings, trained, model, adapter, temp_path, pairs)
-        else:
+        if not pairs:
             log.warning("no --pairs: whether the merge keeps the answers was not measured")
-        measured |= {"update_kept": share, "base": model, "onto": settings.merge.base}
-        files.write_json(temp_path / "merge.json", measured)
+        measured = _agreements(settings, trained, model, adapter, temp_path, pairs) if pairs else {"pairs": 0}
+        record = MergeRecord(**measured, update_kept=share, base=model, onto=settings.merge.base)
+        files.write_json(temp_path / "merge.json", record.model_dump())
         provenance.write(temp_path / "provenance.json", notes={"settings": config.stage_values(settings, "merge")})

@@ -472,6 +472,14 @@ def test_an_unfinished_run_is_refused_by_the_name_of_the_missing_file(run, name)
     assert not (results / "report").exists()
 
 
+def test_a_merge_whose_answers_were_not_checked_is_refused(run):
+    results, _, make = run
+    path = results / "models/grpo/merge.json"
+    files.write_json(path, {**files.read_json(path), "agreement": None})
+    with pytest.raises(ValueError, match=r"models/grpo: its answers were not checked; merge again, with --pairs"):
+        make()
+
+
 @pytest.mark.parametrize(
     ("count", "ranks"),
     [(0, ""), (1, "b"), (2, "bw"), (3, "bmw"), (4, "bbmw"), (6, "bbmmww"), (9, "bbbmmmwww"), (99, "bbbbmmmwww")],

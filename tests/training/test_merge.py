@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 from toys import toy_pairs
 
 from r1track.core import config, files, models
+from r1track.core.errors import UserError
 from r1track.core.pairs import held_out
+from r1track.core.records import MergeRecord
 from r1track.training import merge, train
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -71,6 +73,19 @@ def test_without_pairs_the_weights_are_the_same_and_the_agreement_is_said_to_be_
     merge.run(settings(), "tiny", adapter, None, tmp_path / "out")
     assert files.hash_file(tmp_path / "out" / "model.safetensors") == files.hash_file(merged / "model.safetensors")
     assert files.read_json(tmp_path / "out" / "merge.json")["agreement"] is None
+
+
+def test_the_record_of_a_merge_has_every_field_and_is_refused_with_another(merged: Path, tmp_path: Path) -> None:
+    record = files.read_record(merged / "merge.json", MergeRecord)
+    content = files.read_json(merged / "merge.json")
+    assert record.model_dump() == content
+    assert (content["pairs"], content["base"], content["onto"]) == (24, "tiny", "original")
+    assert [*content] == [
+        "pairs", "agreement", "agreement_original", "agreement_as_trained", "update_kept", "base", "onto",
+    ]  # fmt: skip
+    files.write_json(tmp_path / "merge.json", {**content, "onto": "elsewhere", "more": 1})
+    with pytest.raises(UserError, match=r"merge\.json: onto: Input should be .*; more: Extra inputs"):
+        files.read_record(tmp_path / "merge.json", MergeRecord)
 
 
 def test_the_merged_folder_holds_the_processor_files_of_the_base(merged: Path) -> None:
