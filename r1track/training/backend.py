@@ -5,6 +5,7 @@ trained by TRL's own trainers (trl_patches.py). Unsloth patches transformers, PE
 come first: this module imports none of them at its top, and `enter` is called before any module that does.
 """
 
+import functools
 import importlib
 import importlib.util
 import logging
@@ -64,7 +65,12 @@ def check_versions(backend: Backend) -> None:
                 f"{name} {installed} is installed; r1track/training/trl_patches.py was written for {wanted}: "
                 f"`pip install {name}=={wanted}`, or make the environment anew"
             )
-        log.warning("%s %s is installed; r1track was tried with %s", name, installed, wanted)
+        _warn_once(f"{name} {installed} is installed; r1track was tried with {wanted}")
+
+
+@functools.cache  # `enter` is called by the command and by `train.run`
+def _warn_once(text: str) -> None:
+    log.warning(text)
 
 
 def enter(wanted: Literal["auto", "unsloth", "transformers"], scratch: Path) -> Backend:
@@ -100,25 +106,15 @@ def load(backend: Backend, folder: Path, settings: schema.Settings) -> tuple[Any
 
     models.check_weights(folder)
     model, _ = FastVisionModel.from_pretrained(
-        str(folder),
-        max_seq_length=4096,
-        dtype=dtype,
-        load_in_4bit=train.quantize == "nf4",
-        load_in_16bit=train.quantize == "none",
+        str(folder), max_seq_length=4096, dtype=dtype, random_state=settings.seed,
+        load_in_4bit=train.quantize == "nf4", load_in_16bit=train.quantize == "none",
         use_exact_model_name=True,  # else a hub id may be swapped for somebody's quantised copy
         use_gradient_checkpointing="unsloth",
         fast_inference=False,  # vLLM takes one image per prompt; a pair has two
-        random_state=settings.seed,
-    )
+    )  # fmt: skip
     models.check_finite(model.named_parameters(), folder)
     model = FastVisionModel.get_peft_model(
-        model,
-        r=adapter.r,
-        lora_alpha=adapter.lora_alpha,
-        lora_dropout=adapter.lora_dropout,
-        bias=adapter.bias,
-        target_modules=adapter.target_modules,
-        use_gradient_checkpointing="unsloth",
-        random_state=settings.seed,
-    )
+        model, r=adapter.r, lora_alpha=adapter.lora_alpha, lora_dropout=adapter.lora_dropout, bias=adapter.bias,
+        target_modules=adapter.target_modules, use_gradient_checkpointing="unsloth", random_state=settings.seed,
+    )  # fmt: skip
     return model, None

@@ -159,6 +159,17 @@ def test_another_version_of_a_patched_library_is_refused_and_of_another_only_tol
         assert ("9.9.9" in caplog.text) == (name in backend.TRIED_WITH)
 
 
+def test_a_warning_of_a_version_comes_once_though_the_backend_is_entered_twice(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    versions = {**backend.WRITTEN_FOR, **backend.TRIED_WITH, "torch": "2.99.0"}
+    monkeypatch.setattr(backend, "version", versions.__getitem__)
+    for _ in range(2):  # by the command, and by `train.run`
+        assert backend.enter("transformers", tmp_path) == "transformers"
+    warned = [message for message in caplog.messages if "2.99.0" in message]
+    assert warned == [f"torch 2.99.0 is installed; r1track was tried with {backend.TRIED_WITH['torch']}"]
+
+
 def test_a_wrong_version_stops_the_train_command_before_pairs_or_weights_are_read(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
