@@ -101,12 +101,9 @@ def load_weights(
     quantization = None
     if quantize == "nf4":
         quantization = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
             llm_int8_skip_modules=["model.visual", "lm_head"],  # in spite of its name, for 4 bits too
-        )
+        )  # fmt: skip
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
         folder, dtype=dtype, quantization_config=quantization, device_map={"": device}, attn_implementation="sdpa"
@@ -124,7 +121,7 @@ def check_weights(folder: Path) -> None:
     kind = described.get("model_type") if isinstance(described, dict) else None
     if kind != MODEL_TYPE:
         raise UserError(f"{folder / 'config.json'}: model_type = {kind!r}; take a Qwen2.5-VL model ({MODEL_TYPE!r})")
-    if "quantization_config" in described:
+    if described.get("quantization_config"):
         raise UserError(f"{folder}: its weights are quantised already; take the 16-bit model that they were made from")
     for file in sorted(folder.glob("*.safetensors")):
         _stored_names(file)
@@ -171,13 +168,9 @@ def make_adapter(lora: schema.Lora) -> LoraConfig:
     if lora.vision:
         targets += r"|.*visual\.blocks.*\.(qkv|proj|gate_proj|up_proj|down_proj)|.*visual\.merger\.mlp\.[02]"
     return LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        bias="none",
-        target_modules=targets,
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, bias="none", target_modules=targets,
         task_type="CAUSAL_LM",
-    )
+    )  # fmt: skip
 
 
 def attach(model: Any, adapter: Path) -> PeftModelForCausalLM:

@@ -174,6 +174,10 @@ def test_a_base_whose_weights_would_not_all_be_loaded_is_refused_by_folder_and_n
         models.load(str(base), SETTINGS.model)
 
 
+def test_a_base_that_says_that_it_is_not_quantised_is_read(tmp_path: Path) -> None:
+    models.check_weights(edited(models.TINY, tmp_path / "base", None, {"quantization_config": None}))
+
+
 def test_a_base_of_another_width_depth_or_head_than_it_says_is_refused(tmp_path: Path) -> None:
     text = files.read_json(models.TINY / "config.json")["text_config"]
     wide = edited(models.TINY, tmp_path / "wide", None, {"text_config": {**text, "intermediate_size": 400}})

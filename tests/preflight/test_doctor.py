@@ -115,6 +115,19 @@ def test_a_base_is_looked_for_in_its_folder_and_in_the_hubs_cache(
     assert "its shape is not known here" in bad(examined(model={"base": "some/body"}))["configuration"][1]
 
 
+def test_a_base_whose_weights_would_not_be_loaded_is_an_error_beforehand(tmp_path: Path) -> None:
+    base = shutil.copytree(models.TINY, tmp_path / "base")
+    described = files.read_json(base / "config.json")
+    files.write_json(base / "config.json", {**described, "quantization_config": {"load_in_4bit": True}})
+    assert "its weights are quantised already" in bad(examined(model={"base": "base"}))["model.base"][1]
+    files.write_json(base / "config.json", described)
+    (base / "model.safetensors").write_bytes((models.TINY / "model.safetensors").read_bytes()[:-1])
+    found = examined(model={"base": "base"})
+    assert bad(found)["model.base"][0] == "error"
+    assert "base/model.safetensors: cannot be read" in bad(found)["model.base"][1]
+    assert not found.well
+
+
 def test_a_stage_that_does_not_fit_fails_and_its_remedies_fit() -> None:
     hub = {
         "preset": "r1track-5k",
