@@ -188,7 +188,7 @@ def test_a_link_in_the_scratch_folder_is_not_followed(tmp_path: Path) -> None:
     assert (outside / "data").exists()
 
 
-@pytest.mark.parametrize("name", ["checkpoint-500", "log.jsonl", "examples", "cache", "runs"])
+@pytest.mark.parametrize("name", ["checkpoint-500", "log.jsonl", "examples", "cache", "runs", "README.md"])
 def test_a_folder_with_files_that_look_like_a_trainings_is_refused_and_left_as_it_is(
     name: str, pairs: Path, tmp_path: Path
 ) -> None:
