@@ -24,7 +24,7 @@ from datasets import Dataset, Image, List
 from transformers import PrinterCallback, ProgressCallback
 from trl import GRPOConfig, SFTConfig
 
-from r1track.core import config, files, models, prompts
+from r1track.core import config, files, models, prompts, schema
 from r1track.core.errors import UserError, naming
 from r1track.core.folders import atomic_folder, locked
 from r1track.core.pairs import load as open_pairs
@@ -62,54 +62,37 @@ def make_reward(settings: config.Settings, examples: Path) -> Reward:
     return reward
 
 
-def _common(settings: config.Settings, scratch: Path) -> dict[str, Any]:
-    """Trainer arguments that both arms share."""
+def _common(settings: config.Settings, scratch: Path, arm: schema.Train | schema.Sft, samples: int) -> dict[str, Any]:
+    """Trainer arguments that both arms share; samples: per optimiser step."""
     train, cuda = settings.train, torch.cuda.is_available()
     if train.optimizer == "adamw_8bit" and not cuda:
         raise UserError("train.optimizer = 'adamw_8bit': needs a CUDA card; take adamw_torch")
     if train.report_to != "none" and importlib.util.find_spec(train.report_to) is None:
         raise UserError(f"train.report_to = {train.report_to!r}: not installed; `pip install {train.report_to}`")
     return {
-        "output_dir": str(scratch),
-        "seed": settings.seed,
-        "data_seed": settings.seed,
-        "weight_decay": train.weight_decay,
-        "adam_beta1": 0.9,
-        "adam_beta2": 0.999,
-        "adam_epsilon": 1e-8,
-        "max_grad_norm": train.clip_norm,
-        "optim": train.optimizer,
+        "output_dir": str(scratch), "seed": settings.seed, "data_seed": settings.seed,
+        "max_steps": arm.steps, "warmup_steps": math.ceil(train.warmup * arm.steps),
+        "learning_rate": arm.learning_rate, "lr_scheduler_type": arm.schedule,
+        "per_device_train_batch_size": arm.micro_batch, "gradient_accumulation_steps": samples // arm.micro_batch,
+        "optim": train.optimizer, "weight_decay": train.weight_decay, "max_grad_norm": train.clip_norm,
+        "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8,
         "gradient_checkpointing": cuda,  # on a CPU memory is not the limit
-        "bf16": cuda and settings.model.dtype == "bfloat16",
-        "fp16": False,
-        "use_cpu": not cuda,
-        "logging_steps": 1,
+        "bf16": cuda and settings.model.dtype == "bfloat16", "fp16": False, "use_cpu": not cuda,
+        "logging_steps": 1, "report_to": train.report_to,
         "logging_nan_inf_filter": False,  # a loss that is not finite is to be seen
-        "save_strategy": "steps",
-        "save_steps": train.save_every,
-        "save_total_limit": 2,
-        "report_to": train.report_to,
-        "remove_unused_columns": False,
-        "dataloader_num_workers": 0,
-    }
+        "save_strategy": "steps", "save_steps": train.save_every, "save_total_limit": 2,
+        "remove_unused_columns": False, "dataloader_num_workers": 0,
+    }  # fmt: skip
 
 
 def sft_arguments(settings: config.Settings, scratch: Path) -> dict[str, Any]:
     """TRL's arguments for the supervised arm; the loss is on the answer's tokens only."""
     sft = settings.train.sft
     return {
-        **_common(settings, scratch),
-        "max_steps": sft.steps,
-        "per_device_train_batch_size": sft.micro_batch,
-        "gradient_accumulation_steps": sft.batch // sft.micro_batch,
-        "learning_rate": sft.learning_rate,
-        "lr_scheduler_type": sft.schedule,
-        "warmup_steps": math.ceil(settings.train.warmup * sft.steps),
-        "completion_only_loss": True,
+        **_common(settings, scratch, sft, sft.batch),
+        "completion_only_loss": True, "max_length": None, "packing": False,
         "loss_type": "chunked_nll",  # the mean over the answers' tokens; the logits of the prompts are never made
-        "max_length": None,
-        "packing": False,
-    }
+    }  # fmt: skip
 
 
 def grpo_arguments(settings: config.Settings, scratch: Path, stop: list[int]) -> dict[str, Any]:
@@ -120,32 +103,16 @@ def grpo_arguments(settings: config.Settings, scratch: Path, stop: list[int]) ->
     train = settings.train
     answers = train.group * train.prompts_per_step
     return {
-        **_common(settings, scratch),
-        "max_steps": train.steps,
-        "per_device_train_batch_size": train.micro_batch,
-        "gradient_accumulation_steps": answers // train.micro_batch,
-        "generation_batch_size": answers * train.rollout_steps,
-        "num_iterations": 1,
-        "num_generations": train.group,
-        "max_completion_length": train.max_tokens,
-        "temperature": train.temperature,
-        "top_p": 1.0,
-        "top_k": 0,
-        "repetition_penalty": 1.0,
-        "generation_kwargs": {"suppress_tokens": stop},
-        "learning_rate": train.learning_rate,
-        "lr_scheduler_type": train.schedule,
-        "warmup_steps": math.ceil(train.warmup * train.steps),
+        **_common(settings, scratch, train, answers),
+        "generation_batch_size": answers * train.rollout_steps, "num_iterations": 1, "num_generations": train.group,
+        "max_completion_length": train.max_tokens, "generation_kwargs": {"suppress_tokens": stop},
+        "temperature": train.temperature, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0,
         "beta": train.beta,
         "use_bias_correction_kl": False,  # the paper's k3 estimate as it is
-        "epsilon": train.epsilon,
-        "epsilon_high": train.epsilon_high,
-        "loss_type": train.loss,
-        "scale_rewards": train.scale_rewards,
-        "mask_truncated_completions": False,
-        "disable_dropout": False,
-        "shuffle_dataset": True,
-    }
+        "epsilon": train.epsilon, "epsilon_high": train.epsilon_high,
+        "loss_type": train.loss, "scale_rewards": train.scale_rewards,
+        "mask_truncated_completions": False, "disable_dropout": False, "shuffle_dataset": True,
+    }  # fmt: skip
 
 
 def with_prompts(pairs: Dataset, think: bool, completions: list[Any] | None = None) -> Dataset:
@@ -244,9 +211,8 @@ def _train(settings: config.Settings, arm: str, model: str, pairs: Path, scratch
     stage = config.stage_values(settings, "train")
     inputs = {name: file.model_dump() for name, file in provenance.inputs.items()}
     steps = settings.train.sft.steps if arm == "sft" else settings.train.steps
-    checkpoint = checkpoints.prepare_scratch(
-        scratch, {"arm": arm, "settings": stage, "backend": kind, "inputs": inputs}, steps
-    )
+    identity = {"arm": arm, "settings": stage, "backend": kind, "inputs": inputs}
+    checkpoint = checkpoints.prepare_scratch(scratch, identity, steps)
     torch.manual_seed(settings.seed)
     trainer = make_trainer(settings, arm, folder, pairs, scratch)
     if checkpoint:
