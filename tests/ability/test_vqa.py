@@ -224,6 +224,21 @@ def test_questions_without_an_answer_are_counted_and_never_asked(stored, caplog)
         load(schema.VqaSet(source=source, items=3))
 
 
+def test_boxes_and_options_that_cannot_be_scored_are_counted(stored, caplog):
+    boxes = [[1, 2, 3, 4], None, [1, 2, 3], [1, 2, 0, 4], [1, 2, float("nan"), 4], [5, 6, 7, 8]]
+    numbers = datasets.List(datasets.Value("float64"))
+    source = stored({"question": ["a"] * 6, "answer": boxes}, answer=numbers)
+    items = load(schema.VqaSet(source=source, items=2, metric="box"))
+    assert [item.doc_id for item in items] == ["0", "5"]
+    assert "left out 4 of 6 questions" in caplog.text
+    choices = [["cat", "dog"], None, ["cat", "dog"], ["cat", "dog"]]
+    columns = {"question": ["a"] * 4, "answer": ["1", "0", "7", None], "options": choices}
+    source = stored(columns, split="again", options=TEXTS)
+    items = load(schema.VqaSet(source=source, split="again", items=1, metric="choice", options="options"))
+    assert [item.targets for item in items] == [["B", "cat", "dog"]]
+    assert "left out 3 of 4 questions" in caplog.text
+
+
 def test_questions_on_one_image_share_its_hash(stored, pictures):
     source = stored({"question": ["a?", "b?", "c?"], "answer": ["red", "blue", "red"]})
     items = load(schema.VqaSet(source=source, items=3))

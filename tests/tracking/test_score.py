@@ -294,6 +294,15 @@ def test_the_file_is_named_after_model_and_set_and_has_provenance_beside_it(worl
     assert json.loads((out.parent / "toy-val.json.provenance.json").read_text())["stage"] == "score"
 
 
+def test_several_runs_are_named_and_the_first_is_scored(world, tmp_path, caplog):
+    root, tracks, _ = world
+    before = score.score(tracks, root, 100)
+    (tracks / "seq1" / "seq1_002.txt").write_text("0,0,1,1\n" * 30)
+    score.run(tracks, root, tmp_path / "scores.json", 100)
+    assert "holds several runs of the tracker; the first of each sequence is scored" in caplog.text
+    assert json.loads((tmp_path / "scores.json").read_text())["ao"] == before.ao
+
+
 def test_a_sequence_without_scored_frames_has_null_scores_and_enters_no_mean(tmp_path):
     truth = [[0, 0, 10, 10]] * 3
     bare_sequence(tmp_path / "set", "a", truth)
