@@ -41,15 +41,14 @@ def run(settings: config.Settings, base: Path, tuned: Sequence[Path], out: Path)
     A loss of ability is a result, not an error: `gate` stops the run for it, after the report is written. Raises
     UserError for folders that hold no answers, or have the same name.
     """
-    files.check_file(out, "verdict")
     inputs = {"base": base, **{f"tuned {folder.name}": folder for folder in tuned}}
     record = files.Provenance("verdict", inputs)
     if len({folder.name for folder in tuned}) < len(tuned):
         raise UserError(f"{', '.join(map(str, tuned))}: two folders of one name; rename one of them")
-    verdicts = judge_all(base, tuned, settings.verdict)
-    files.write_json(out, verdicts.as_json())
-    stage = config.stage_values(settings, "verdict")
-    record.write(out.with_name(f"{out.name}.provenance.json"), seed=settings.verdict.seed, notes={"settings": stage})
+    notes = {"settings": config.stage_values(settings, "verdict")}
+    with record.result_file(out, seed=settings.verdict.seed, notes=notes) as temp_path:
+        verdicts = judge_all(base, tuned, settings.verdict)
+        temp_path.write_text(files.json_text(verdicts.as_json()), encoding="utf-8")
     for name, verdict in verdicts.models.items():
         log.log(logging.INFO if verdict.verdict == "RETAINED" else logging.WARNING, "%s: %s", name, verdict.summary)
 

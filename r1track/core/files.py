@@ -89,7 +89,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically, indented, keys in the order given. Raises UserError for NaN."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """A value as the text of a JSON file. Raises ValueError for NaN."""
+    return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def read_json(path: Path) -> Any:
@@ -298,15 +303,31 @@ class Provenance:
         hashed = {name: hash_path(place) if place.exists() else None for name, place in self.places.items()}
         return {name: Input(path=self.paths[name], sha256=digest) for name, digest in hashed.items()}
 
-    def write(self, path: Path, *, seed: int | None = None, notes: Mapping[str, Any] | None = None) -> None:
-        """Write a ProvenanceRecord to `path`: `provenance.json` is about its folder, `X.provenance.json` about X.
+    @contextmanager
+    def result_file(
+        self, path: Path, *, seed: int | None = None, notes: Mapping[str, Any] | None = None
+    ) -> Iterator[Path]:
+        """As atomic_file, for the stage's result `path`; its provenance is written beside it, before the rename.
 
-        notes: the record's optional fields, by name.
+        Raises UserError, before the block, for a file at `path` that the stage did not write.
         """
+        check_file(path, self.stage)
+        with atomic_file(path) as temp_path:
+            yield temp_path
+            place = path.with_name(f"{path.name}.provenance.json")
+            self.write(place, outputs={path.name: hash_file(temp_path)}, seed=seed, notes=notes)
+
+    def write(
+        self,
+        path: Path,
+        *,
+        outputs: dict[str, str] | None = None,
+        seed: int | None = None,
+        notes: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write a ProvenanceRecord to `path`. notes: its optional fields. outputs: by default its folder's files."""
         import torch
 
-        subject = path.name.removesuffix("provenance.json").removesuffix(".")
-        outputs = {subject: hash_file(path.with_name(subject))} if subject else hashes(path.parent)
         on_the_hub = [place for name, place in self.places.items() if on_hub(self.paths[name]) and place.exists()]
         record = ProvenanceRecord(
             stage=self.stage,
@@ -321,7 +342,7 @@ class Provenance:
             peak_cpu_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             peak_gpu_bytes=torch.cuda.max_memory_reserved() if torch.cuda.is_available() else None,
             inputs=self.inputs,
-            outputs=outputs,
+            outputs=outputs or hashes(path.parent),
             **(notes or {}),
         )
         write_json(path, record.model_dump(exclude_unset=True))

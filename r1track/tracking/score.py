@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from r1track.core.boxes import Array, iou, xywh_to_xyxy
 from r1track.core.errors import UserError
-from r1track.core.files import Provenance, check_file, write_json
+from r1track.core.files import Provenance, json_text
 from r1track.core.sequences import Sequence, detect, read_list, read_split
 from r1track.tracking.track_files import Track, read_track
 
@@ -315,10 +315,9 @@ def score(tracks: Path, root: Path, draws: int) -> Scores:
 
 def run(tracks: Path, root: Path, out: Path, draws: int) -> None:
     """Score `tracks` against the split at `root` and write the scores to the JSON file `out`, see `score`."""
-    check_file(out, "score")
+    provenance = Provenance("score", {"tracks": tracks, "list": root / "list.txt"})
+    notes = {"settings": {"score": {"draws": draws}}}
     if any(tracks.glob("*/*_002.txt")):
         log.warning("%s: holds several runs of the tracker; the first of each sequence is scored", tracks)
-    provenance = Provenance("score", {"tracks": tracks, "list": root / "list.txt"})
-    write_json(out, score(tracks, root, draws).as_json())
-    notes = {"settings": {"score": {"draws": draws}}}
-    provenance.write(out.with_name(f"{out.name}.provenance.json"), seed=SEED, notes=notes)
+    with provenance.result_file(out, seed=SEED, notes=notes) as temp_path:
+        temp_path.write_text(json_text(score(tracks, root, draws).as_json()), encoding="utf-8")

@@ -13,7 +13,7 @@ import numpy as np
 
 from r1track.core.boxes import Array
 from r1track.core.errors import UserError
-from r1track.core.files import Provenance, atomic_file, check_file
+from r1track.core.files import Provenance
 from r1track.core.sequences import read_split
 from r1track.tracking.track_files import BOXES, TIMES, as_text, read_result
 
@@ -56,12 +56,9 @@ def _read_rows(archive: zipfile.ZipFile, file: str, row: re.Pattern[str]) -> Arr
 
 def run(tracks: Path, out: Path, root: Path | None = None) -> None:
     """Write the zip `out` from what `track` or another toolkit wrote, see `verify` for what is refused."""
-    check_file(out, "submit")
-    provenance = Provenance("submit", {"tracks": tracks})
-    with atomic_file(out) as temp_path:
+    with Provenance("submit", {"tracks": tracks}).result_file(out) as temp_path:
         with zipfile.ZipFile(temp_path, "w", zipfile.ZIP_DEFLATED) as archive:
             for name in NAMES:
                 for form, text in as_text(*read_result(tracks, name, remedy="track the test split")).items():
                     archive.writestr(form.format(name), text)
         verify(temp_path, root)
-    provenance.write(out.with_name(f"{out.name}.provenance.json"))
