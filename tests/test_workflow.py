@@ -178,6 +178,19 @@ def test_a_stage_file_that_was_altered_by_hand_is_seen_and_restored(text: str | 
     assert reruns_of(copied)[0] == {}, "as it was when the stage ran"
 
 
+def test_a_real_run_makes_a_changed_stage_again_and_restores_its_altered_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("run: real\ntoy: {train_sequences: 1, val_sequences: 1, length: 3}\n")
+    settings, boxes = tmp_path / "results/real/config/toy.json", tmp_path / "scratch/real/toy/val/Toy_Val_000001"
+    for change in ("seed=0", "toy={length: 4}", "toy={length: 4}"):
+        words = ("--rerun-triggers", "mtime", "--configfile", "mine.yaml", "--config", change)
+        done = snakemake(tmp_path, "results/real/scores/static/toy-val.json", *words)
+        assert done.returncode == 0, done.stderr
+        assert config.load(settings).toy.length == len((boxes / "groundtruth.txt").read_text().splitlines())
+        settings.write_text(settings.read_text().replace('"length": 4', '"length": 9'))
+    assert "toy.length: 9 -> 4" in done.stderr
+    assert jobs(done.stdout + done.stderr) == Counter({"settings": 1, "toy": 1, "track": 1, "score": 1})
+
+
 def test_a_stage_file_from_before_a_field_had_its_default_is_not_stale(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
