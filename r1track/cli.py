@@ -331,15 +331,14 @@ def doctor(
     changes: Changes = None,
 ) -> None:
     """Check machine, data and configuration, and plan the memory of every stage, before a run."""
-    from r1track.preflight.doctor import examine
-    from r1track.preflight.memory import ESTIMATES
+    from r1track.preflight.doctor import examine, peaks
 
     diagnosis, console = examine(config_file, budget and budget * 1e9, changes), get_console()
     for state, subject, finding in diagnosis.lines:
         colour = {"ok": "green", "warning": "yellow", "error": "bold red"}[state]
         console.print(Text.assemble((f"{state:9}", colour), (subject, "bold"), "  ", finding), soft_wrap=True)
     if diagnosis.plans:
-        console.print(_peaks(diagnosis.plans, diagnosis.budget, ESTIMATES))
+        console.print(peaks(diagnosis))
     for plan in diagnosis.plans:
         if plan.flops:
             console.print(f"{plan.stage}: {plan.flops:.1e} operations, about {plan.hours:.1f} hours on an RTX 3090")
@@ -347,19 +346,3 @@ def doctor(
             changes = [f"{change} ({peak / 1e9:.2f} GB)" for change, peak in diagnosis.remedies[plan.stage].items()]
             console.print(f"{plan.stage} fits after one of: {'; '.join(changes) or 'none alone, take a smaller base'}")
     raise typer.Exit(0 if diagnosis.well else 1)
-
-
-def _peaks(plans: list[Any], budget: float, estimates: set[str]) -> Table:
-    """For every stage the terms of its peak memory, in GB."""
-    table = Table("GB at the peak (~ estimated)")
-    for plan in plans:
-        table.add_column(plan.stage, justify="right")
-    peaks = [plan.moments[plan.peak[1]] for plan in plans]
-    for term in dict.fromkeys(term for terms in peaks for term in terms):
-        cells = (f"{terms[term] / 1e9:.2f}" if term in terms else "" for terms in peaks)
-        table.add_row(f"~ {term}" if term in estimates else term, *cells)
-    table.add_section()
-    table.add_row("together", *(f"{plan.peak[0] / 1e9:.2f}" for plan in plans), style="bold")
-    table.add_row("moment", *(plan.peak[1] for plan in plans))
-    table.add_row(f"into {budget / 1e9:.1f} GB", *("fits" if plan.peak[0] <= budget else "too large" for plan in plans))
-    return table

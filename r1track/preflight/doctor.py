@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from packaging.requirements import Requirement
+from rich.table import Table
 
 from r1track.core import config, files, models
 from r1track.core.errors import UserError
@@ -138,3 +139,19 @@ def examine(file: Path, budget: float | None = None, changes: list[str] | None =
     fits = not large or (settings.model.base == "tiny" and not cuda)
     well = fits and all(state != "error" for state, _, _ in lines)
     return Diagnosis(lines, plans, {stage: memory.remedies(settings, stage, budget) for stage in large}, budget, well)
+
+
+def peaks(diagnosis: Diagnosis) -> Table:
+    """For every stage the terms of its peak memory, in GB."""
+    table, plans, budget = Table("GB at the peak (~ estimated)"), diagnosis.plans, diagnosis.budget
+    for plan in plans:
+        table.add_column(plan.stage, justify="right")
+    moments = [plan.moments[plan.peak[1]] for plan in plans]
+    for term in dict.fromkeys(term for terms in moments for term in terms):
+        cells = (f"{terms[term] / 1e9:.2f}" if term in terms else "" for terms in moments)
+        table.add_row(f"~ {term}" if term in memory.ESTIMATES else term, *cells)
+    table.add_section()
+    table.add_row("together", *(f"{plan.peak[0] / 1e9:.2f}" for plan in plans), style="bold")
+    table.add_row("moment", *(plan.peak[1] for plan in plans))
+    table.add_row(f"into {budget / 1e9:.1f} GB", *("fits" if plan.peak[0] <= budget else "too large" for plan in plans))
+    return table
