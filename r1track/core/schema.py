@@ -2,7 +2,7 @@
 
 import math
 from os.path import expanduser
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -10,6 +10,9 @@ Place = Annotated[str, AfterValidator(expanduser)]  # a path, or a hub id
 NAME = r"^\w[\w.-]{0,99}$"  # of a folder or file of results; hidden ones are those of results that are not complete
 Name = Annotated[str, Field(pattern=NAME)]
 Schedule = Literal["constant_with_warmup", "linear", "cosine"]
+Layout = Literal["auto", "got10k", "otb", "lasot", "tnl2k", "vot", "vot-flat", "nfs", "trackingnet", "uav123"]
+Peer = Literal["static", "template", "oracle", "csrt"]
+Layer = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 class Section(BaseModel):
@@ -21,9 +24,7 @@ class Section(BaseModel):
 class Model(Section):
     """model: the base model, which training turns into a tracker, and how it is loaded."""
 
-    base: Place = Field(
-        "Qwen/Qwen2.5-VL-3B-Instruct", description="hub id or folder; `tiny` is the one inside this package"
-    )
+    base: Place = Field("Qwen/Qwen2.5-VL-3B-Instruct", description="hub id or folder; `tiny` is in this package")
     revision: str | None = Field(None, description="commit of the hub repository; null takes the newest")
     dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="type of weights and activations")
     min_pixels: int = Field(3136, gt=0, description="an image with fewer pixels than this is enlarged")
@@ -33,9 +34,7 @@ class Model(Section):
 class Data(Section):
     """data: the folders of the sequences: list.txt and sequences in GOT-10k's or another layout (docs/sampling.md)."""
 
-    train: Place = Field(
-        "data/GOT-10k/train", description="split to sample pairs from; the stage `toy` writes `toy/train`"
-    )
+    train: Place = Field("data/GOT-10k/train", description="split to sample pairs from; `toy` writes `toy/train`")
     sets: dict[Name, Place] = Field(
         {"got10k-val": "data/GOT-10k/val"}, min_length=1, description="splits to track and score: name and folder"
     )
@@ -64,8 +63,7 @@ class Sample(Section):
     """sample: the pairs of template and search crop that are cut from the training split."""
 
     policy: Literal["matched", "paper"] = Field(
-        "matched",
-        description="`matched`: crops as the tracker makes them; `paper`: crops as in R1-Track (docs/sampling.md)",
+        "matched", description="`matched`: crops as the tracker makes them; `paper`: as in R1-Track (docs/sampling.md)"
     )
     pairs: int = Field(5000, ge=1, description="number of training pairs, spread evenly over the sequences")
     val_pairs: int = Field(200, ge=0, description="number of held-out pairs, from sequences without training pairs")
@@ -79,9 +77,7 @@ class Sample(Section):
     inside: float = Field(0.98, gt=0, le=1, description="smallest fraction of the target's box inside each crop")
     max_rejected: float = Field(1.0, ge=0, lt=20, description="largest number of rejected draws per wanted pair")
     exclude: dict[str, str] = Field({}, description="sequences to leave out: name and reason")
-    layout: Literal["auto", "got10k", "otb", "lasot", "tnl2k", "vot", "vot-flat", "nfs", "trackingnet", "uav123"] = (
-        Field("auto", description="file layout of the training split (docs/sampling.md); `auto` detects it")
-    )
+    layout: Layout = Field("auto", description="file layout of the training split (docs/sampling.md); `auto`: detected")
     hub: Place | None = Field(None, description="data set to use instead (docs/sampling.md): hub id or folder")
     hub_revision: str | None = Field(None, description="commit of that data set on the hub; null takes the newest")
     shard_rows: int = Field(500, ge=1, description="pairs per Parquet file, approximately")
@@ -93,10 +89,8 @@ class Lora(Section):
     rank: int = Field(16, ge=1, description="rank r")
     alpha: int = Field(32, ge=1, description="the update is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
-    targets: list[Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]] = Field(
-        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-        min_length=1,
-        description="linear layers of the language model that get an adapter",
+    targets: list[Layer] = Field(
+        [*get_args(Layer)], min_length=1, description="linear layers of the language model that get an adapter"
     )
     vision: bool = Field(False, description="whether the linear layers of the vision tower get an adapter too")
 
@@ -137,9 +131,7 @@ class Train(Section):
     prompts_per_step: int = Field(8, ge=1, description="prompts per optimiser step")
     micro_batch: int = Field(8, ge=1, description="completions per forward and backward pass")
     shared_prefix: bool = Field(True, description="compute each prompt once per group, not once per completion")
-    rollout_batch: int = Field(
-        256, ge=2, description="with shared_prefix: completions generated in one batch, group or more"
-    )
+    rollout_batch: int = Field(256, ge=2, description="with shared_prefix: completions per batch, group or more")
     rollout_steps: int = Field(1, ge=1, description="optimiser steps per rollout")
     steps: int = Field(600, ge=1, description="optimiser steps")
     optimizer: Literal["adamw_torch", "adamw_8bit"] = Field(
@@ -233,9 +225,7 @@ class Extra(Section):
 class Endpoint(Section):
     """track.endpoint: an OpenAI-compatible server that runs the model, in place of this machine."""
 
-    url: str | None = Field(
-        None, description="URL, without key or password; null: the model is loaded here, as the workflow needs it"
-    )
+    url: str | None = Field(None, description="URL, without key or password; null: no server, as the workflow needs it")
     timeout: float = Field(60.0, gt=0, description="seconds for a whole answer; then the request is sent again")
     retries: int = Field(4, ge=0, description="how often a request is sent again before the run stops")
     concurrency: int | None = Field(None, ge=1, description="largest number of parallel requests; null: track.batch")
@@ -253,9 +243,7 @@ class Track(Section):
     patience: int = Field(3, ge=1, description="frames in a row without the target before the search region grows")
     widen: float = Field(1.5, ge=1, description="factor on search_factor after such frames; 1 changes nothing")
     refresh: int = Field(25, ge=1, description="frames between updates of the later template, if task.templates is 2")
-    peers: list[Literal["static", "template", "oracle", "csrt"]] = Field(
-        ["static", "template", "oracle"], description="simple trackers to compare with"
-    )
+    peers: list[Peer] = Field(["static", "template", "oracle"], description="simple trackers to compare with")
     extra: Extra = Field(Extra(), description="a third-party model")
     endpoint: Endpoint = Field(Endpoint(), description="a server that runs the model")
 
@@ -290,9 +278,7 @@ class VqaSet(Section):
     @model_validator(mode="after")
     def _has_place(self) -> Self:
         if self.prompt is not None and "{question}" not in self.prompt:
-            raise ValueError(
-                f"prompt {self.prompt!r} has no place for the question; write {{question}} where it belongs"
-            )
+            raise ValueError(f"prompt {self.prompt!r} has no place {{question}}; write it where the question belongs")
         return self
 
 
