@@ -153,10 +153,13 @@ def _item(field: str, index: int, row: dict[str, Any], spec: schema.VqaSet, stor
     answers = answer if isinstance(answer, list) else [answer]
     targets = [str(one["answer"] if isinstance(one, dict) else one) for one in answers if one not in (None, "")]
     if spec.options:
-        options = dict(zip(ascii_uppercase, row[spec.options] or [], strict=False))
+        texts = row[spec.options] or []
+        options = dict(zip(ascii_uppercase, texts, strict=False))
         question += "".join(f"\n{letter}. {text}" for letter, text in options.items())
         letters = {str(place): letter for place, letter in enumerate(options)}
-        targets = [letters.get(target, target) for target in targets] + [*options.values()] if targets else []
+        right = {letters.get(target, target) for target in targets}
+        scorable = len(right) == 1 and len(texts) == len(options)  # one letter for every option, and one that is right
+        targets = [*right, *options.values()] if scorable else []
     # A prompt may contain other braces, so it is no format string.
     question = (spec.prompt or "{question}" + prompts.SHORT).replace("{question}", question)
     # OCRBench scores its handwritten formulas differently from its other texts.

@@ -239,6 +239,17 @@ def test_boxes_and_options_that_cannot_be_scored_are_counted(stored, caplog):
     assert "left out 3 of 4 questions" in caplog.text
 
 
+def test_more_options_than_letters_two_right_answers_and_odd_digits_are_counted_as_not_scorable(stored, caplog):
+    many = [f"thing {k}" for k in range(27)]
+    answers = [["26"], ["A"], ["0", "1"], ["²"], ["٣"], ["25"]]
+    columns = {"question": ["a"] * 6, "answer": answers, "options": [many, many, *[many[:26]] * 4]}
+    source = stored(columns, options=TEXTS, answer=TEXTS)
+    (item,) = load(schema.VqaSet(source=source, items=1, metric="choice", options="options"))
+    assert item.targets == ["Z", *many[:26]]
+    assert metrics.score("choice", "it is thing 25", item.targets).lenient == 1  # the last letter there is
+    assert "left out 5 of 6 questions" in caplog.text
+
+
 def test_questions_on_one_image_share_its_hash(stored, pictures):
     source = stored({"question": ["a?", "b?", "c?"], "answer": ["red", "blue", "red"]})
     items = load(schema.VqaSet(source=source, items=3))
