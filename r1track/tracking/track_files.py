@@ -1,8 +1,8 @@
 """Track files: the one writer and the one reader of what tracking leaves for a sequence.
 
 `_001.txt` has a box x,y,w,h per frame, in pixels of the frame, with three decimals; `_time.txt` has the seconds of each
-frame: both in GOT-10k's format. `_status.csv` has frame (from 1), status and answer. Row 1 is the start. The boxes and
-times of other toolkits are read too, see `read_result`.
+frame: both in GOT-10k's format. `_status.csv` has frame (from 1), status and answer; FORMULA says which answers have an
+apostrophe before them there. Row 1 is the start. The boxes and times of other toolkits are read too, see `read_result`.
 """
 
 import csv
@@ -17,12 +17,16 @@ from r1track.core.boxes import Array
 from r1track.core.errors import UserError
 from r1track.core.folders import atomic_folder
 from r1track.core.sequences import read_table
-from r1track.core.text import read_text
+from r1track.core.text import LARGEST, read_text
 
 BOXES, TIMES, STATUS = "{0}/{0}_001.txt", "{0}/{0}_time.txt", "{0}/{0}_status.csv"  # by the sequence's name
 # Where boxes and times of this toolkit and of others stand, the first that is there counts.
 BOXES_OF, TIMES_OF = (BOXES, "{0}.txt"), (TIMES, "{0}_time.txt", "times/{0}_time.txt")
 REMEDY = "run `r1track track` again"
+# Answers that a spreadsheet could run as formulas get an apostrophe before them, which `read_track` takes away. Those
+# that have one, or several, before such a beginning get one more.
+FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
+csv.field_size_limit(LARGEST)  # by itself 131072 characters, which one answer may exceed
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,10 +47,9 @@ class Track:
 
 def write_track(folder: Path, track: Track) -> None:
     """Write a track as `<folder>/<name>/<name>_*`. The folder of the name appears when all its files are whole."""
-    answers = [
-        re.sub(r"\r(?!\n)", "\n", answer) for answer in track.answers
-    ]  # a bare \r is not quoted, and ends the row
-    rows = zip(range(1, len(track.boxes) + 1), track.statuses, answers, strict=True)
+    answers = [re.sub(r"\r(?!\n)", "\n", answer) for answer in track.answers]  # a bare \r is not quoted: it ends a row
+    cells = [f"'{answer}" if FORMULA.match(answer) else answer for answer in answers]
+    rows = zip(range(1, len(track.boxes) + 1), track.statuses, cells, strict=True)
     with atomic_folder(folder / track.name) as temp_path:
         for form, text in as_text(track.boxes, track.seconds).items():
             (temp_path / Path(form.format(track.name)).name).write_text(text)
@@ -98,7 +101,8 @@ def read_track(folder: Path, name: str, frames: int | None = None) -> Track:
         except csv.Error as error:
             raise UserError(f"{status}: {error}; {REMEDY}") from error
     check_rows(status, len(rows), len(boxes), REMEDY)
-    statuses, answers = ([row.get(column) for row in rows] for column in ("status", "answer"))
-    if None in statuses or None in answers:
+    statuses, cells = ([row.get(column) for row in rows] for column in ("status", "answer"))
+    if None in statuses or None in cells:
         raise UserError(f"{status}: expected the columns frame, status and answer; {REMEDY}")
-    return Track(name, boxes, seconds, [str(status) for status in statuses], [str(answer) for answer in answers])
+    answers = [cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell for cell in map(str, cells)]
+    return Track(name, boxes, seconds, [str(status) for status in statuses], answers)

@@ -1,5 +1,6 @@
 """Claims about track files: what is written is read back, and a damaged file is named."""
 
+import csv
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +34,32 @@ def test_a_track_comes_back_as_it_was_written(tmp_path: Path) -> None:
 def test_an_answer_of_two_lines_is_one_row_wherever_its_line_ends(end: str, read: str, tmp_path: Path) -> None:
     write_track(tmp_path, replace(TRACK, answers=["", f"one{end}two"]))
     assert read_track(tmp_path, "clip", 2).answers == ["", f"one{read}two"]
+
+
+FORMULAS = ["=1+1", "+1", "-1", "@A1", "\t=1", "\r\n=1", "\n=1", '=HYPERLINK("http://x","y")', "'=1", "''-1", "＝1"]
+
+
+@pytest.mark.parametrize("answer", FORMULAS)
+def test_an_answer_that_a_spreadsheet_could_run_is_text_there_and_comes_back_as_it_was(
+    answer: str, tmp_path: Path
+) -> None:
+    write_track(tmp_path, replace(TRACK, answers=[answer, answer]))
+    with (tmp_path / "clip" / "clip_status.csv").open(newline="", encoding="utf-8") as stream:
+        assert [row["answer"] for row in csv.DictReader(stream)] == [f"'{answer}"] * 2
+    assert read_track(tmp_path, "clip", 2).answers == [answer] * 2
+
+
+def test_other_answers_stand_in_the_file_as_they_are(tmp_path: Path) -> None:
+    answers = ["[1, 2, 3, 4]", "'quoted'"]
+    write_track(tmp_path, replace(TRACK, answers=answers))
+    lines = (tmp_path / "clip" / "clip_status.csv").read_text().splitlines()
+    assert lines[1:] == ['1,init,"[1, 2, 3, 4]"', "2,held,'quoted'"]
+    assert read_track(tmp_path, "clip", 2).answers == answers
+
+
+def test_an_answer_of_a_million_characters_is_read(tmp_path: Path) -> None:
+    write_track(tmp_path, replace(TRACK, answers=["", "ä" * 10**6]))
+    assert read_track(tmp_path, "clip", 2).answers == ["", "ä" * 10**6]
 
 
 def test_the_files_are_those_of_the_got10k_toolkit_and_a_status_file(tmp_path: Path) -> None:
