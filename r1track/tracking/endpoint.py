@@ -1,11 +1,7 @@
 """Endpoint: an OpenAI-compatible server answers the questions, instead of a model that is loaded here.
 
-Images travel as PNG, without loss, in the size that the local image processor would give them. A key is read from the
-environment variable OPENAI_API_KEY and written nowhere. The `openai` client sends a failed request again.
-
-A server is not trusted. Each try ends after track.endpoint.timeout seconds or MOST_BYTES bytes, whatever the server
-does. A response that is not in OpenAI's form stops the run. A text that the model cannot have written within the limit
-of tokens is an empty answer, which is counted as any other that cannot be read.
+Images travel as PNG in the size that the local image processor would give them. The key in OPENAI_API_KEY is written
+nowhere. A server is not trusted: each try ends after track.endpoint.timeout seconds or MOST_BYTES bytes.
 """
 
 import asyncio
@@ -62,11 +58,11 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
                             raise httpx2.RemoteProtocolError(f"a response of more than {MOST_BYTES} bytes")
         except TimeoutError as error:
             raise httpx2.ReadTimeout(f"no whole response within {seconds:g} s") from error
-        text = bytes(body) or response.headers.get("Location", "").encode()
+        status, text = response.status_code, bytes(body) or response.headers.get("Location", "").encode()
+        if status >= 429:  # `openai` does not say why it tries again
+            log.warning("%s: %d %s", request.url, status, _shown(text.decode(errors="replace")))
         headers = {"Retry-After": response.headers.get("Retry-After", "")}
-        if response.status_code >= 429:  # `openai` does not say why it tries again
-            log.warning("%s: %d %s", request.url, response.status_code, _shown(text.decode(errors="replace")))
-        return httpx2.Response(response.status_code, headers=headers, content=text, request=request)
+        return httpx2.Response(status, headers=headers, content=text, request=request)
 
 
 def connect(settings: Settings) -> Generate:
@@ -108,10 +104,7 @@ def connect(settings: Settings) -> Generate:
 
 
 def _base_url(url: str) -> str:
-    """The URL before `chat/completions`: `/v1` is added to one that has no path.
-
-    Raises UserError for what is no such address, or may hold a secret; it does not repeat the URL.
-    """
+    """The URL, with `/v1` where it has no path. Raises UserError, without it, for no address or a possible secret."""
     try:
         parts = httpx2.URL(url)
         fits = parts.scheme in ("http", "https") and bool(parts.host) and parts.port != 0

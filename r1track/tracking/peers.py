@@ -77,5 +77,4 @@ def find(name: str) -> Predict:
     """The peer of the given name, as a function of a batch of views. Raises UserError for an unknown name."""
     if name not in PEERS:
         raise UserError(f"peer:{name}: no such peer; take one of {', '.join('peer:' + known for known in PEERS)}")
-    peer = PEERS[name]
-    return lambda views: [peer(view) for view in views]
+    return lambda views: list(map(PEERS[name], views))

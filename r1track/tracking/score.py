@@ -6,7 +6,7 @@ threshold is strict: IoU above it. docs/tracking.md defines every figure. Boxes 
 """
 
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -171,14 +171,9 @@ def _pooled_figures(overlaps: Array, seconds: list[Array]) -> dict[str, Any]:
     """
     times = np.concatenate(seconds)
     times = times[times > 0]
-    return {
-        "ao": float(overlaps.mean()) if len(overlaps) else None,
-        "sr50": float((overlaps > 0.5).mean()) if len(overlaps) else None,
-        "sr75": float((overlaps > 0.75).mean()) if len(overlaps) else None,
-        "frames": len(overlaps),
-        "fps": float((1 / times).mean()) if len(times) else None,
-        "fps_run": float(len(times) / times.sum()) if len(times) else None,
-    }
+    columns = {"ao": overlaps, "sr50": overlaps > 0.5, "sr75": overlaps > 0.75, "fps": 1 / times}
+    means = {name: float(values.mean()) if len(values) else None for name, values in columns.items()}
+    return {**means, "frames": len(overlaps), "fps_run": float(len(times) / times.sum()) if len(times) else None}
 
 
 def _resampled(columns: Array, draws: int, seed: int = SEED) -> Array:
@@ -243,14 +238,13 @@ def _mean(values: list[Any], draws: int) -> tuple[float, Interval]:
 
 def _groups(sequences: list[SequenceScore], field: str, draws: int) -> dict[str, GroupScore]:
     """Mean AO of the sequences that have the same value of a field, or the same one among its values, by that value."""
-    fields = [getattr(sequence, field) for sequence in sequences]
-    names = [set(field if isinstance(field, list) else [field]) for field in fields]
-    scores = dict[str, GroupScore]()
-    for name in sorted(set().union(*names)):
-        values = [sequence.ao for sequence, own in zip(sequences, names, strict=True) if name in own]
-        ao, interval = _mean(values, draws)
-        scores[name] = GroupScore(ao=ao, ao_interval=interval, sequences=len(values))
-    return scores
+    groups = defaultdict[str, list[float | None]](list)
+    for sequence in sequences:
+        value = getattr(sequence, field)
+        for name in value if isinstance(value, list) else [value]:
+            groups[name].append(sequence.ao)
+    scores = {name: (*_mean(values, draws), len(values)) for name, values in sorted(groups.items())}
+    return {name: GroupScore(ao=ao, ao_interval=ends, sequences=n) for name, (ao, ends, n) in scores.items()}
 
 
 def _score_sequence(track: Track, sequence: Sequence, layout: str) -> tuple[SequenceScore, Array]:

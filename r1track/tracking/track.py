@@ -122,23 +122,16 @@ def follow(
         while waiting or live:
             while waiting and len(live) < settings.track.batch:
                 live.append(LiveTrack.start(waiting.pop(), settings.task, decode))
-            _advance([track for track in live if not track.done], predict, settings, reveal, decode)
-            tick(sum(len(track.boxes) > 1 for track in live))
+            begin, tracks = time.perf_counter(), [track for track in live if not track.done]  # one more frame of each
+            views = [track.view(settings, reveal, decode) for track in tracks]
+            for track, view, answer in zip(tracks, views, predict(views) if views else [], strict=True):
+                track.add(answer, view, settings)
+            seconds = time.perf_counter() - begin
+            for track in tracks:
+                track.seconds.append(seconds / len(tracks))
+            tick(len(tracks))
             yield from (track.finish() for track in live if track.done)
             live = [track for track in live if not track.done]
-
-
-def _advance(tracks: list[LiveTrack], predict: Predict, settings: Settings, reveal: bool, decode: Decode) -> None:
-    """Track one more frame of each sequence."""
-    if not tracks:
-        return
-    begin = time.perf_counter()
-    views = [track.view(settings, reveal, decode) for track in tracks]
-    for track, view, answer in zip(tracks, views, predict(views), strict=True):
-        track.add(answer, view, settings)
-    share = (time.perf_counter() - begin) / len(tracks)
-    for track in tracks:
-        track.seconds.append(share)
 
 
 def _check(sequences: list[Sequence], root: Path, start: str, oracle: bool) -> None:
