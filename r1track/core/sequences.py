@@ -81,21 +81,13 @@ def read_table(path: Path, columns: int | None, remedy: str) -> Array:
     """
     rows = []
     for number, line in enumerate(read_text(path, remedy).rstrip().splitlines(), 1):
-        row = _row(line)
+        row = numbers(line)
         columns = columns or max(1, len(row))
         if len(row) != columns or not all(abs(value) <= LARGEST for value in row):  # NaN is not
             kind = "one finite number" if columns == 1 else f"{columns} finite numbers"
             raise UserError(f"{path}, line {number}: expected {kind} up to {LARGEST:g}, found {line[:80]!r}; {remedy}")
         rows.append(row)
     return np.array(rows, dtype=np.float64).reshape(-1, columns or 1)
-
-
-def _row(line: str) -> list[float]:
-    """The numbers of a line, [] where it holds anything else."""
-    try:
-        return numbers(line)
-    except ValueError:
-        return []
 
 
 def read_list(root: Path) -> dict[str, Path]:
@@ -143,7 +135,7 @@ def detect(folder: Path) -> str:
     for layout, (frames, truth, _) in LAYOUTS.items():
         path = folder / truth.format(name=folder.name)
         if path.is_file() and any(map(is_image, folder.glob(frames))):
-            corners = len(_row(read_text(path).partition("\n")[0])) == 8
+            corners = len(numbers(read_text(path).partition("\n")[0])) == 8
             return "vot-flat" if layout == "got10k" and corners else layout
     patterns = ", ".join(f"{frames} with {truth} ({layout})" for layout, (frames, truth, _) in LAYOUTS.items())
     raise UserError(
@@ -190,7 +182,7 @@ def _boxes(path: Path, layout: str, frames: int) -> Array:
         raise MissingFile(f"{path}: no such file, which layout {layout} needs; {RESTORE}, or set sample.layout")
     rows = []
     for number, line in enumerate(read_text(path, RESTORE).rstrip().splitlines(), 1):
-        row = _row(" ".join(line.split()[1:7]) if layout == "nfs" else line)
+        row = numbers(" ".join(line.split()[1:7]) if layout == "nfs" else line)
         if len(row) == 6 and layout == "nfs":  # two corners, frame, whether the target is lost
             row = [row[0], row[1], row[2] - row[0], row[3] - row[1]] if not row[5] else [math.nan] * 4
         if len(row) == 8 and layout.startswith("vot"):  # four corners: the upright box that holds them
@@ -231,7 +223,7 @@ def _label(path: Path, frames: int, most: int) -> Array:
     if not os.path.lexists(path):
         return np.zeros(frames)
     one_line = path.suffix == ".txt"  # as LaSOT's
-    values = np.array(_row(read_text(path))) if one_line else read_table(path, 1, "restore or delete it")[:, 0]
+    values = np.array(numbers(read_text(path))) if one_line else read_table(path, 1, "restore or delete it")[:, 0]
     if len(values) != frames:
         raise UserError(f"{path}: {len(values)} rows for {frames} frames; restore or delete it")
     wrong = np.flatnonzero(~np.isin(values, np.arange(most + 1)))

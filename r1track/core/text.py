@@ -29,8 +29,6 @@ def read_text(path: Path, remedy: str = "restore it") -> str:
 
 
 def numbers(line: str) -> list[float]:
-    """The numbers of a line, with commas, tabs or blanks between. Raises ValueError for anything else."""
+    """The numbers of a line, with commas, tabs or blanks between; [] where it holds anything else."""
     words = re.split(r"\s*,\s*|\s+", line.strip())
-    if not all(map(_NUMBER.fullmatch, words)):
-        raise ValueError(f"no numbers: {line!r}")
-    return [float(word) for word in words]
+    return [float(word) for word in words] if all(map(_NUMBER.fullmatch, words)) else []

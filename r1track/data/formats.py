@@ -5,7 +5,6 @@ data set on the hub in this format can be trained on (sample.hub). `sharegpt` ha
 `export` writes both.
 """
 
-import io
 import math
 from functools import partial
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import Any
 
 from datasets import Dataset, Image, List, Value, load_dataset
 from datasets.exceptions import DatasetsError
-from PIL import Image as Picture
 
 from r1track.core import boxes, prompts
 from r1track.core.errors import UserError
+from r1track.core.images import decode, read_stored
 from r1track.core.pairs import PairRow
 from r1track.core.schema import Sample, Settings
 from r1track.data import shards
@@ -25,14 +24,13 @@ COLUMNS = {
     "easyr1": {"images": List(Image()), "problem": Value("string"), "answer": Value("string")},
     "sharegpt": {"images": List(Image()), "messages": List({"role": Value("string"), "content": Value("string")})},
 }
-MOST_BYTES = 2**26  # of an image's file
 
 
 def plan(settings: Settings) -> tuple[dict[str, Any], dict[str, shards.Maker]]:
     """The manifest of the data set sample.hub, without what only the shards can tell, and the maker of every shard.
 
-    The held-out rows are its split `test` or `validation` or, without either, random rows: it names no sequences.
-    Raises UserError for a data set that cannot be loaded, has another format or no rows.
+    The held-out rows are its split `test` or `validation` or, without either, random rows. Raises UserError for a data
+    set that cannot be loaded, has another format or no rows.
     """
     sample, makers = settings.sample, dict[str, shards.Maker]()
     train, val = _splits(sample, settings.seed)
@@ -75,12 +73,10 @@ def _refusal(sample: Sample, fault: str) -> UserError:
 def _pair(row: dict[str, Any], folder: Path) -> PairRow | shards.Rejection:
     """A row in the format `easyr1` as a row of our shards, or why it is none; its last image is the search region."""
     try:
-        images, problem = [_file(image or {}, folder) for image in row["images"] or []], row["problem"]
-        sizes = [Picture.open(io.BytesIO(image)).convert("RGB").size for image in images]
+        images = [read_stored(image, "an image", folder) for image in row["images"] or []]
+        sizes, problem = [decode(image, "an image").size for image in images], row["problem"]
     except UserError as fault:
         return str(fault)
-    except (OSError, SyntaxError, ValueError, Picture.DecompressionBombError):  # from Pillow
-        return "image cannot be decoded"
     if len(images) < 2 or not isinstance(problem, str) or problem.count(prompts.PLACE) != len(images):
         return "images do not fit their places in the problem"
     width, height = sizes[-1]
@@ -91,15 +87,3 @@ def _pair(row: dict[str, Any], folder: Path) -> PairRow | shards.Rejection:
         "images": [{"bytes": image, "path": None} for image in (images[0], images[-1], *images[1:-1])],
         "answer": clipped.tolist(), "size": width, "problem": problem,
     }  # fmt: skip
-
-
-def _file(image: dict[str, Any], folder: Path) -> bytes:
-    """The bytes of an image's file: in the row, or in a file of the data set's folder. Raises UserError without one."""
-    if image.get("bytes"):
-        return bytes(image["bytes"])
-    if not image.get("path"):
-        raise UserError("an image is null")
-    path = (folder / image["path"]).resolve()
-    if not path.is_relative_to(folder.resolve()) or not path.is_file() or path.stat().st_size > MOST_BYTES:
-        raise UserError(f"no file of at most {MOST_BYTES} bytes in the data set's folder: {image['path']}")
-    return path.read_bytes()

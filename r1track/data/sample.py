@@ -25,13 +25,13 @@ from rich.progress import track as progress
 from r1track.core import config, files
 from r1track.core.errors import UserError
 from r1track.core.folders import resumed_folder
-from r1track.core.pairs import FEATURES
 from r1track.core.schema import Sample
 from r1track.core.sequences import detect, read_list
 from r1track.data import formats, shards
 from r1track.data.export import export
 
 log = logging.getLogger(__name__)
+Makers = dict[str, shards.Maker]  # of every shard, by its name
 REMEDY = "mend the data, or loosen sample.min_visibility, sample.inside or sample.shift"
 disable_progress_bars()  # this stage has a progress bar of its own
 
@@ -57,15 +57,15 @@ def deal(names: list[str], wanted: int, rows: int) -> list[list[tuple[str, int]]
     return [quotas[start : start + step] for start in range(0, len(names), step)]
 
 
-def _plan(settings: config.Settings, root: Path) -> tuple[dict[str, Any], dict[str, shards.Maker]]:
-    """The manifest without what only the shards can tell, and the maker of every shard, by the shard's name."""
+def _plan(settings: config.Settings, root: Path) -> tuple[dict[str, Any], Makers]:
+    """The manifest without what only the shards can tell, and the makers of the shards."""
     sample, folders = settings.sample, read_list(root)
     excluded = {name: reason for name, reason in sample.exclude.items() if folders.pop(name, None)}
     if unknown := sorted(sample.exclude.keys() - excluded):
         log.warning("sample.exclude: not in %s: %s", root / "list.txt", ", ".join(unknown))
     train, val = split(list(folders), sample.val_share, settings.seed)
     layout = detect(folders[train[0]]) if sample.layout == "auto" else sample.layout
-    makers = dict[str, shards.Maker]()
+    makers: Makers = {}
     for name, names, wanted in (("train", train, sample.pairs), ("val", val, sample.val_pairs)):
         for k, shard in enumerate(deal(names, wanted, sample.shard_rows)):
             parts = [(folders[sequence], pairs) for sequence, pairs in shard]
@@ -75,19 +75,20 @@ def _plan(settings: config.Settings, root: Path) -> tuple[dict[str, Any], dict[s
     return {**source, "splits": {"train": {"sequences": train}, "val": {"sequences": val}}}, makers
 
 
-def _write_all(jobs: list[shards.Job], processes: int) -> Generator[tuple[str, shards.Shard], None, None]:
+def _write_all(folder: Path, makers: Makers, processes: int) -> Generator[tuple[str, shards.Shard], None, None]:
     """Write the shards, side by side in up to `processes` processes; yields name and content of each when it is done.
 
     Raises UserError when a process dies.
     """
-    count = min(processes, len(jobs))
+    count = min(processes, len(makers))
     if count <= 1:
-        yield from map(shards.write, jobs)
+        yield from ((name, shards.write(folder / name, make)) for name, make in makers.items())
         return
     pool = ProcessPoolExecutor(count, get_context("spawn"), shards.start)
     try:
-        for future in as_completed([pool.submit(shards.write, job) for job in jobs]):
-            yield future.result()
+        names = {pool.submit(shards.write, folder / name, make): name for name, make in makers.items()}
+        for future in as_completed(names):
+            yield names[future], future.result()
     except BrokenProcessPool as error:
         raise UserError(
             f"one of {count} processes that write shards died; most likely memory ran out: give a smaller --processes. "
@@ -97,11 +98,11 @@ def _write_all(jobs: list[shards.Job], processes: int) -> Generator[tuple[str, s
         pool.shutdown(cancel_futures=True)
 
 
-def _write(jobs: list[shards.Job], processes: int, sample: Sample) -> dict[str, shards.Shard]:
+def _write(folder: Path, makers: Makers, processes: int, sample: Sample) -> dict[str, shards.Shard]:
     """Write the shards; returns them by name, sorted. Raises UserError for too many rejected draws."""
     written, rejected, wanted = {}, Counter[str](), sample.pairs + sample.val_pairs
-    with closing(_write_all(jobs, processes)) as finished:
-        for name, shard in progress(finished, "sample", len(jobs)):
+    with closing(_write_all(folder, makers, processes)) as finished:
+        for name, shard in progress(finished, "sample", len(makers)):
             written[name] = shard
             rejected.update(shard.rejected)
             if rejected.total() > sample.max_rejected * wanted:
@@ -127,16 +128,14 @@ def run(settings: config.Settings, root: Path | None, out: Path, processes: int 
     manifest, makers = _plan(settings, root) if root else formats.plan(settings)
     manifest = {"settings": config.stage_values(settings, "sample"), **manifest}
     with resumed_folder(out, json.loads(json.dumps(manifest)), "sample") as folder:
-        jobs = [shards.Job(folder / name, make, FEATURES.arrow_schema) for name, make in makers.items()]
-        written = _write(jobs, processes or files.cores(), settings.sample)
+        written = _write(folder, makers, processes or files.cores(), settings.sample)
         for name, content in manifest["splits"].items():
             chosen = {Path(key).name: shard for key, shard in written.items() if key.startswith(name)}
             rejected = sum((Counter(shard.rejected) for shard in chosen.values()), Counter[str]())
             content["pairs"] = sum(shard.pairs for shard in chosen.values())
             if chosen and not content["pairs"]:
-                raise UserError(
-                    f"{name}: no pair could be made; rejected draws: {dict(rejected.most_common(5))}; {REMEDY}"
-                )
+                draws = dict(rejected.most_common(5))
+                raise UserError(f"{name}: no pair could be made; rejected draws: {draws}; {REMEDY}")
             content["rejected"] = dict(sorted(rejected.items()))
             content["shards"] = {key: shard.sha256 for key, shard in chosen.items()}
             log.info("%s: %d pairs; rejected draws: %s", name, content["pairs"], content["rejected"] or "none")

@@ -14,7 +14,6 @@ from itertools import chain, islice
 from multiprocessing import parent_process
 from pathlib import Path
 from threading import Thread
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -26,7 +25,7 @@ from r1track.core import boxes, files
 from r1track.core.crops import Crop, jitter_box
 from r1track.core.errors import UserError
 from r1track.core.images import read_reduced
-from r1track.core.pairs import PairRow
+from r1track.core.pairs import FEATURES, PairRow
 from r1track.core.schema import Settings
 from r1track.core.sequences import Sequence, read_sequence
 
@@ -40,14 +39,6 @@ Rejection = str  # why a draw gave no pair
 Maker = Callable[[], Iterable[PairRow | Rejection]]
 # Frames, counted from 0, with a crop of each: template, search region, and perhaps a later template.
 Pair = tuple[tuple[int, Crop], ...]
-
-
-class Job(NamedTuple):
-    """A shard to write: its file, the maker of its rows, its columns."""
-
-    path: Path
-    make: Maker
-    columns: pa.Schema
 
 
 class Shard(BaseModel):
@@ -177,20 +168,20 @@ def _exit_with_parent() -> None:
         os._exit(1)  # the executor's processes would wait for work for ever
 
 
-def write(job: Job) -> tuple[str, Shard]:
-    """Write the rows of a job as a Parquet file, BATCH rows in memory at a time; returns its name and its content.
+def write(path: Path, make: Maker) -> Shard:
+    """Write the rows of a shard to the Parquet file `path`, BATCH rows in memory at a time; returns its content.
 
     The content is kept beside the file, as JSON, until the stage is done: a finished shard is not written again.
     """
-    path, record, rejected, count = job.path, job.path.with_suffix(".json"), Counter[str](), 0
+    record, rejected, count, columns = path.with_suffix(".json"), Counter[str](), 0, FEATURES.arrow_schema
     if not record.is_file():
-        with files.atomic_file(path) as temp_path, ParquetWriter(temp_path, job.columns) as writer:
-            items = iter(job.make())
+        with files.atomic_file(path) as temp_path, ParquetWriter(temp_path, columns) as writer:
+            items = iter(make())
             while batch := list(islice(items, BATCH)):
                 rejected.update(item for item in batch if isinstance(item, str))
                 if rows := [item for item in batch if isinstance(item, dict)]:
-                    writer.write_table(pa.Table.from_pylist(rows, schema=job.columns))
+                    writer.write_table(pa.Table.from_pylist(rows, schema=columns))
                     count += len(rows)
         shard = Shard(pairs=count, rejected=dict(sorted(rejected.items())), sha256=files.hash_file(path))
         files.write_json(record, shard.model_dump())
-    return f"{path.parent.name}/{path.name}", files.read_record(record, Shard)
+    return files.read_record(record, Shard)

@@ -64,5 +64,4 @@ def test_numbers_have_commas_tabs_or_blanks_between(line: str) -> None:
     ["", "8,,20", "8,8,20,", ",8", "1_0", "0x10", "1e", "--1", "8;8", "٨", "8.8.8", "true", "1,2\x00", "infinity"],
 )
 def test_anything_else_is_no_line_of_numbers(line: str) -> None:
-    with pytest.raises(ValueError, match="no numbers: "):
-        numbers(line)
+    assert numbers(line) == []

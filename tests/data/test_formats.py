@@ -84,7 +84,7 @@ def test_easyr1_holds_images_questions_and_answers_in_the_order_of_their_places(
 
 
 def test_a_third_image_is_exported_between_the_two(root: Path, tmp_path: Path) -> None:
-    sample.run(settings({"templates": 2}, max_gap=12), root, tmp_path / "pairs", 1, "easyr1")
+    sample.run(settings({"templates": 2}, max_gap=12), root, tmp_path / "pairs", 1, ["easyr1"])
     ours, exported = pairs_module.load(tmp_path / "pairs" / "train"), loaded(tmp_path / "pairs-easyr1")
     rows = [k for k, row in enumerate(ours) if row["second_box"]]
     assert rows
@@ -97,7 +97,7 @@ def test_a_third_image_is_exported_between_the_two(root: Path, tmp_path: Path) -
 
 def test_questions_for_thinking_are_exported_where_no_answer_is_learnt(root: Path, tmp_path: Path) -> None:
     for form in ("easyr1", "sharegpt"):
-        sample.run(settings({"think": True}), root, tmp_path / "pairs", 1, form)
+        sample.run(settings({"think": True}), root, tmp_path / "pairs", 1, [form])
     easy = loaded(tmp_path / "pairs-easyr1")["train"][0]["problem"]
     messages = loaded(tmp_path / "pairs-sharegpt")["train"][0]["messages"]
     assert "<think>" in easy
@@ -188,14 +188,14 @@ BAD = {
     "no question": ({"problem": None}, "images do not fit their places in the problem"),
     "no images": ({"images": None}, "images do not fit their places in the problem"),
     "an empty list of images": ({"images": []}, "images do not fit their places in the problem"),
-    "a null image": ({"images": [picture(), None]}, "an image is null"),
-    "an image of nothing": ({"images": [picture(), {"bytes": None, "path": None}]}, "an image is null"),
-    "no bytes": ({"images": [picture(), {"bytes": b"", "path": ""}]}, "an image is null"),
-    "a missing file": ({"images": [picture(), path("gone.jpg")]}, "in the data set's folder: gone.jpg"),
-    "a file elsewhere": ({"images": [picture(), path("/dev/zero")]}, "in the data set's folder: /dev/zero"),
-    "a file above": ({"images": [picture(), path("../outside.jpg")]}, "in the data set's folder: ../outside.jpg"),
-    "a link to elsewhere": ({"images": [picture(), path("link.jpg")]}, "in the data set's folder: link.jpg"),
-    "a folder": ({"images": [picture(), path("train")]}, "in the data set's folder: train"),
+    "a null image": ({"images": [picture(), None]}, "cannot be decoded (it is null)"),
+    "an image of nothing": ({"images": [picture(), {"bytes": None, "path": None}]}, "cannot be decoded (it is null)"),
+    "no bytes": ({"images": [picture(), {"bytes": b"", "path": ""}]}, "cannot be decoded (no JPEG, PNG, "),
+    "a missing file": ({"images": [picture(), path("gone.jpg")]}, "an image cannot be decoded (no regular file is at "),
+    "a file elsewhere": ({"images": [picture(), path("/dev/zero")]}, "cannot be decoded (/dev/zero is outside of "),
+    "a file above": ({"images": [picture(), path("../outside.jpg")]}, "outside.jpg is outside of "),
+    "a link to elsewhere": ({"images": [picture(), path("link.jpg")]}, "outside.jpg is outside of "),
+    "a folder": ({"images": [picture(), path("train")]}, "/data/train); restore it"),
     "an image that is none": ({"images": [picture(), path("words.jpg")]}, "image cannot be decoded"),
     "a bomb": ({"images": [picture(), {"bytes": BOMB, "path": None}]}, "image cannot be decoded"),
 }
@@ -312,7 +312,7 @@ def test_a_data_set_of_another_form_is_refused(tmp_path: Path) -> None:
 def test_a_data_set_without_a_train_split_is_refused_with_the_splits_it_has(split: str, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     Dataset.from_list([{"question": "?"}]).to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
-    with pytest.raises(ValueError, match=rf"sample\.hub = .*: no split train, only \['{split}'\]; take another"):
+    with pytest.raises(ValueError, match=rf"sample\.hub = .*: it has no split train, only \['{split}'\]; give a"):
         sample.run(settings(hub=str(tmp_path)), None, tmp_path / "none", 1)
 
 
