@@ -81,6 +81,13 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
+def test_every_file_of_the_package_is_in_its_wheel(installed: Path) -> None:
+    files = [path.relative_to(config.PACKAGE) for path in config.PACKAGE.rglob("*") if path.is_file()]
+    names = [path for path in files if "__pycache__" not in path.parts]
+    assert {path.suffix for path in names} >= {".py", ".yaml", ".j2", ".css", ".js"}
+    assert [path for path in names if not (installed / "r1track" / path).is_file()] == []
+
+
 def test_the_commands_work_from_a_wheel_in_another_folder(installed: Path, tmp_path: Path) -> None:
     sizes = "toy: {train_sequences: 4, val_sequences: 1, length: 12}\nsample: {pairs: 6, val_pairs: 2}\n"
     (tmp_path / "config.yaml").write_text(f"preset: demo\n{sizes}")
