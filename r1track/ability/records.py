@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from r1track.ability import metrics
 from r1track.core import files
@@ -22,15 +22,13 @@ NO_SCORE = {*NEEDED, "doc", "input", "image", "resps", "token_counts", "input_me
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class Record(BaseModel):
-    """A frozen record; `as_json` leaves out the fields that were never set."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_by_name=True, serialize_by_alias=True, allow_inf_nan=False
-    )
+class Record(
+    BaseModel, frozen=True, extra="forbid", validate_by_name=True, serialize_by_alias=True, allow_inf_nan=False
+):
+    """A record that is not changed once it is made."""
 
     def as_json(self) -> dict[str, Any]:
-        """The record as it stands in its file."""
+        """The record as it stands in its file, without the fields that were never set."""
         return self.model_dump(exclude_unset=True)
 
 

@@ -251,7 +251,7 @@ class Input(BaseModel):
 class ProvenanceRecord(BaseModel):
     """The content of a provenance.json. Only some stages write the fields that have a default."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     stage: str
     finished: str  # UTC, ISO 8601

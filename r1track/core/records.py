@@ -2,13 +2,15 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 
-class MergeRecord(BaseModel):
+class Record(BaseModel, frozen=True, allow_inf_nan=False):
+    """A record that is not changed once it is made; a number in it is finite."""
+
+
+class MergeRecord(Record, extra="forbid"):
     """The content of a merge.json. The agreements are shares of held-out pairs, None where nothing was compared."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     pairs: int
     agreement: float | None = None  # the one of the next two that the merge is to keep, by merge.base

@@ -5,25 +5,11 @@ AO, SR.50 and SR.75 are shares from 0 to 1, as in scores/; figures of general ab
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from r1track.ability.records import Decision, Divergence
-from r1track.core.files import ProvenanceRecord
+from r1track.core.records import Record
 from r1track.tracking.score import Interval
 
 Json = dict[str, Any]  # a JSON object
-
-
-class Record(BaseModel):
-    """A record that is not changed once it is made. Made from a larger one, it takes what it has fields for."""
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-
-
-class Provenance(ProvenanceRecord):
-    """The provenance of a result; a number in it is finite."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
 
 
 class Change(Record):
@@ -72,10 +58,8 @@ class QuestionSet(Record):
     tuned: float
 
 
-class ArmVerdict(Decision):
+class ArmVerdict(Decision, extra="ignore"):
     """The verdict on an arm; line: the same in one line. docs/verdict.md defines the figures."""
-
-    model_config = ConfigDict(extra="ignore")
 
     model: str
     line: str
@@ -85,7 +69,7 @@ class ArmVerdict(Decision):
 
 
 class MergeCheck(Record):
-    """Held-out pairs, and on which share of them the merged model gives the answer of base and adapter."""
+    """Held-out pairs, and on which share of them the merged model agrees with base and adapter."""
 
     pairs: int
     agreement: float
@@ -129,14 +113,6 @@ class Departure(Record):
     source: str
 
 
-class SettingChange(Record):
-    """A setting that differs from the preset's."""
-
-    field: str
-    preset: Any
-    here: Any
-
-
 class Cost(Record):
     """Time of some results, summed, and the largest memory of one of them."""
 
@@ -166,6 +142,6 @@ class Summary(Record):
     training: dict[str, ArmTraining]
     paper: list[PaperGroup]
     departures: list[Departure]
-    changes: list[SettingChange]
+    changes: list[Json]  # of every setting that differs from the preset's: field, preset, here
     settings: Json
     cost: RunCost

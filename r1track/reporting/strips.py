@@ -18,8 +18,8 @@ from r1track.core.errors import UserError
 from r1track.core.files import read_record
 from r1track.core.images import read_image
 from r1track.core.prompts import parse_box
+from r1track.core.records import Record
 from r1track.core.sequences import Sequence, read_split
-from r1track.reporting.records import Record
 from r1track.reporting.summary import BASE, Run
 from r1track.tracking.track_files import Track, read_track
 

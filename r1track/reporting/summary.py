@@ -3,17 +3,17 @@
 import math
 import re
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from pydantic import TypeAdapter
 
 from r1track.ability.records import Verdicts, read_rows
 from r1track.core import config, files
 from r1track.core.errors import MissingFile, UserError
-from r1track.core.files import Input, RecordT
+from r1track.core.files import Input, ProvenanceRecord, RecordT
 from r1track.core.records import MergeRecord
 from r1track.reporting import paper, records
-from r1track.reporting.records import Change, Json, Provenance, SetSummary
+from r1track.reporting.records import Change, Json, SetSummary
 from r1track.tracking.score import Scores, paired_difference
 
 BASE = "base"
@@ -49,11 +49,11 @@ class Run(NamedTuple):
     scores: dict[str, dict[str, Scores]]
     verdicts: Verdicts
     logs: dict[str, list[Json]]
-    records: dict[str, Provenance]
+    records: dict[str, ProvenanceRecord]
 
-    def record(self, place: str, stage: str) -> Provenance:
+    def record(self, place: str, stage: str) -> ProvenanceRecord:
         """The provenance of a result; MissingFile where it has none."""
-        return self.records.get(place) or read_as(Provenance, self.results / place / "provenance.json", stage)
+        return self.records.get(place) or read_as(ProvenanceRecord, self.results / place / "provenance.json", stage)
 
     def split(self, model: str, name: str) -> Input:
         """The split on which a model tracked the set `name`."""
@@ -65,10 +65,9 @@ class Run(NamedTuple):
 
 
 def read_run(results: Path) -> Run:
-    """The run at `results`.
+    """The run at `results`; a test split has no scores, since only the benchmark's server can score it.
 
-    Raises MissingFile naming a file that is not there and the stage that writes it, and UserError with file and field
-    for one of another form. A test split has no scores: only the benchmark's server can score it.
+    Raises MissingFile naming a file that is not there and its stage, UserError with file and field for another form.
     """
     settings = read_settings(results)
     scored = [name for name, path in sorted(settings["data"]["sets"].items()) if not _is_test(results, name, path)]
@@ -142,10 +141,10 @@ def _log(path: Path) -> list[Json]:
     return [{key: value if math.isfinite(value or 0) else None for key, value in row.items()} for row in rows]
 
 
-def _records(results: Path, others: list[str]) -> dict[str, Provenance]:
+def _records(results: Path, others: list[str]) -> dict[str, ProvenanceRecord]:
     places = [path.relative_to(results) for path in results.rglob("*provenance.json")]
-    places = [place for place in places if place.parts[0] != "report" and "/." not in f"/{place}"]
-    rows = {result_of(p): read_as(Provenance, results / p, p.parts[0]) for p in places if result_of(p) not in others}
+    places = [p for p in places if p.parts[0] != "report" and "/." not in f"/{p}" and result_of(p) not in others]
+    rows = {result_of(place): read_as(ProvenanceRecord, results / place, place.parts[0]) for place in places}
     return dict(sorted(rows.items(), key=lambda row: (row[1].finished, row[0])))
 
 
@@ -167,33 +166,30 @@ def interval(ends: tuple[float | None, float | None] | None, digits: int = 3, si
 
 def _change(scores: Scores, reference: Scores, draws: int) -> Change:
     change = paired_difference(scores, reference, draws)
-    side: Literal["above", "below", "undecided"] = "undecided"
-    if change.low is not None and change.high is not None and (change.low > 0 or change.high < 0):
-        side = "above" if change.low > 0 else "below"
-    return Change(**change._asdict(), told=side)
+    side = "above" if (change.low or 0) > 0 else "below" if (change.high or 0) < 0 else "undecided"
+    return Change.model_validate({**change._asdict(), "told": side})
 
 
 def peers_in_words(peers: dict[str, Change]) -> str:
     """Which peers a model beats, in words: those where the interval of the difference lies above 0."""
     if not peers:
         return "stands alone, no peer was scored"
-    beaten = [PEERS[peer] for peer, change in peers.items() if change.told == "above"]
     mark = {"below": "", "undecided": " (undecided)"}
+    beaten = " and ".join(PEERS[peer] for peer, change in peers.items() if change.told == "above")
     others = [PEERS[peer] + mark[change.told] for peer, change in peers.items() if change.told != "above"]
     if not beaten:
         return (
             f"beats none of its peers: neither {' nor '.join(others)}" if others[1:] else f"does not beat {others[0]}"
         )
-    return f"beats {' and '.join(beaten)}" + (f", not {' nor '.join(others)}" if others else "")
+    return f"beats {beaten}, not {' nor '.join(others)}" if others else f"beats {beaten}"
 
 
 def _model_score(model: str, scores: dict[str, Scores], draws: int) -> records.ModelScore:
-    score, peers = scores[model], dict[str, Change]()
-    kind: Literal["base", "tuned", "peer"] = "peer" if model in PEERS else "base" if model == BASE else "tuned"
-    if kind != "peer":
-        peers = {peer: _change(score, scores[peer], draws) for peer in scores if peer in PEERS}
-    words = f"{model} {peers_in_words(peers)}" if kind != "peer" else ""
-    figures = score.model_dump(exclude={"sequences", "curve"})
+    figures = scores[model].model_dump(exclude={"sequences", "curve"})
+    if model in PEERS:
+        return records.ModelScore.model_validate({**figures, "kind": "peer", "peers": {}, "words": ""})
+    peers = {peer: _change(scores[model], scores[peer], draws) for peer in scores if peer in PEERS}
+    kind, words = "base" if model == BASE else "tuned", f"{model} {peers_in_words(peers)}"
     return records.ModelScore.model_validate({**figures, "kind": kind, "peers": peers, "words": words})
 
 
@@ -203,20 +199,16 @@ def _set_summary(scores: dict[str, Scores], root: str, draws: int) -> SetSummary
     few = [f"only {count} sequences: the intervals say little"] if count < FEW else []
     notes = [note for pattern, note in NOTES.items() if re.search(pattern, text)]
     models = {model: _model_score(model, scores, draws) for model in scores}
-    tuned = [model for model, row in models.items() if row.kind == "tuned"]
-    differences = {model: _change(scores[model], base, draws) for model in tuned}
+    differences = {m: _change(scores[m], base, draws) for m, row in models.items() if row.kind == "tuned"}
     return SetSummary(sequences=count, frames=base.frames, notes=notes + few, models=models, differences=differences)
 
 
-def _changes(settings: Json) -> list[records.SettingChange]:
+def _changes(settings: Json) -> list[Json]:
     """Fields in which resolved settings differ from the preset that they name."""
     values = config.resolve({"preset": settings["preset"]}).model_dump(mode="json")
     preset, here = config.flat({name: values[name] for name in settings}), config.flat(settings)
-    rows = [
-        records.SettingChange(field=field, preset=preset.get(field), here=here.get(field))
-        for field in {**preset, **here}
-    ]
-    return [row for row in rows if row.preset != row.here]
+    rows = [{"field": field, "preset": preset.get(field), "here": here.get(field)} for field in {**preset, **here}]
+    return [row for row in rows if row["preset"] != row["here"]]
 
 
 def _training(run: Run, arm: str) -> records.ArmTraining:
@@ -224,20 +216,19 @@ def _training(run: Run, arm: str) -> records.ArmTraining:
     merge = read_as(MergeRecord, merged, "merge")
     if merge.agreement is None:
         raise UserError(f"{merged}: its answers were not checked; merge again, with --pairs")
-    quantize = str(record.quantize)
-    if quantize not in LORA:
+    if record.quantize not in LORA:
         where = f"{run.results}/adapters/{arm}/provenance.json: quantize"
         raise UserError(f"{where}: {record.quantize!r} is none of {[*LORA]}; run the stage `train` again")
     return records.ArmTraining(
-        quantize=quantize,
-        adapter=f"LoRA trained {LORA[quantize]}",
+        quantize=record.quantize,
+        adapter=f"LoRA trained {LORA[record.quantize]}",
         steps=len(run.logs[arm]),
         minutes=(record.wall_seconds if record.train_seconds is None else record.train_seconds) / 60,
         merge=records.MergeCheck.model_validate(merge, from_attributes=True),
     )
 
 
-def _cost(rows: list[Provenance]) -> records.Cost:
+def _cost(rows: list[ProvenanceRecord]) -> records.Cost:
     return records.Cost(
         results=len(rows),
         wall_seconds=sum(row.wall_seconds for row in rows),
@@ -247,7 +238,7 @@ def _cost(rows: list[Provenance]) -> records.Cost:
     )
 
 
-def _run_cost(rows: list[Provenance]) -> records.RunCost:
+def _run_cost(rows: list[ProvenanceRecord]) -> records.RunCost:
     by_stage = {stage: [row for row in rows if row.stage == stage] for stage in config.NEEDS}
     stages = {stage: _cost(part) for stage, part in by_stage.items() if part}
     return records.RunCost(**_cost(rows).model_dump(), stages=stages)

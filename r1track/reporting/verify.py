@@ -2,14 +2,8 @@
 
     r1track verify results/<run>
 
-Computed again are hashes, scores from the boxes, scores of answers from their text, verdicts from the answers, and the
-report from all of these. What needs a model (agreement of a merge, KL) is checked by the hashes of its files alone.
-
-altered   a file is not what its stage wrote
-stale     sources or settings have changed since the result was made: run its stage again; or the configuration does not
-          name the result any more: delete it
-differs   a recorded figure is not what its sources give
-missing   a file that the check needs is not there: not checked, and no failure
+Computed again are hashes, scores, verdicts and the report. docs/report.md says what each check compares, and what the
+STATES mean. What needs a model (agreement of a merge, KL) is checked by the hashes of its files alone.
 """
 
 import json
