@@ -2,17 +2,8 @@
 
     r1track verdict --config FILE --base DIR --tuned DIR [--tuned DIR ...] --out FILE.json
 
-The folders hold <set>.jsonl as the vqa stage writes them, or the samples that lmms-eval logs. Items are paired by
-doc_id and judged by their strict scores. D is the unweighted mean over the sets of the differences tuned - base, in
-points. [L, U] is the wider of two intervals: the percentiles alpha and 1 - alpha of a paired bootstrap of whole images,
-and Tango's score bounds at alpha / 2. M is verdict.margin. docs/verdict.md gives the reasons and the error rates.
-
-INVALID       the two models' answers cannot be compared, or a model leaks the tracking task (`validity_faults`)
-REGRESSED     U < 0 and D <= -M, or a set is flagged: Holm-adjusted p < alpha and a loss of set_drop or more
-RETAINED      L > -M, no set flagged
-INCONCLUSIVE  none of these
-
-A loss that is not significant never counts as RETAINED.
+The folders hold <set>.jsonl as the vqa stage writes them, or the samples that lmms-eval logs. docs/verdict.md defines
+the rule, its interval and its four words, and gives its error rates.
 """
 
 import hashlib
@@ -41,8 +32,7 @@ def run(settings: config.Settings, base: Path, tuned: Sequence[Path], out: Path)
     A loss of ability is a result, not an error: `gate` stops the run for it, after the report is written. Raises
     UserError for folders that hold no answers, or have the same name.
     """
-    inputs = {"base": base, **{f"tuned {folder.name}": folder for folder in tuned}}
-    record = files.Provenance("verdict", inputs)
+    record = files.Provenance("verdict", {"base": base, **{f"tuned {folder.name}": folder for folder in tuned}})
     if len({folder.name for folder in tuned}) < len(tuned):
         raise UserError(f"{', '.join(map(str, tuned))}: two folders of one name; rename one of them")
     notes = {"settings": config.stage_values(settings, "verdict")}
@@ -75,10 +65,8 @@ def judge(base: Path, tuned: Path, rule: schema.Verdict) -> Verdict:
     """The verdict on two folders of answers, with everything that it rests on."""
     answers, tuned_answers = _read_folder(base), _read_folder(tuned)
     manifest, tuned_manifest = _read_manifest(base), _read_manifest(tuned)
-    faults = _manifest_faults(manifest, tuned_manifest, rule)
-    asked = config.flat(manifest.settings)
-    sets: dict[str, SetVerdict] = {}
-    draws: list[Array] = []
+    faults, asked = _manifest_faults(manifest, tuned_manifest, rule), config.flat(manifest.settings)
+    sets, draws = dict[str, SetVerdict](), list[Array]()
     for place, name in enumerate(sorted({*answers, *tuned_answers})):
         pairs, unpaired = _pair(name, answers.get(name, []), tuned_answers.get(name, []))
         faults += unpaired
@@ -91,25 +79,19 @@ def judge(base: Path, tuned: Path, rule: schema.Verdict) -> Verdict:
                 raise UserError(f"{where}: {published!r} is no number; run the stage `vqa` again")
             faults += validity_faults(name, sets[name], rule, published)
     flagged = flagged_sets(sets, rule)
+    sets = {name: row.model_copy(update={"flagged": name in flagged}) for name, row in sets.items()}
     decision = decide(sets, draws, faults, rule)
-    return Verdict(
-        **dict(decision), margin=rule.margin, repeat=manifest.repeat, kl=tuned_manifest.kl,
-        summary=_summary(decision, rule.margin),
-        sets={name: row.model_copy(update={"flagged": name in flagged}) for name, row in sets.items()},
-    )  # fmt: skip
-
-
-def _summary(decision: Decision, margin: float) -> str:
-    figures = ""
-    if decision.difference is not None and decision.interval is not None:
+    figures, beside = "", {"margin": rule.margin, "repeat": manifest.repeat, "kl": tuned_manifest.kl}
+    if decision.interval:
         low, high = decision.interval
-        figures = f" {decision.difference:+.2f} points [{low:+.2f}, {high:+.2f}], margin {margin:g}:"
-    return f"{decision.verdict}:{figures} {'; '.join(decision.reasons)}"
+        figures = f" {decision.difference:+.2f} points [{low:+.2f}, {high:+.2f}], margin {rule.margin:g}:"
+    summary = f"{decision.verdict}:{figures} {'; '.join(decision.reasons)}"
+    return Verdict(**dict(decision), **beside, summary=summary, sets=sets)
 
 
 def _read_folder(folder: Path) -> dict[str, list[ScoredAnswer]]:
     """The answers by set; lmms-eval calls its files <date>_samples_<task>.jsonl, in a folder for the model."""
-    answers: dict[str, list[ScoredAnswer]] = {}
+    answers = dict[str, list[ScoredAnswer]]()
     for path in sorted(folder.rglob("*.jsonl")):
         name = path.stem.split("_samples_")[-1]
         if name in answers:
@@ -152,21 +134,14 @@ def _pair(name: str, base: Sequence[ScoredAnswer], tuned: Sequence[ScoredAnswer]
 def _compare(pairs: Pairs, rule: schema.Verdict, seed: Sequence[int]) -> tuple[SetVerdict, Array]:
     """The comparison of one set, not flagged yet, and the bootstrap draws of its difference in points: (draws,)."""
     scores = np.array([[row.strict for row in pair] for pair in pairs])
-    lenient = np.array([[row.lenient for row in pair] for pair in pairs])
+    lenient = 100 * float(np.mean([b.lenient - a.lenient for a, b in pairs]))
     figures, draws = set_statistics(scores, [row.image for row, _ in pairs], rule, seed)
+    leaks = {name: _leaks([pair[side] for pair in pairs]) for side, name in enumerate(("base", "tuned"))}
     flips = [
         records.Flip(doc_id=a.doc_id, question=a.input, target=a.target, base=a.filtered_resps, tuned=b.filtered_resps)
-        for a, b in pairs
-        if a.strict != b.strict
+        for a, b in [(a, b) for a, b in pairs if a.strict != b.strict][:FLIPS]
     ]
-    compared = SetVerdict(
-        **dict(figures),
-        lenient_difference=100 * float((lenient[:, 1] - lenient[:, 0]).mean()),
-        leaks={name: _leaks([pair[side] for pair in pairs]) for side, name in enumerate(("base", "tuned"))},
-        flips=flips[:FLIPS],
-        flagged=False,
-    )
-    return compared, draws
+    return SetVerdict(**dict(figures), lenient_difference=lenient, leaks=leaks, flips=flips, flagged=False), draws
 
 
 def set_statistics(
@@ -200,14 +175,11 @@ def set_statistics(
 
 
 def _leaks(answers: Sequence[ScoredAnswer]) -> records.Leaks:
-    texts = [row.filtered_resps for row in answers]
     boxes = [metrics.is_box(row.filtered_resps) and not metrics.is_box(row.target) for row in answers]
-    return records.Leaks(
-        box=float(np.mean(boxes)),
-        tags=float(np.mean([metrics.has_tags(text) for text in texts])),
-        unparsed=float(np.mean([row.unparsed for row in answers])),
-        median_length=float(np.median([len(text) for text in texts])),
-    )
+    tags = [metrics.has_tags(row.filtered_resps) for row in answers]
+    box, tag, unparsed = (float(np.mean(values)) for values in (boxes, tags, [row.unparsed for row in answers]))
+    length = float(np.median([len(row.filtered_resps) for row in answers]))
+    return records.Leaks(box=box, tags=tag, unparsed=unparsed, median_length=length)
 
 
 def _wider(draws: Array, low: float, high: float, rule: schema.Verdict) -> tuple[float, float]:
@@ -221,19 +193,17 @@ def validity_faults(name: str, compared: SetVerdict, rule: schema.Verdict, publi
 
     published: the base's published score in percent, None where there is none.
     """
-    base, tuned = compared.leaks["base"], compared.leaks["tuned"]
+    unparsed = 100 * (compared.leaks["tuned"].unparsed - compared.leaks["base"].unparsed)
     gap = 0.0 if published is None else abs(compared.base - published)
-    unparsed_gap = 100 * (tuned.unparsed - base.unparsed)
-    limit = f"above {rule.max_box_share:.1%}"
     checks = {
         f"{compared.n} items, fewer than {rule.min_items}": compared.n < rule.min_items,
         f"the base has {compared.base:.1f} %, published are {published} %": gap > rule.max_published_gap,
-        f"{base.box:.1%} of the answers of base are boxes, {limit}": base.box > rule.max_box_share,
-        f"{tuned.box:.1%} of the answers of tuned are boxes, {limit}": tuned.box > rule.max_box_share,
-        f"unparsed answers changed by {unparsed_gap:+.1f} points, above {rule.max_unparsed_gap:g}": (
-            abs(unparsed_gap) > rule.max_unparsed_gap
-        ),
     }
+    for side, leaks in compared.leaks.items():
+        fault = f"{leaks.box:.1%} of the answers of {side} are boxes, above {rule.max_box_share:.1%}"
+        checks[fault] = leaks.box > rule.max_box_share
+    fault = f"unparsed answers changed by {unparsed:+.1f} points, above {rule.max_unparsed_gap:g}"
+    checks[fault] = abs(unparsed) > rule.max_unparsed_gap
     return [f"{name}: {fault}" for fault, wrong in checks.items() if wrong]
 
 
@@ -256,9 +226,8 @@ def decide(
         return Decision(verdict="INVALID", reasons=faults, difference=None, interval=None, needed_items=None)
     losses = [f"{name} lost {-sets[name].difference:.2f} points" for name in flagged_sets(sets, rule)]
     bounds = np.array([(row.difference, *row.interval) for row in sets.values()])
-    d = float(bounds[:, 0].mean())
+    d, needed = float(bounds[:, 0].mean()), None
     low, high = interval = _wider(np.mean(draws, axis=0), *statistics.mean_bounds(*bounds.T), rule)
-    needed = None
     word: records.Word
     if faults:
         word, reasons = "INVALID", faults
@@ -272,6 +241,5 @@ def decide(
         gap, reach = (d + rule.margin, d - low) if d > -rule.margin else (d, high - d)
         variance = items * (reach / float(ndtri(1 - rule.alpha / 2))) ** 2
         needed = statistics.needed_items(variance, gap, power=rule.power, alpha=rule.alpha / 2)
-        word = "INCONCLUSIVE"
-        reasons = [f"{items} items do not decide; {needed} would, were this the true difference"]
+        word, reasons = "INCONCLUSIVE", [f"{items} items do not decide; {needed} would, were this the true difference"]
     return Decision(verdict=word, reasons=reasons, difference=d, interval=interval, needed_items=needed)
