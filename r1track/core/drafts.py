@@ -5,10 +5,13 @@ others, *examples*, number by number: where a number differs, its rest and what 
 changes no answer.
 """
 
+import re
 from bisect import bisect_left
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping
 from itertools import chain, groupby
 from typing import Any
+
+from r1track.core import prompts
 
 TAG = "<answer>"
 LONGEST = 64  # tokens of an answer behind the tag; longer ones are not drafted to their end
@@ -20,7 +23,15 @@ class Drafter:
     def __init__(self, tokenizer: Any, think: bool):
         self.tokenizer, self.think = tokenizer, think
         numbers = tokenizer.convert_tokens_to_ids([str(n) for n in range(1000)])
-        self.digits = {*numbers} - {None, tokenizer.unk_token_id}
+        self.digits = {i: n for n, i in enumerate(numbers) if i not in (None, tokenizer.unk_token_id)}
+
+    def example(self, prompt: str) -> list[int]:
+        """An answer such as a prompt may get: the first box in it; empty where it has none."""
+        box = re.search(r"\[\d+(?:, \d+){3}\]", prompt)
+        if box is None:
+            return []
+        text = prompts.thoughtful("", box[0]) if self.think else box[0]
+        return [*self.tokenizer(text)["input_ids"], self.tokenizer.eos_token_id]
 
     def draft(self, tokens: list[int], examples: Iterable[list[int]]) -> list[int]:
         """What may follow the tokens of an answer: as in the first of the examples that begins like it, or nothing."""
@@ -40,16 +51,21 @@ class Drafter:
         return tail[bisect_left(range(len(tail)), True, key=lambda n: TAG in decode(tail[:n])) :]
 
 
-def aligned(tokens: list[int], example: list[int], digits: Set[int]) -> list[int]:
+def aligned(tokens: list[int], example: list[int], digits: Mapping[int, int]) -> list[int]:
     """What follows `tokens`, the beginning of an answer, if it goes on like the example; nothing if it does not fit.
 
-    The words between numbers must be those of the example, the numbers need not; digits: ids of the tokens in numbers.
+    The words between numbers must be those of the example, the numbers need not; the rest of one that differs is
+    drafted as near to the example's as it can be. digits: value by id of the tokens in numbers, from 0 upwards.
     """
     parts, known = ([list(run) for _, run in groupby(ids, digits.__contains__)] for ids in (tokens, example))
     if not parts or len(parts) > len(known):
         return [] if parts else example
     now, then = parts[-1], known[len(parts) - 1]
-    pairs = zip(parts, [*known[: len(parts) - 1], then[: len(now)]], strict=True)
-    if any(own != other and {own[0], other[0]} - digits for own, other in pairs):
+    begun, rest = then[: len(now)], then[len(now) :]
+    pairs = zip(parts, [*known[: len(parts) - 1], begun], strict=True)
+    if any(own != its and {own[0], its[0]} - digits.keys() for own, its in pairs):
         return []
-    return [*then[len(now) :], *chain(*known[len(parts) :])]
+    if now != begun:
+        above = [digits[i] for i in now] > [digits[i] for i in begun]
+        rest = [list(digits)[0 if above else 9]] * len(rest)
+    return [*rest, *chain(*known[len(parts) :])]

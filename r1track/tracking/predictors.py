@@ -97,7 +97,7 @@ def _question(view: View, think: bool, template: str | None = None) -> tuple[Mes
 def _reuse_prefixes(loaded: Any, settings: Settings) -> Predict:
     """Predict with a model loaded here; what precedes the search region is encoded once per template, not per frame.
 
-    An answer is drafted after the sequence's last one, else after another sequence's.
+    An answer is drafted after the sequence's last one, else after another sequence's, else after the question's box.
     """
     from r1track.core import generation
 
@@ -116,7 +116,7 @@ def _reuse_prefixes(loaded: Any, settings: Settings) -> Predict:
             prefixes.update(zip(new, encoded, strict=True))
         prefixes = {key: prefixes[key] for key in by_templates}  # those of finished sequences go
         question, _ = _question(views[0], think)
-        other = next(iter(last.values()), [])
+        other = next(iter(last.values()), None) or decoder.drafter.example(prompts.flat(question))
         examples = [[last.get(view.template, []), other] for view in views]
         answers = decoder.answers(question, list(prefixes.values()), [view.search for view in views], examples)
         last = dict(zip([view.template for view in views], answers, strict=True))

@@ -5,7 +5,6 @@ trainer draws rollouts through its hook `rollout_func`, and computes log-probabi
 that is given each prompt once (trl_patches.py).
 """
 
-import re
 import sys
 from collections.abc import Callable
 from math import gcd
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from trl.models.utils import unwrap_model_for_generation
 
-from r1track.core import generation, prompts, schema
+from r1track.core import generation, schema
 from r1track.core.models import ImageProcessorOnly, Loaded
 
 
@@ -29,7 +28,7 @@ def make_rollout(
     a run gone on from a checkpoint draws what it would have drawn. Not over Unsloth's layers: whether they take a mask
     with holes has not been tried.
     """
-    train, think = settings.train, settings.task.think
+    train = settings.train
 
     def rollout(questions: list[Any], trainer: Any) -> dict[str, Any]:
         group = trainer.num_generations
@@ -44,7 +43,7 @@ def make_rollout(
         # Without checkpointing, which forbids a cache. Not in eval mode: on a CPU it repacks 4-bit weights for good.
         with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model:
             loaded = Loaded(model, processor, model.device)
-            decoder = generation.Decoder(loaded, max_tokens=train.max_tokens, think=think)
+            decoder = generation.Decoder(loaded, max_tokens=train.max_tokens, think=settings.task.think)
             for start in range(0, len(texts), step):
                 batch_images = [image for row in images[start : start + step] for image in row]
                 prefill = decoder.prefill(texts[start : start + step], batch_images)
@@ -52,7 +51,7 @@ def make_rollout(
                     prompt_ids += [ids[mask].tolist()] * group
                 earlier = [completion.tokens for completion in completions[-1:]]
                 examples = [
-                    [*_example(text, processor.tokenizer, think), *earlier]
+                    [decoder.drafter.example(text), *earlier]
                     for text in texts[start : start + step]
                     for _ in range(group)
                 ]
@@ -69,13 +68,6 @@ def make_rollout(
         }
 
     return rollout
-
-
-def _example(prompt: str, tokenizer: Any, think: bool) -> list[list[int]]:
-    """The tokens of an answer to a prompt, such as one might be: the first box in it, if it has one."""
-    boxes = re.findall(r"\[\d+(?:, \d+){3}\]", prompt)[:1]
-    texts = [prompts.thoughtful("", box) if think else box for box in boxes]
-    return [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
 
 
 def _repeated(prefill: generation.Prefill, group: int) -> generation.Prefill:

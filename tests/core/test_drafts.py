@@ -7,7 +7,7 @@ import pytest
 from r1track.core import config, models, prompts
 from r1track.core.drafts import Drafter, aligned
 
-DIGITS = {ord(digit) for digit in "0123456789"}
+DIGITS = {ord(digit): int(digit) for digit in "0123456789"}
 
 
 def after(begun: str, example: str) -> str:
@@ -21,10 +21,12 @@ def after(begun: str, example: str) -> str:
         ("", "[241, 66, 329, 154]"),
         ("[24", "1, 66, 329, 154]"),
         ("[243", ", 66, 329, 154]"),  # the last digit differs
-        ("[25", "1, 66, 329, 154]"),  # an earlier one
+        ("[25", "0, 66, 329, 154]"),  # an earlier one, by which it is larger
+        ("[23", "9, 66, 329, 154]"),  # or smaller
+        ("[1", "99, 66, 329, 154]"),
         ("[98,", " 66, 329, 154]"),  # shorter
         ("[2410", ", 66, 329, 154]"),  # longer
-        ("[9, 8, 7", "29, 154]"),  # all before differ
+        ("[9, 8, 3", "29, 154]"),  # all before differ
         ("[241, 66, 329, 154", "]"),
         ("[241, 66, 329, 154]", ""),
         ("[241, 66, 329, 154], and", ""),
@@ -47,7 +49,7 @@ def test_any_form_of_answer_is_drafted_after_one_of_its_own(form: str) -> None:
         tokens = begun + after(begun, example)
         right = next((k for k in range(len(tokens)) if tokens[: k + 1] != answer[: k + 1]), len(tokens))
         begun, passes = answer[: right + 1], passes + 1
-    assert passes == 6  # one for each digit that is not as drafted, one for the missing ones, one for the end
+    assert passes == 5  # one for each of the three numbers that differ, one for missing digits, one for the end
 
 
 def test_the_first_example_that_begins_like_the_answer_is_followed() -> None:
@@ -92,6 +94,16 @@ def test_thoughts_are_not_drafted_and_what_stands_in_the_answers_tags_is() -> No
         assert bool(draft) is ("<answer>" in tokenizer.decode(begun)), tokenizer.decode(begun)
     ends = tokenizer.encode(whole[: whole.index(", 3")])
     assert tokenizer.decode(drafter.draft(ends, [example])) == ", 329, 154]</answer>"
+
+
+@pytest.mark.parametrize("think", [False, True])
+def test_a_question_with_a_box_gives_an_example_of_its_answer(think: bool) -> None:
+    drafter = Drafter(models.load_processor(models.TINY, config.resolve({}).model).tokenizer, think)
+    text = drafter.tokenizer.decode(drafter.example(prompts.flat(prompts.build([28, 30, 56, 60], think=think))))
+    assert text == (
+        f"<think></think><answer>[28, 30, 56, 60]</answer><|im_end|>" if think else f"[28, 30, 56, 60]<|im_end|>"
+    )
+    assert drafter.example("Where is [x1, y1, x2, y2]?") == []
 
 
 def test_an_example_that_thought_to_no_answer_is_not_followed() -> None:
