@@ -182,10 +182,12 @@ class Decoder:
             position_ids=torch.cat([positions, _onwards(after, drafts.shape[1])], 2), attention_mask=mask,
             past_key_values=cache, use_cache=True, logits_to_keep=1 + drafts.shape[1],
         ).logits  # fmt: skip
-        decode = self.loaded.processor.tokenizer.decode
+        tokenizer, closing = self.loaded.processor.tokenizer, ">" if self.think else "]"
 
         def ended(tokens: list[int]) -> bool:
-            return prompts.ended(decode(tokens, skip_special_tokens=True), self.think)
+            if closing not in (tokenizer.convert_ids_to_tokens(tokens[-1]) or ""):  # spares decoding them all
+                return False
+            return prompts.ended(tokenizer.decode(tokens, skip_special_tokens=True), self.think)
 
         prefill = Prefill(logits, cache, mask, after, ids, drafts)
         return [completion.tokens for completion in self.decode(prefill, greedy, ended, examples=examples)]
@@ -239,9 +241,9 @@ class Decoder:
 
     def _drafts(self, begun: Sequence[list[int] | None], examples: Examples | None) -> torch.Tensor:
         """Drafts of what follows the tokens of every row, (rows, drafted), filled up with -1; None: none for a row."""
-        if examples is None:
+        room = min(DRAFT, PASS[self.loaded.device.type] // len(begun) - 1)
+        if examples is None or room < 1:
             return torch.empty(len(begun), 0, dtype=torch.long, device=self.loaded.device)
-        room = max(0, min(DRAFT, PASS[self.loaded.device.type] // len(begun) - 1))
         drafts = [
             self.drafter.draft(tokens, some)[:room] if tokens is not None else []
             for tokens, some in zip(begun, examples, strict=True)

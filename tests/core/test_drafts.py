@@ -100,9 +100,8 @@ def test_thoughts_are_not_drafted_and_what_stands_in_the_answers_tags_is() -> No
 def test_a_question_with_a_box_gives_an_example_of_its_answer(think: bool) -> None:
     drafter = Drafter(models.load_processor(models.TINY, config.resolve({}).model).tokenizer, think)
     text = drafter.tokenizer.decode(drafter.example(prompts.flat(prompts.build([28, 30, 56, 60], think=think))))
-    assert text == (
-        f"<think></think><answer>[28, 30, 56, 60]</answer><|im_end|>" if think else f"[28, 30, 56, 60]<|im_end|>"
-    )
+    box = "[28, 30, 56, 60]"
+    assert text == (f"<think></think><answer>{box}</answer>" if think else box) + "<|im_end|>"
     assert drafter.example("Where is [x1, y1, x2, y2]?") == []
 
 
