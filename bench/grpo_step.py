@@ -10,6 +10,10 @@ Prints `ratio G=8 think=false X`: stock over shared seconds per group. Over the 
 arithmetic alone, and says nothing of a card's kernels. Both sides get the same random weights, pairs, seed and rewards
 (drawn: random weights answer nothing), each in a process of its own, so that its peak memory is its.
 
+Before that it prints `passes per answer rollout X`, until the last of 8 answers ends, and the rollout's seconds with
+drafts and without, in turns: a model of 36 narrow layers draws boxes around the true ones (scripted.py). Qwen's tokens
+come with `pip install --no-deps dashscope`.
+
 The shape is smaller than the real one, but its prompt outweighs the rest as it does there: 8 text layers of width 512,
 8 image layers of width 320, and the full 387 tokens of a question with two crops of 336 px. Answers have 20 tokens, as
 a box has, or 160 with thinking (512 at most in training; on a CPU that would take an hour).
@@ -110,6 +114,51 @@ def measured(place: Path, kind: str, group: int, think: bool, shared: bool, step
     return json.loads(found.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
 
+def rollouts(place: Path, turns: int) -> None:
+    """Print passes and seconds of rollouts with drafts and without, one prompt each; a side deviates by 6 px."""
+    from r1track.training import backend
+
+    backend.enter("transformers", place / "scratch")
+    import numpy as np
+    import shapes
+    import torch
+    from measure import timed
+    from scripted import CLOCK, Script
+
+    from r1track.core import generation, prompts
+    from r1track.training import train
+
+    shapes.write_base("deep", place / "deep")
+    settings = settings_of(place / "deep", "transformers", 8, False, True, 1)
+    whole = settings.train.model_copy(update={"max_tokens": 32})
+    settings = settings.model_copy(update={"train": whole})
+    trainer = train.make_trainer(settings, "grpo", place / "deep", place / "pairs", place / "scratch")
+    seconds = timed(trainer, "_generate", CLOCK)
+    script = Script(trainer.model.get_base_model(), trainer.processing_class.tokenizer)
+    decode, most, rng = generation.Decoder.decode, generation.DRAFT, np.random.default_rng(0)
+    torch.manual_seed(0)
+    figures: dict[int, list[tuple[int, float]]] = {0: [], most: []}
+    for turn in range(turns):
+        row = trainer.train_dataset[turn % len(trainer.train_dataset)]
+        drawn = [prompts.numbers(np.clip(row["answer"] + rng.normal(0, 6, 4), 0, 336)) for _ in range(8)]
+
+        def told(decoder: Any, *args: Any, **named: Any) -> Any:
+            script.say(drawn)  # noqa: B023
+            return decode(decoder, *args, **named)
+
+        generation.Decoder.decode = told  # type: ignore[method-assign]
+        for generation.DRAFT, kept in figures.items():
+            before = script.passes
+            trainer._generate_and_score_completions([row] * 8)
+            kept.append((script.passes - before, seconds[-1]))
+    (plain, slow), (drafted, fast) = (
+        (statistics.mean(n for n, _ in kept), statistics.median(s for _, s in kept)) for kept in figures.values()
+    )
+    gains = statistics.median(a / b for (_, a), (_, b) in zip(*figures.values(), strict=True))
+    console.print(f"passes per answer rollout {drafted:.2f}, without drafts {plain:.2f}")
+    console.print(f"rollout {fast:.2f} s, without drafts {slow:.2f} s, ratio {gains:.2f} ({CLOCK.__name__})")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one case, one step")
@@ -133,6 +182,7 @@ def main() -> None:
         shapes.write_place(
             "middle", settings_of(Path(folder) / "base", "transformers", 8, False, True, 1), Path(folder)
         )
+        rollouts(Path(folder), 5 if chosen.quick else 20)
         for group, think in cases:
             stock, ours = (
                 measured(Path(folder), chosen.backend, group, think, shared, steps) for shared in (False, True)

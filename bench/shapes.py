@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import scripted
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
@@ -23,9 +24,11 @@ BOX = (126, 126, 210, 210)
 
 
 # Small shapes of the same make. Text: hidden, layers, heads, key-value heads, intermediate, vocabulary, mrope_section;
-# vision: depth, hidden, intermediate, heads, blocks of full attention. `tiny` is for rehearsals, `middle` for CPUs.
+# vision: depth, hidden, intermediate, heads, blocks of full attention. `tiny` is for rehearsals, `middle` for CPUs;
+# `deep` has the 3B's layers and next to no width: a pass costs what starting its operations costs, as on a card.
 SMALL: dict[str, tuple[Any, ...]] = {
     "tiny": (64, 2, 4, 2, 128, 1024, [2, 3, 3], 2, 64, 128, 4, [1]),
+    "deep": (32, 36, 2, 1, 64, 8256, [2, 3, 3], 2, 32, 64, 2, [1]),
     "middle": (512, 8, 8, 2, 1408, 8192, [8, 12, 12], 8, 320, 864, 8, [1, 3, 5, 7]),
 }
 
@@ -90,9 +93,15 @@ def make_tokenizer(like: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
 
 
 def write_base(shape: str, folder: Path) -> None:
-    """Random bf16 weights in shards, config, tokenizer and processor; built on the card where there is one."""
+    """Random bf16 weights in shards, config, tokenizer and processor; built on the card where there is one.
+
+    `deep` gets Qwen's own tokens where the package dashscope is there.
+    """
     processor = models.load_processor(models.TINY, Settings().model)
-    processor.tokenizer = make_tokenizer(processor.tokenizer)
+    qwen = shape == "deep" and scripted.has_qwen()
+    if shape == "deep" and not qwen:
+        log.warning("the package dashscope is missing: instead of Qwen's tokens there are others of the same make")
+    processor.tokenizer = (scripted.qwen_tokenizer if qwen else make_tokenizer)(processor.tokenizer)
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = AutoModelForImageTextToText.from_config(make_config(shape, processor.tokenizer), dtype=torch.bfloat16)

@@ -1,27 +1,34 @@
 """Frames per second of the tracker, compared with a plain loop on the same weights in the same run.
 
-    PYTHONPATH=. python bench/track.py [--model tiny] [--sequences 32] [--quick]
+    PYTHONPATH=. python bench/track.py [--model tiny] [--sequences 32] [--clips SPLIT] [--quick]
 
 The plain loop is what an inference script does: one sequence at a time, the whole question encoded for every frame,
 `generate` of transformers. Prints `ratio 32 sequences X`, then the speed for other numbers of sequences side by side,
 then the share of time of each part. Both are measured in turns, in wall seconds; the median of the turns counts.
+
+Before that, one sequence at a time, drafts on and off in turns: a model of 36 narrow layers, in Qwen's own tokens,
+which answers with the true boxes (scripted.py). Prints `passes per answer tracking X`; --clips names other sequences
+than the toy world's, in any layout that the tracker reads. Qwen's tokens come with `pip install --no-deps dashscope`.
 """
 
 import argparse
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import shapes
 import torch
 from measure import timed
 from rich.console import Console
+from scripted import CLOCK, Script
 
 from r1track.core import config, generation, models, prompts
 from r1track.core.sequences import Sequence, read_split
 from r1track.data import toy
-from r1track.tracking import predictors, track
-from r1track.tracking.views import Predict
+from r1track.tracking import peers, predictors, track
+from r1track.tracking.views import Predict, View
 
 console = Console(soft_wrap=True, highlight=False)
 
@@ -64,16 +71,57 @@ def shares(sequences: list[Sequence], model: str) -> dict[str, float]:
     return {label: sum(seconds) / total for label, seconds in spent.items()}
 
 
+def start(sequence: Sequence, frames: int) -> Sequence:
+    """The first frames of a sequence."""
+    parts = ("frames", "boxes", "absent", "visibility", "cut")
+    return replace(sequence, **{name: getattr(sequence, name)[:frames] for name in parts})
+
+
+def drafting(sequences: list[Sequence], batch: int, base: Path) -> None:
+    """Print passes and frames per second with drafts and without, over answers with the true boxes."""
+    values = {"model": {"base": str(base), "dtype": "float32"}, "track": {"batch": batch, "max_tokens": 32}}
+    settings, most = predictors.settings_for(config.Settings.model_validate(values), str(base)), generation.DRAFT
+    loaded, real_load = models.load(str(base), settings.model), models.load
+    script, oracle = Script(loaded.model, loaded.processor.tokenizer), peers.find("oracle")
+    models.load = lambda *_: loaded
+    answer = load(settings, str(base))
+    models.load = real_load
+
+    def predict(views: list[View]) -> list[str]:
+        script.say([text or "[]" for text in oracle(views)])
+        return answer(views)
+
+    figures: dict[int, list[tuple[float, float]]] = {0: [], most: []}
+    for sequence in [sequences[k : k + batch] for k in range(0, len(sequences), batch)]:
+        for generation.DRAFT, kept in figures.items():
+            script.passes, began = 0, CLOCK()
+            tracks = track.follow(sequence, predict, settings, reveal=True)
+            frames = sum(len(finished.boxes) - 1 for finished in tracks)
+            prefixes = -(-len(sequence) // batch)
+            kept.append(((script.passes - prefixes) * len(sequence) / frames, (CLOCK() - began) / frames))
+    (plain, slow), (drafted, fast) = (
+        (statistics.mean(n for n, _ in kept), statistics.median(s for _, s in kept)) for kept in figures.values()
+    )
+    gains = statistics.median(a / b for (_, a), (_, b) in zip(*figures.values(), strict=True))
+    console.print(f"passes per answer tracking {drafted:.2f}, without drafts {plain:.2f}, {batch} side by side")
+    console.print(f"frames/s {1 / fast:.2f}, without drafts {1 / slow:.2f}, ratio {gains:.2f} ({CLOCK.__name__})")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny", help="folder, hub id, or `tiny`")
     parser.add_argument("--sequences", type=int, default=32, help="sequences side by side")
     parser.add_argument("--turns", type=int, default=3, help="measurements of each side")
+    parser.add_argument("--clips", type=Path, help="a split of sequences for the passes")
     parser.add_argument("--quick", action="store_true", help="one turn, no growth, no shares")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         toy.write_split(Path(folder) / "val", "val", sequences=max(64, chosen.sequences), length=24, seed=1)
         sequences = read_split(Path(folder) / "val")
+        clips = read_split(chosen.clips) if chosen.clips else sequences
+        shapes.write_base("deep", Path(folder) / "deep")
+        few = [start(clip, 24) for clip in clips[: 2 if chosen.quick else 6]]
+        drafting(few, 1, Path(folder) / "deep")
         plain, ours = settings_of(chosen.model, 1, False), settings_of(chosen.model, chosen.sequences, True)
         plain_predict, our_predict = load(plain, chosen.model), load(ours, chosen.model)
         turns = []

@@ -13,9 +13,12 @@ import cases
 import gpu
 import measure
 import pytest
+import scripted
 import torch
+from PIL import Image
+from transformers import DynamicCache
 
-from r1track.core import config, files
+from r1track.core import config, files, generation, models, prompts
 
 # What every kind of case must have measured.
 FIGURES = {
@@ -239,3 +242,32 @@ def test_the_most_valuable_cases_come_first() -> None:
 def test_a_name_that_no_case_holds_is_refused() -> None:
     with pytest.raises(SystemExit, match=r"--only 9B: no such case; see --list"):
         gpu.main(["--only", "9B"])
+
+
+def test_a_scripted_model_says_what_it_is_told_row_by_row_with_and_without_drafts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("batch_repeat_interleave", "batch_select_indices"):  # put back afterwards
+        monkeypatch.setattr(DynamicCache, name, getattr(DynamicCache, name))
+    loaded = models.load("tiny", config.resolve({}).model)
+    script = scripted.Script(loaded.model, loaded.processor.tokenizer)
+    texts = ["[1, 20, 300, 40]", "[1, 2, 3, 4]", "[28, 30, 56, 60]", "[]"]
+    asked = [prompts.build([28, 28, 56 + k, 56]) for k in range(4)]
+    white = Image.new("RGB", (84, 84))
+    decoder, passes = generation.Decoder(loaded, max_tokens=16), []
+    for examples in (None, [[script.tokenizer("[28, 2, 3, 60]")["input_ids"]]] * 4):
+        prefixes = decoder.prefixes(asked, [[white]] * 4)
+        script.say(texts)
+        script.passes = 0
+        answers = decoder.answers(asked[0], prefixes, [white] * 4, examples)
+        assert script.tokenizer.batch_decode(answers) == texts
+        passes.append(script.passes)
+    assert passes == [9, 5]  # one number in a pass, and what follows it
+
+
+@pytest.mark.skipif(not scripted.has_qwen(), reason="Qwen's vocabulary (dashscope) is not installed")
+def test_the_scripted_model_speaks_qwens_tokens() -> None:
+    tokenizer = scripted.qwen_tokenizer(models.load_processor(models.TINY, config.resolve({}).model).tokenizer)
+    pieces = tokenizer.convert_ids_to_tokens(tokenizer("[241, 66]<|im_end|>")["input_ids"])
+    assert pieces == ["[", "2", "4", "1", ",", "Ġ", "6", "6", "]", "<|im_end|>"]
+    assert tokenizer("[0]")["input_ids"] == [58, 15, 60]  # as in Qwen2.5

@@ -25,7 +25,7 @@ from r1track.core.prompts import Messages
 
 PLACE = "<|vision_start|>"  # the first token of an image's place; a prompt may be cut before it
 DRAFT = 7  # most tokens of a draft: a longer one is rarely right to its end
-PASS = {"cuda": 512, "cpu": 64}  # most tokens of a pass with drafts, over all rows: more take longer, not as long
+PASS = {"cuda": 512, "cpu": 32}  # most tokens of a pass with drafts, over all rows: more take longer, not as long
 HOLES = 64  # most columns of the cache more than its longest row has tokens
 # From logits (rows, vocabulary): the next token of every row, and a value of it, such as its log-probability.
 Sampler = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
