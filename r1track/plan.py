@@ -14,6 +14,8 @@ from r1track.core.errors import UserError
 from r1track.core.sequences import read_list
 
 PACKAGE = Path(__file__).parent
+_FILES = {file.relative_to(PACKAGE.parent).with_suffix(""): file for file in PACKAGE.rglob("*.py")}
+MODULES = {".".join(path.parts).removesuffix(".__init__"): file for path, file in _FILES.items()}
 # Modules on which no result depends, and why. A changed line in one of them reruns no stage.
 NO_INFLUENCE = {
     "r1track": "holds the version number",
@@ -42,14 +44,8 @@ class Plan:
     train: str
     sets: dict[str, str]
     test: str | None  # the set that is GOT-10k's test split, whose true boxes only the GOT-10k server has
-
-    @property
-    def arms(self) -> list[str]:
-        return list(self.settings.train.arms)
-
-    @property
-    def peers(self) -> list[str]:
-        return list(self.settings.track.peers)
+    arms: list[str]
+    peers: list[str]
 
     @property
     def models(self) -> list[str]:
@@ -74,9 +70,8 @@ class Plan:
 
     def model(self, name: str) -> str:
         """The value of `--model` for a model of the results: the base, an arm's merged folder, `extra`, or a peer."""
-        if name in ("base", "extra"):
-            return self.settings.model.base if name == "base" else name
-        return f"peer:{name}" if name in self.peers else f"{self.results}/models/{name}"
+        places = {"base": self.settings.model.base, "extra": "extra"} | {peer: f"peer:{peer}" for peer in self.peers}
+        return places.get(name, f"{self.results}/models/{name}")
 
     def track_start(self, name: str) -> str:
         """What tracking starts from on a set: `box` or `text`."""
@@ -89,11 +84,9 @@ class Plan:
     def weights(self, name: str) -> list[str]:
         """Files or folders that a model is read from; none for a peer and for a model on the hub."""
         if name in self.arms:
-            return [f"{self.results}/models/{name}"]
-        if name in self.peers:
-            return []
+            return [self.model(name)]
         base = str(self.settings.track.extra.model) if name == "extra" else self.settings.model.base
-        if files.on_hub(base):
+        if name in self.peers or files.on_hub(base):
             return []
         return [os.path.relpath(file) for file in sorted(files.resolve_path(base).glob("*")) if file.is_file()]
 
@@ -112,11 +105,11 @@ def make_plan(settings: Settings) -> Plan:
     splits = {name: _split(path, f"data.sets.{name}", scratch) for name, path in settings.data.sets.items()}
     tests = [name for name, (_, first) in splits.items() if first.startswith("GOT-10k_Test_")]
     if len(tests) > 1 or len(tests) == len(splits):
-        raise ConfigError(
-            f"data.sets: {tests} of {[*splits]} are test splits; keep at most one, and one set that can be scored"
-        )
+        fault = f"{tests} of {[*splits]} are test splits"
+        raise ConfigError(f"data.sets: {fault}; keep at most one, and one set that can be scored")
     sets = {name: folder for name, (folder, _) in splits.items()}
-    return Plan(settings, f"results/{settings.run}", scratch, train, sets, next(iter(tests), None))
+    test, arms, peers = next(iter(tests), None), list(settings.train.arms), list(settings.track.peers)
+    return Plan(settings, f"results/{settings.run}", scratch, train, sets, test, arms, peers)
 
 
 def _split(path: str, field: str, scratch: str) -> tuple[str, str]:
@@ -155,12 +148,6 @@ def stale(plan: Plan) -> dict[str, list[str]]:
     return changes
 
 
-def _file(module: str) -> Path | None:
-    path = PACKAGE.parent.joinpath(*module.split("."))
-    candidates = (path.with_suffix(".py"), path / "__init__.py")
-    return next((file for file in candidates if file.is_file()), None)
-
-
 def _imports(file: Path) -> set[str]:
     """Names that a file imports from this package, modules or not; imports inside functions count too."""
     names: set[str] = set()
@@ -179,12 +166,10 @@ def sources(stage: str) -> list[str]:
     """
     (start,) = PACKAGE.glob(f"*/{stage}.py")
     paths = {file for file in start.parent.iterdir() if file.is_file() and file.suffix != ".py"}
-    seen, queue = set(NO_INFLUENCE), [f"r1track.{start.parent.name}.{stage}"]
+    seen, queue = set(NO_INFLUENCE), {f"r1track.{start.parent.name}.{stage}"}
     while queue:
-        module = queue.pop()
-        file = None if module in seen else _file(module)
-        seen.add(module)
-        if file is not None:
-            paths.add(file)
-            queue += _imports(file)
+        seen |= queue
+        modules = {MODULES[name] for name in queue & MODULES.keys()}
+        paths |= modules
+        queue = set[str]().union(*map(_imports, modules)) - seen
     return sorted(os.path.relpath(file) for file in paths)

@@ -1,13 +1,12 @@
-"""Configuration: a user's values over a preset's over the defaults, as typed sections (schema.py).
+"""Configuration: the values of config.yaml over those of its preset over the defaults, as typed sections (schema.py).
 
-A user edits `config.yaml`. Its values win over those of the preset that it names, and these over the defaults in
-schema.py. A stage reads its settings from `results/<run>/config/<stage>.json`, which holds only what the
-stage depends on.
+A stage reads its settings from `results/<run>/config/<stage>.json`, which holds only what the stage depends on.
 """
 
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -50,16 +49,6 @@ class StageSettings(Settings):
 
     _path: Path = PrivateAttr()
 
-    @classmethod
-    def of(cls, settings: Settings, path: Path, names: Collection[str]) -> "StageSettings":
-        """The sections of `settings` that are named in the file at `path`, without the others."""
-        sections = {name: getattr(settings, name) for name in names}
-        part = cls.model_construct(**sections)
-        part._path = path
-        for name in cls.model_fields.keys() - sections.keys():
-            del part.__dict__[name]
-        return part
-
     if not TYPE_CHECKING:  # or mypy would take every name for an attribute
 
         def __getattr__(self, name: str) -> Any:
@@ -96,9 +85,8 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise ConstructorError(
-                None, None, "aliases are not read; write the value out", self.peek_event().start_mark
-            )
+            mark = self.peek_event().start_mark
+            raise ConstructorError(None, None, "aliases are not read; write the value out", mark)
         return super().compose_node(parent, index)
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
@@ -179,10 +167,8 @@ def _presets(name: Any, source: str, above: tuple[str, ...] = ()) -> list[Layer]
 
 def _steps(layers: Sequence[Layer]) -> list[dict[str, Any]]:
     """The values after each layer."""
-    steps: list[dict[str, Any]] = [{}]
-    for layer in layers:
-        steps.append(_merge(steps[-1], layer.values, layer.field))
-    return steps[1:]
+    empty: dict[str, Any] = {}
+    return [*accumulate(layers, lambda under, layer: _merge(under, layer.values, layer.field), initial=empty)][1:]
 
 
 def origins(layers: Sequence[Layer]) -> dict[str, str]:
@@ -246,7 +232,12 @@ def load(path: Path | None, changes: Sequence[str] | None = None) -> Settings:
     if path.suffix != ".json":
         return combine(read_layers([path], over))
     layer = read_layer(path)
-    return StageSettings.of(combine([layer, *over], whole=False), path, layer.values.keys())
+    whole = combine([layer, *over], whole=False)
+    settings = StageSettings.model_construct(**{name: getattr(whole, name) for name in layer.values})
+    settings._path = path
+    for name in StageSettings.model_fields.keys() - layer.values.keys():
+        del settings.__dict__[name]
+    return settings
 
 
 def stage_values(settings: Settings, stage: str) -> dict[str, Any]:

@@ -27,6 +27,7 @@ PACKAGES = (
     "bitsandbytes", "unsloth", "unsloth_zoo", "xformers", "numpy", "pillow",
 )  # fmt: skip
 RecordT = TypeVar("RecordT", bound=BaseModel)
+Notes = Mapping[str, Any] | None  # optional fields of a ProvenanceRecord
 
 
 def open_locked(file: Path) -> TextIO:
@@ -140,10 +141,7 @@ def resolve_path(name: str | Path, revision: str | None = None) -> Path:
 
 
 def check_file(path: Path, stage: str | None = None) -> None:
-    """Refuse to replace what is at `path`, unless the provenance beside it says that `stage` wrote the file.
-
-    Raises UserError with the remedy.
-    """
+    """Raise UserError, with the remedy, for a file at `path`, unless its provenance says that `stage` wrote it."""
     place = path.with_name(f"{path.name}.provenance.json")
     record = read_json(place) if place.is_file() and path.is_file() and not path.is_symlink() else {}
     if os.path.lexists(path) and not (stage and isinstance(record, dict) and record.get("stage") == stage):
@@ -175,10 +173,8 @@ def versions() -> dict[str, str]:
     """Versions of Python and of those PACKAGES that are installed."""
     installed = {"python": platform.python_version()}
     for name in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             installed[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return installed
 
 
@@ -195,13 +191,6 @@ def git_commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return run.stdout.strip()
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def cpu_seconds() -> float:
@@ -238,7 +227,9 @@ def hardware() -> Hardware:
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         card = Card(name=properties.name, memory_gib=round(properties.total_memory / 2**30, 1))
-    return Hardware(cpu=_cpu_model(), cores=cores(), gpu=card)
+    info = Path("/proc/cpuinfo")
+    name = re.search(r"(?m)^model name[^:]*:\s*(.*\S)", info.read_text() if info.exists() else "")
+    return Hardware(cpu=name[1] if name else platform.processor() or platform.machine(), cores=cores(), gpu=card)
 
 
 class Input(BaseModel):
@@ -304,30 +295,21 @@ class Provenance:
         return {name: Input(path=self.paths[name], sha256=digest) for name, digest in hashed.items()}
 
     @contextmanager
-    def result_file(
-        self, path: Path, *, seed: int | None = None, notes: Mapping[str, Any] | None = None
-    ) -> Iterator[Path]:
-        """As atomic_file, for the stage's result `path`; its provenance is written beside it, before the rename.
-
-        Raises UserError, before the block, for a file at `path` that the stage did not write.
-        """
+    def result_file(self, path: Path, *, seed: int | None = None, notes: Notes = None) -> Iterator[Path]:
+        """As atomic_file, for a result `path` that passes `check_file`; its provenance is written before the rename."""
         check_file(path, self.stage)
         with atomic_file(path) as temp_path:
             yield temp_path
-            place = path.with_name(f"{path.name}.provenance.json")
-            self.write(place, outputs={path.name: hash_file(temp_path)}, seed=seed, notes=notes)
+            outputs = {path.name: hash_file(temp_path)}
+            self.write(
+                path.with_name(f"{path.name}.provenance.json"), seed=seed, notes={"outputs": outputs, **(notes or {})}
+            )
 
-    def write(
-        self,
-        path: Path,
-        *,
-        outputs: dict[str, str] | None = None,
-        seed: int | None = None,
-        notes: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Write a ProvenanceRecord to `path`. notes: its optional fields. outputs: by default its folder's files."""
+    def write(self, path: Path, *, seed: int | None = None, notes: Notes = None) -> None:
+        """Write a ProvenanceRecord to `path`. notes: its optional fields; `outputs` are by default those beside it."""
         import torch
 
+        notes = notes if notes and "outputs" in notes else {"outputs": hashes(path.parent), **(notes or {})}
         on_the_hub = [place for name, place in self.places.items() if on_hub(self.paths[name]) and place.exists()]
         record = ProvenanceRecord(
             stage=self.stage,
@@ -342,7 +324,6 @@ class Provenance:
             peak_cpu_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             peak_gpu_bytes=torch.cuda.max_memory_reserved() if torch.cuda.is_available() else None,
             inputs=self.inputs,
-            outputs=outputs or hashes(path.parent),
-            **(notes or {}),
+            **notes,
         )
         write_json(path, record.model_dump(exclude_unset=True))

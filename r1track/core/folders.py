@@ -106,19 +106,15 @@ def resumed_folder(path: Path, identity: dict[str, Any], stage: str) -> Iterator
             log.warning("%s: unfinished work of other settings or inputs is removed", path)
             shutil.rmtree(temp_path)
         for leftover in sorted(temp_path.rglob(".*.*")):
-            _remove(leftover, unless=MARK)
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            elif leftover.name != MARK:
+                leftover.unlink(missing_ok=True)
         temp_path.mkdir(exist_ok=True)
         write_json(temp_path / MARK, identity)
         yield temp_path
         _replace(path, temp_path)
         (path / MARK).unlink()
-
-
-def _remove(leftover: Path, unless: str) -> None:
-    if leftover.is_dir():
-        shutil.rmtree(leftover)
-    elif leftover.name != unless:
-        leftover.unlink(missing_ok=True)
 
 
 def _restore(path: Path) -> None:

@@ -128,7 +128,17 @@ def parse_box(answer: str, *, size: float | tuple[float, float], think: bool = F
     x2, y1 < y2) and inside [0, size] up to TOLERANCE; it is not clipped. size: side of the square crop, or (width,
     height), in pixels.
     """
-    return _ordered(_unwrap(_value(answer, think)), size)
+    value = _value(answer, think)
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict | list):
+        value = value[0]
+    value = value.get("bbox_2d") if isinstance(value, dict) else value
+    if not isinstance(value, list) or len(value) != 4 or not all(type(v) in (int, float) for v in value):
+        return None
+    if any(abs(v) > 1e6 for v in value):  # also catches infinities; NaN fails the comparisons below
+        return None
+    box, limit = np.array(value, dtype=np.float64), np.broadcast_to(np.asarray(size, dtype=np.float64), 2)
+    inside = (box[:2] >= -TOLERANCE * limit).all() and (box[2:] <= limit + TOLERANCE * limit).all()
+    return box if inside and box[0] < box[2] and box[1] < box[3] else None
 
 
 def denies(answer: str, *, think: bool = False) -> bool:
@@ -150,23 +160,3 @@ def _value(answer: str, think: bool) -> Any:
         return json.loads(answer.strip())
     except (ValueError, RecursionError):  # not JSON, an integer of too many digits, or nested without end
         return None
-
-
-def _unwrap(value: Any) -> Any:
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict | list):
-        value = value[0]
-    return value.get("bbox_2d") if isinstance(value, dict) else value
-
-
-def _ordered(value: Any, size: float | tuple[float, float]) -> Array | None:
-    if not isinstance(value, list) or len(value) != 4:
-        return None
-    if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in value):
-        return None
-    if any(abs(v) > 1e6 for v in value):  # also catches infinities; NaN fails the comparisons below
-        return None
-    box = np.array(value, dtype=np.float64)
-    limit = np.array(size if isinstance(size, tuple) else (size, size), dtype=np.float64)
-    slack = TOLERANCE * limit
-    inside = (box[:2] >= -slack).all() and (box[2:] <= limit + slack).all()
-    return box if inside and box[0] < box[2] and box[1] < box[3] else None

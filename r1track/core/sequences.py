@@ -1,9 +1,8 @@
-"""Sequences: reads tracking data in the GOT-10k layout or another.
+"""Sequences: reads tracking data in the GOT-10k layout or another; docs/inputs.md says what is read and what is refused.
 
 A split is a folder with `list.txt` and one folder per sequence. In the GOT-10k layout this holds the frames
 `00000001.jpg`, ... and `groundtruth.txt` (x, y, w, h per frame; one row only where the other boxes are not published),
-and may hold `absence.label`, `cover.label` (visible eighths), `cut_by_image.label`, `meta_info.ini` and `nlp.txt`. No
-image is opened. docs/inputs.md says what is read and what is refused.
+and may hold `absence.label`, `cover.label` (visible eighths), `cut_by_image.label`, `meta_info.ini` and `nlp.txt`.
 """
 
 import logging
@@ -138,10 +137,8 @@ def detect(folder: Path) -> str:
             corners = len(numbers(read_text(path).partition("\n")[0])) == 8
             return "vot-flat" if layout == "got10k" and corners else layout
     patterns = ", ".join(f"{frames} with {truth} ({layout})" for layout, (frames, truth, _) in LAYOUTS.items())
-    raise UserError(
-        f"{folder}: no frames with boxes; looked for {patterns}, frames being {', '.join(SUFFIXES)}; restore them from "
-        "the data set's archive"
-    )
+    fault = f"no frames with boxes; looked for {patterns}, frames being {', '.join(SUFFIXES)}"
+    raise UserError(f"{folder}: {fault}; restore them from the data set's archive")
 
 
 def read_sequence(folder: Path, layout: str) -> Sequence:
@@ -228,7 +225,6 @@ def _label(path: Path, frames: int, most: int) -> Array:
         raise UserError(f"{path}: {len(values)} rows for {frames} frames; restore or delete it")
     wrong = np.flatnonzero(~np.isin(values, np.arange(most + 1)))
     if len(wrong):
-        raise UserError(
-            f"{path}, line {wrong[0] + 1}: {values[wrong[0]]:g} is not one of 0 to {most}; restore or delete it"
-        )
+        line, value = wrong[0] + 1, values[wrong[0]]
+        raise UserError(f"{path}, line {line}: {value:g} is not one of 0 to {most}; restore or delete it")
     return values

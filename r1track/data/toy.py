@@ -6,7 +6,7 @@ covered, then absent, then visible again. The same seed writes the same bytes.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -25,30 +25,25 @@ COLORS = {
     "red": (214, 40, 40), "green": (46, 160, 67), "blue": (40, 90, 214),
     "yellow": (240, 205, 40), "purple": (150, 60, 190), "white": (245, 245, 245),
 }  # fmt: skip
-SHAPES = ("circle", "square", "triangle", "star", "cross")
+PANEL_FRAMES = 9  # in which the panel slides over the target
 Frame = NDArray[np.uint8]
 
 
-def _outline(shape: str) -> Array:
-    """Corner points of a shape inside [-1, 1] x [-1, 1]."""
-    if shape == "circle":
-        angles = np.linspace(0, 2 * np.pi, 28, endpoint=False)
-        return np.stack([np.cos(angles), np.sin(angles)], 1)
-    if shape == "square":
-        return np.array([[-0.85, -0.85], [0.85, -0.85], [0.85, 0.85], [-0.85, 0.85]])
-    if shape == "triangle":
-        return np.array([[0, -1], [1, 0.8], [-1, 0.8]])
-    if shape == "star":
-        angles = np.arange(10) * np.pi / 5 - np.pi / 2
-        radii = np.where(np.arange(10) % 2 == 0, 1.0, 0.42)
-        return np.stack([radii * np.cos(angles), radii * np.sin(angles)], 1)
-    a = 0.36
-    return np.array(
-        [[-a, -1], [a, -1], [a, -a], [1, -a], [1, a], [a, a], [a, 1], [-a, 1], [-a, a], [-1, a], [-1, -a], [-a, -a]]
-    )
+def _polar(angles: Array, radii: Array | float = 1.0) -> Array:
+    return np.stack([radii * np.cos(angles), radii * np.sin(angles)], 1)
 
 
-OUTLINES = {shape: _outline(shape) for shape in SHAPES}
+A = 0.36  # half the width of a cross's arms
+OUTLINES = {  # corner points of every shape, inside [-1, 1] x [-1, 1]
+    "circle": _polar(np.linspace(0, 2 * np.pi, 28, endpoint=False)),
+    "square": np.array([[-0.85, -0.85], [0.85, -0.85], [0.85, 0.85], [-0.85, 0.85]]),
+    "triangle": np.array([[0, -1], [1, 0.8], [-1, 0.8]]),
+    "star": _polar(np.arange(10) * np.pi / 5 - np.pi / 2, np.where(np.arange(10) % 2 == 0, 1.0, 0.42)),
+    "cross": np.array(
+        [[-A, -1], [A, -1], [A, -A], [1, -A], [1, A], [A, A], [A, 1], [-A, 1], [-A, A], [-1, A], [-1, -A], [-A, -A]]
+    ),
+}
+SHAPES = tuple(OUTLINES)
 
 
 @dataclass
@@ -81,24 +76,17 @@ class Thing:
 
 @dataclass
 class World:
-    """A clip of `length` frames: things[0] is the target; a panel, if any, covers it from frame `panel_start` on."""
+    """A clip of `length` frames: things[0] is the target; panel: the box x1, y1, x2, y2 that covers it, by frame."""
 
     length: int
     things: list[Thing]
     ground: Frame
     pan: Array
-    panel_start: int | None = None
-    panel: Array = field(default_factory=lambda: np.zeros((0, 4)))
-    PANEL_FRAMES = 9
+    panel: dict[int, list[int]]
 
     @property
     def description(self) -> str:
         return self.things[0].name
-
-    def _panel_box(self, t: int) -> NDArray[np.int64] | None:
-        if self.panel_start is None or not 0 <= t - self.panel_start < self.PANEL_FRAMES:
-            return None
-        return np.round(self.panel[t - self.panel_start]).astype(np.int64)
 
     def frame(self, t: int) -> Frame:
         """Frame t, RGB, shape (HEIGHT, WIDTH, 3)."""
@@ -106,8 +94,8 @@ class World:
         frame = np.ascontiguousarray(self.ground[y : y + HEIGHT, x : x + WIDTH])
         for thing in reversed(self.things):
             thing.draw(frame, t)
-        if (box := self._panel_box(t)) is not None:
-            x1, y1, x2, y2 = (int(v) for v in box)
+        if t in self.panel:
+            x1, y1, x2, y2 = self.panel[t]
             cv2.rectangle(frame, (x1, y1), (x2 - 1, y2 - 1), (120, 120, 124), cv2.FILLED)
             cv2.rectangle(frame, (x1, y1), (x2 - 1, y2 - 1), (70, 70, 74), 1)
         return frame
@@ -125,8 +113,8 @@ class World:
         cv2.fillPoly(mask, [np.round((self.things[0].points(t) + margin) * 16).astype(np.int32)], 1, cv2.LINE_8, 4)
         whole = int(mask.sum())
         visible = mask[margin : margin + HEIGHT, margin : margin + WIDTH]
-        if (box := self._panel_box(t)) is not None:
-            x1, y1, x2, y2 = clip(box, WIDTH, HEIGHT).astype(int)
+        if t in self.panel:
+            x1, y1, x2, y2 = clip(self.panel[t], WIDTH, HEIGHT).astype(int)
             visible[y1:y2, x1:x2] = 0
         return int(visible.sum()) / whole
 
@@ -176,13 +164,9 @@ def make_thing(rng: np.random.Generator, length: int, shape: str, color: str) ->
 
 def distractor_kinds(rng: np.random.Generator, shape: str, color: str, count: int) -> list[tuple[str, str]]:
     """Shape and colour of distractors; a distractor has the target's colour or its shape, never both."""
-    kinds = []
-    for _ in range(count):
-        if rng.random() < 0.5:
-            kinds.append((str(rng.choice([s for s in SHAPES if s != shape])), color))
-        else:
-            kinds.append((shape, str(rng.choice([c for c in COLORS if c != color]))))
-    return kinds
+    shapes, colors = [s for s in SHAPES if s != shape], [c for c in COLORS if c != color]
+    draws = range(count)
+    return [(str(rng.choice(shapes)), color) if rng.random() < 0.5 else (shape, str(rng.choice(colors))) for _ in draws]
 
 
 def make(rng: np.random.Generator, length: int, distractors: int, panel: bool, ground: Frame | None = None) -> World:
@@ -191,24 +175,20 @@ def make(rng: np.random.Generator, length: int, distractors: int, panel: bool, g
     kinds = [(shape, color), *distractor_kinds(rng, shape, color, distractors)]
     things = [make_thing(rng, length, s, c) for s, c in kinds]
     drift = np.cumsum(rng.normal(0, 0.8, (length, 2)), 0) + 12
-    world = World(length, things, make_ground(rng) if ground is None else ground, np.clip(drift, 0, 23))
-    if panel and length > World.PANEL_FRAMES + 6:
-        world.panel_start = int(rng.integers(4, length - World.PANEL_FRAMES - 1))
-        world.panel = _panel(rng, things[0], world.panel_start)
-    return world
+    ground = make_ground(rng) if ground is None else ground
+    boxes = _panel(rng, things[0], length) if panel and length > PANEL_FRAMES + 6 else {}
+    return World(length, things, ground, np.clip(drift, 0, 23), boxes)
 
 
-def _panel(rng: np.random.Generator, target: Thing, start: int) -> Array:
-    """The panel's box (x1, y1, x2, y2) in its frames, shape (PANEL_FRAMES, 4): it slides across the target."""
-    heading = rng.uniform(0, 2 * np.pi)
-    direction = np.array([math.cos(heading), math.sin(heading)])
-    boxes = []
-    for k in range(World.PANEL_FRAMES):
-        size = target.size[start + k]
-        offset = 1.7 * (2 * k / (World.PANEL_FRAMES - 1) - 1)
-        centre = target.centre[start + k] + direction * offset * size
-        boxes.append(np.concatenate([centre - 0.72 * size, centre + 0.72 * size]))
-    return np.array(boxes)
+def _panel(rng: np.random.Generator, target: Thing, length: int) -> dict[int, list[int]]:
+    """The panel's box x1, y1, x2, y2 in whole pixels, by frame: it slides across the target, in a random direction."""
+    start, heading, boxes = int(rng.integers(4, length - PANEL_FRAMES - 1)), rng.uniform(0, 2 * np.pi), {}
+    for k, t in enumerate(range(start, start + PANEL_FRAMES)):
+        offset = 1.7 * (2 * k / (PANEL_FRAMES - 1) - 1)
+        centre = target.centre[t] + np.array([math.cos(heading), math.sin(heading)]) * offset * target.size[t]
+        corners = np.concatenate([centre - 0.72 * target.size[t], centre + 0.72 * target.size[t]])
+        boxes[t] = [int(value) for value in np.round(corners)]
+    return boxes
 
 
 def write_sequence(folder: Path, world: World) -> None:
@@ -216,7 +196,7 @@ def write_sequence(folder: Path, world: World) -> None:
     folder.mkdir(parents=True)
     for t in range(world.length):
         Image.fromarray(world.frame(t)).save(folder / f"{t + 1:08d}.jpg", quality=92)
-    cover = [math.floor(world.visibility(t) * 8 + 0.5) for t in range(world.length)]
+    cover = [math.floor(world.visibility(t) * 8 + 0.5) for t in range(world.length)]  # visible eighths
     boxes = [world.box(t) if eighths else np.full(4, -1.0) for t, eighths in enumerate(cover)]
     (folder / "groundtruth.txt").write_text("".join(",".join(f"{v:.4f}" for v in box) + "\n" for box in boxes))
     (folder / "absence.label").write_text("".join(f"{int(v == 0)}\n" for v in cover))

@@ -85,7 +85,7 @@ def test_a_distractor_shares_colour_or_shape_with_the_target_and_never_both():
 
 def test_a_whole_target_is_wholly_visible_and_one_behind_the_panel_is_not():
     clip = toy.make(np.random.default_rng(0), 24, 0, True)
-    start = clip.panel_start
+    start = min(clip.panel)
     assert clip.visibility(0) == 1
-    assert min(clip.visibility(t) for t in range(start, start + clip.PANEL_FRAMES)) < 0.1
+    assert min(clip.visibility(t) for t in range(start, start + toy.PANEL_FRAMES)) < 0.1
     assert clip.visibility(start - 1) == 1
