@@ -69,9 +69,7 @@ AnyModel = Annotated[str, typer.Option(help="Model that answers: folder, hub id,
 Tracker = Annotated[
     str, typer.Option(help="Model that tracks: folder, hub id, `tiny`, `extra`, or peer:static|template|oracle|csrt.")
 ]
-Server = Annotated[
-    str | None, typer.Option("--endpoint", help="URL of an OpenAI-compatible server that runs the model.")
-]
+Server = Annotated[str | None, typer.Option("--endpoint", help="URL of an OpenAI-compatible server with the model.")]
 Pairs = Annotated[Path, typer.Option(help="Folder of pairs, as written by `sample`.")]
 
 
@@ -225,9 +223,7 @@ def vqa(
     config_file: Config,
     model: AnyModel,
     out: OutDir,
-    pairs: Annotated[
-        Path | None, typer.Option(exists=True, help="Folder of pairs, for the KL divergence on tracking prompts.")
-    ] = None,
+    pairs: Annotated[Path | None, typer.Option(exists=True, help="Pairs for the KL divergence on tracking.")] = None,
     changes: Changes = None,
 ) -> None:
     """Ask a model general visual questions."""
@@ -300,9 +296,8 @@ def verify(results: Annotated[Path, typer.Argument(help="Results folder of a run
             console.print(line, soft_wrap=True)
     failed = sum(finding.state in faults for finding in findings)
     skipped = sum(finding.state == missing for finding in findings)
-    word = "[red]Verification failed" if failed else "[green]Verified"
-    counts = f"{failed} of {len(findings) - skipped} checks failed, {skipped} were not possible"
-    console.print(f"{word}[/]: {counts}.", soft_wrap=True)
+    word, count = "[red]Verification failed" if failed else "[green]Verified", len(findings) - skipped
+    console.print(f"{word}[/]: {failed} of {count} checks failed, {skipped} were not possible.", soft_wrap=True)
     raise typer.Exit(1 if failed else 0)
 
 
@@ -325,9 +320,7 @@ def show_config(
 @app.command()
 def doctor(
     config_file: Annotated[Path, typer.Option("--config", help="Configuration to check.")] = Path("config.yaml"),
-    budget: Annotated[
-        float | None, typer.Option(min=0.1, help="Memory of the card in GB, if not this machine's.")
-    ] = None,
+    budget: Annotated[float | None, typer.Option(min=0.1, help="Memory of another card than this one, in GB.")] = None,
     changes: Changes = None,
 ) -> None:
     """Check machine, data and configuration, and plan the memory of every stage, before a run."""

@@ -108,7 +108,7 @@ def make_plan(settings: Settings) -> Plan:
         fault = f"{tests} of {[*splits]} are test splits"
         raise ConfigError(f"data.sets: {fault}; keep at most one, and one set that can be scored")
     sets = {name: folder for name, (folder, _) in splits.items()}
-    test, arms, peers = next(iter(tests), None), list(settings.train.arms), list(settings.track.peers)
+    test, arms, peers = next(iter(tests), None), list[str](settings.train.arms), list[str](settings.track.peers)
     return Plan(settings, f"results/{settings.run}", scratch, train, sets, test, arms, peers)
 
 
@@ -130,10 +130,7 @@ def listing(split: str) -> str:
 
 
 def stale(plan: Plan) -> dict[str, list[str]]:
-    """The files of stages that do not say what the plan's settings say, with what is different in each.
-
-    Files that were altered by hand are among them; those that are not there are not.
-    """
+    """The present files of stages that do not say what the settings say, with what is different in each."""
     changes: dict[str, list[str]] = {}
     for stage in NEEDS:
         file, new = f"{plan.results}/config/{stage}.json", flat(stage_values(plan.settings, stage))
@@ -160,10 +157,7 @@ def _imports(file: Path) -> set[str]:
 
 
 def sources(stage: str) -> list[str]:
-    """The source files of a stage, relative to the working directory: a change to one of them reruns the stage.
-
-    These are the stage's module, what it imports from this package at any depth, and the templates beside it.
-    """
+    """The files whose change reruns a stage: its module, what that imports at any depth, the templates beside it."""
     (start,) = PACKAGE.glob(f"*/{stage}.py")
     paths = {file for file in start.parent.iterdir() if file.is_file() and file.suffix != ".py"}
     seen, queue = set(NO_INFLUENCE), {f"r1track.{start.parent.name}.{stage}"}

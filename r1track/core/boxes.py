@@ -1,8 +1,7 @@
 """Boxes: IoU, GIoU, and the conversion between the two forms of a box.
 
-Every box is a float array of shape (..., 4). `xywh` is left, top, width, height, as in GOT-10k; `xyxy` is left, top,
-right, bottom. Coordinates are continuous: pixel i covers [i, i + 1), so the width is x2 - x1, without a shift by one.
-All functions raise ValueError for arrays of another shape.
+Every box is a float array of shape (..., 4), or ValueError is raised. `xywh` is left, top, width, height; `xyxy` is
+left, top, right, bottom. Coordinates are continuous: pixel i covers [i, i + 1), so the width is x2 - x1.
 """
 
 import numpy as np
@@ -49,10 +48,7 @@ def iou(first_xyxy: ArrayLike, second_xyxy: ArrayLike) -> Array:
 
 
 def giou(first_xyxy: ArrayLike, second_xyxy: ArrayLike) -> Array:
-    """Generalised IoU (Rezatofighi et al., 2019) of boxes x1, y1, x2, y2, in [-1, 1], broadcast over leading axes.
-
-    It is the IoU minus the fraction of the enclosing box that neither box covers.
-    """
+    """Generalised IoU (Rezatofighi et al., 2019), in [-1, 1]: `iou` minus the part of the hull that neither covers."""
     a, b, union, overlap = _overlap(first_xyxy, second_xyxy)
     hull = area(np.concatenate([np.minimum(a[..., :2], b[..., :2]), np.maximum(a[..., 2:], b[..., 2:])], axis=-1))
     return overlap - np.divide(hull - union, hull, out=np.zeros_like(hull), where=hull > 0)

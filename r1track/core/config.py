@@ -54,10 +54,8 @@ class StageSettings(Settings):
         def __getattr__(self, name: str) -> Any:
             if name not in Settings.model_fields:
                 return super().__getattr__(name)
-            raise SectionError(
-                f"{self._path}: has no section `{name}`, only {', '.join(self.__dict__)}; "
-                "give the file of the stage that you run, or config.yaml"
-            )
+            fault = f"has no section `{name}`, only {', '.join(self.__dict__)}"
+            raise SectionError(f"{self._path}: {fault}; give the file of the stage that you run, or config.yaml")
 
 
 def fields(section: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -137,10 +135,7 @@ def parse_change(text: str, option: str = "-o") -> Layer:
 
 
 def _merge(under: Any, over: dict[str, Any], field: str = "", prefix: str = "") -> dict[str, Any]:
-    """`under` with the values of `over`, section by section; only `sets` is replaced as a whole.
-
-    field: changes one inside `sets`, if it leads there. prefix: the dotted section of these values.
-    """
+    """`under` with the values of `over`, by section; `sets` is replaced whole, but for a `field` below prefix.sets."""
     merged = dict(under) if isinstance(under, dict) else {}
     for key, value in over.items():
         path = f"{prefix}{key}"
@@ -190,10 +185,7 @@ def _faults(values: dict[str, Any], whole: bool) -> list[str]:
 
 
 def combine(layers: Sequence[Layer], whole: bool = True) -> Settings:
-    """Settings from layers, the last of which wins, over the defaults; whole: they are to hold every section.
-
-    Raises ConfigError with a line per fault, below the name of the layer with which the fault came in.
-    """
+    """Settings from layers, of which the last wins; whole: every section. ConfigError: a line per fault, by layer."""
     steps = _steps(layers)
     blamed: dict[str, list[str]] = {}
     for fault in _faults(steps[-1], whole):
@@ -206,10 +198,7 @@ def combine(layers: Sequence[Layer], whole: bool = True) -> Settings:
 
 
 def resolve(values: dict[str, Any], source: str = "config.yaml") -> Settings:
-    """Settings from a user's values, over those of the preset that they name, over the defaults.
-
-    Raises ConfigError as `combine`. source: name of the file, for messages.
-    """
+    """Settings from a user's values over their preset's. source: name of the file. Raises ConfigError as `combine`."""
     return combine(read_layers([], [Layer(source, values)]))
 
 

@@ -1,8 +1,7 @@
 """Crops: the one geometry of cutting a square out of an image and of mapping boxes there and back.
 
-Coordinates are continuous (pixel i covers [i, i + 1)) in the image and in the crop. A crop may extend over the border
-of the image; the part outside is black. A crop is cut by one affine warp, after a blur where the crop is the smaller
-one.
+Coordinates are continuous (pixel i covers [i, i + 1)) in the image and in the crop. Outside the image a crop is black.
+It is cut by one affine warp, after a blur where the crop is the smaller one.
 """
 
 import math
@@ -20,16 +19,12 @@ from r1track.core.schema import Model
 
 @dataclass(frozen=True)
 class Crop:
-    """A square window of an image, resized to `size` x `size` pixels.
+    """A square window of an image, resized to `size` x `size` pixels."""
 
-    x, y: the left top corner of the window in image pixels. side: its side in image pixels. size: its side in crop
-    pixels.
-    """
-
-    x: float
-    y: float
-    side: float
-    size: int
+    x: float  # left, in image pixels
+    y: float  # top
+    side: float  # in image pixels
+    size: int  # in crop pixels
 
     @classmethod
     def around(cls, box_xywh: ArrayLike, factor: float, size: int) -> "Crop":
@@ -39,9 +34,8 @@ class Crop:
         """
         x, y, w, h = np.asarray(box_xywh, dtype=np.float64)
         if not (np.isfinite([x, y, w, h]).all() and w > 0 and h > 0):
-            raise ValueError(
-                f"cannot cut around the box {[float(v) for v in (x, y, w, h)]}: width and height must be > 0"
-            )
+            box = [float(v) for v in (x, y, w, h)]
+            raise ValueError(f"cannot cut around the box {box}: width and height must be > 0")
         side = float(math.ceil(math.sqrt(w * h) * factor))
         return cls(float(x + w / 2 - side / 2), float(y + h / 2 - side / 2), side, size)
 
@@ -93,14 +87,12 @@ def processed_size(size: tuple[int, int], model: Model) -> tuple[int, int]:
 
 
 def jitter_box(box_xywh: ArrayLike, rng: np.random.Generator, *, shift: float, scale: float) -> Array:
-    """A box (x, y, w, h) with the error of a tracker's last box: moved and resized at random; x, y, w, h.
+    """A box x, y, w, h with the error of a tracker's last box, whose parts are clipped at two standard deviations.
 
-    shift: standard deviation of the displacement of the centre, along each axis, relative to sqrt(w * h).
-    scale: standard deviation of the logarithm of the change in size. Both errors are clipped at two deviations.
+    shift: deviation of the centre along each axis, over sqrt(w * h). scale: deviation of the logarithm of the size.
     """
     x, y, w, h = np.asarray(box_xywh, dtype=np.float64)
     dx, dy, grow = np.clip(rng.standard_normal(3), -2, 2) * [shift, shift, scale]
-    side, factor = math.sqrt(w * h), math.exp(grow)
+    side, extent = math.sqrt(w * h), np.array([w, h]) * math.exp(grow)
     centre = np.array([x + w / 2 + dx * side, y + h / 2 + dy * side])
-    extent = np.array([w, h]) * factor
     return np.concatenate([centre - extent / 2, extent])

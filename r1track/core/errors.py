@@ -25,10 +25,7 @@ REMEDIES = {
 
 
 class UserError(ValueError):
-    """What the user can mend: the message names file or field, value and remedy. The exit status is 2.
-
-    It is a ValueError because pydantic wants one from a field's check.
-    """
+    """What the user can mend: file or field, value, remedy. Exit status 2. pydantic wants a ValueError of checks."""
 
 
 class MissingFile(UserError, FileNotFoundError):
@@ -75,10 +72,8 @@ def naming(place: Path) -> Iterator[None]:
     """What the machine stops in this block, such as a full disk, is a UserError that names `place`."""
     try:
         yield
-    except UserError:
-        raise
     except Exception as error:
-        fault = environment_fault(error, place)
+        fault = None if isinstance(error, UserError) else environment_fault(error, place)
         if fault is None:
             raise
         raise UserError(fault) from error

@@ -53,10 +53,7 @@ def open_locked(file: Path) -> TextIO:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`: renamed to it at the end of the block, removed after an exception.
-
-    Raises UserError while another process writes the same file.
-    """
+    """A temporary path, renamed to `path` at the end of the block. UserError while another process writes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temp_path = path.with_name(f".{path.name}.part")
     with naming(path):
@@ -126,10 +123,7 @@ def on_hub(name: str | Path) -> bool:
 
 
 def resolve_path(name: str | Path, revision: str | None = None) -> Path:
-    """The path of a file, a folder or a model: `tiny` lies in this package, a hub id in the hub's cache.
-
-    revision: of a hub id; None for the newest. For an id that is not in the cache, the result does not exist.
-    """
+    """The path of a file, folder or model: `tiny` is in this package, a hub id (of a revision) in the hub's cache."""
     if str(name) == "tiny":
         return Path(__file__).parents[1] / "toy" / "tiny"
     if not on_hub(name):
@@ -274,8 +268,7 @@ class ProvenanceRecord(BaseModel):
 class Provenance:
     """Where a result came from: created when the work starts, written beside the result when it is done.
 
-    inputs: files, folders and bases, see `resolve_path`, by what they are to the stage. revision: of the base, where it
-    is on the hub.
+    inputs: files, folders and bases (`resolve_path`) by what they are to the stage. revision: of a base on the hub.
     """
 
     def __init__(self, stage: str, inputs: Mapping[str, Path | str], revision: str | None = None):

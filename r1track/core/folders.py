@@ -44,10 +44,9 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def check_replaceable(path: Path, stage: str | None = None) -> None:
-    """Refuse to replace what is at `path`, unless it is an empty folder or one that `stage` wrote.
+    """Raise UserError, with the remedy, unless nothing is at `path`, an empty folder, or one that `stage` wrote.
 
-    A folder is a stage's if the provenance in it, or beside it, says so. Raises UserError with the remedy for all
-    else: a file, a link, another folder, the working folder or one that holds it.
+    A folder is a stage's if the provenance in it, or beside it, says so, and it does not hold the working folder.
     """
     reason = ""
     if path.is_symlink():
@@ -92,10 +91,7 @@ def atomic_folder(path: Path, stage: str | None = None) -> Iterator[Path]:
 
 @contextmanager
 def resumed_folder(path: Path, identity: dict[str, Any], stage: str) -> Iterator[Path]:
-    """As atomic_folder, but after an exception the folder stays, for the next run with an equal `identity` (JSON).
-
-    The block must write every file in it atomically.
-    """
+    """As atomic_folder, but what the block wrote, atomically, stays for a next run with an equal `identity` (JSON)."""
     check_replaceable(path, stage)
     with locked(path), naming(path):
         _restore(path)

@@ -1,8 +1,7 @@
-"""Images: the one reader of image files, for all stages.
+"""Images: the one reader of image files, for all stages. Raises UserError, with file and remedy, for what is no image.
 
-Every form becomes RGB of 8 bits: of 16 bits the upper 8 are taken, alpha is ignored, palette, grey and CMYK are
-converted. Frames of a data set stay as they are stored, as in GOT-10k's toolkit, since their boxes are about the stored
-pixels. What people look at (question images, the input of `video`) is turned upright as its EXIF says.
+Every form becomes RGB of 8 bits: the upper 8 of 16 bits, no alpha, palette, grey and CMYK converted. Frames of a data
+set stay as they are stored, as their boxes are about these pixels. What people look at is turned as its EXIF says.
 """
 
 import io
@@ -30,10 +29,7 @@ def is_image(path: Path) -> bool:
 
 
 def read_image(path: Path, *, upright: bool = False) -> Image.Image:
-    """The pixels of an image file, RGB. upright: whether to turn it as its EXIF orientation says.
-
-    Raises UserError, with file and remedy, for what is no regular file or cannot be decoded.
-    """
+    """The pixels of an image file, RGB; upright: turned as its EXIF says. UserError for what cannot be decoded."""
     with _naming(f"{path}:"):
         return _decode(_read(path), upright)
 
@@ -45,10 +41,9 @@ def read_size(path: Path) -> tuple[int, int]:
 
 
 def read_reduced(path: Path, spare: float) -> tuple[cv2.typing.MatLike, int]:
-    """As `read_image`, as a BGR array (height, width, 3) that is 1, 2, 4 or 8 times smaller, and that factor.
+    """As `read_image`, as a BGR array (height, width, 3) 1, 2, 4 or 8 times smaller (`spare` at most), and the factor.
 
-    spare: how many times smaller it may be. Only whole JPEG files can be: OpenCV decodes them faster than Pillow, but
-    takes truncated ones for whole, and CMYK differently.
+    Only whole JPEG files are: OpenCV decodes them faster than Pillow, but takes truncated ones for whole.
     """
     with _naming(f"{path}:"):
         data = _read(path)
@@ -77,11 +72,11 @@ def read_stored(image: dict[str, Any] | None, name: str, folder: Path) -> bytes:
 
     if image and image["bytes"] is not None:
         return bytes(image["bytes"])
+    places = (folder, config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, HF_HUB_CACHE)
     with _naming(name):
         if not image or not image["path"]:
             raise OSError("it is null")
         path = (folder / image["path"]).resolve()
-        places = (folder, config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, HF_HUB_CACHE)
         if not any(path.is_relative_to(Path(place).resolve()) for place in places):
             raise OSError(f"{path} is outside of {folder}")
         return _read(path)

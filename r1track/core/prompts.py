@@ -1,8 +1,7 @@
 """Prompts: the questions to the model and the reading of its answers, the same for training, tracking and reward.
 
-A tracking prompt has this order: template image, text about it, a later template and text about it (if there is one),
-search image, question. Everything before the search image is the same in every frame, until the later template is
-replaced. Boxes in prompts and answers are x1, y1, x2, y2 in whole pixels.
+A tracking prompt is: template image, text about it, perhaps a later template and text about it, search image, question.
+All before the search image stays, until the later template is replaced. Boxes are x1, y1, x2, y2 in whole pixels.
 """
 
 import json
@@ -123,10 +122,9 @@ def ground_answer(box: ArrayLike, description: str) -> str:
 def parse_box(answer: str, *, size: float | tuple[float, float], think: bool = False) -> Array | None:
     """The box in an answer, an array x1, y1, x2, y2 in pixels, or None if there is no valid box.
 
-    Valid forms are `[x1, y1, x2, y2]`, `{"bbox_2d": [x1, y1, x2, y2]}` and a list of one of these, with or without a
-    code fence; with `think`, only inside `<think>…</think><answer>…</answer>`. The box must be finite, ordered (x1 <
-    x2, y1 < y2) and inside [0, size] up to TOLERANCE; it is not clipped. size: side of the square crop, or (width,
-    height), in pixels.
+    Valid forms are `[x1, y1, x2, y2]`, `{"bbox_2d": [x1, y1, x2, y2]}` and a list of one of these, fenced or not;
+    with `think`, only inside `<think>…</think><answer>…</answer>`. The box must be finite, ordered (x1 < x2, y1 < y2)
+    and inside [0, size] up to TOLERANCE; it is not clipped. size: side of the crop, or (width, height), in pixels.
     """
     value = _value(answer, think)
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict | list):

@@ -1,4 +1,4 @@
-"""Sequences: reads tracking data in the GOT-10k layout or another; docs/inputs.md says what is read and what is refused.
+"""Sequences: reads tracking data in the GOT-10k layout or another; docs/inputs.md says what is refused.
 
 A split is a folder with `list.txt` and one folder per sequence. In the GOT-10k layout this holds the frames
 `00000001.jpg`, ... and `groundtruth.txt` (x, y, w, h per frame; one row only where the other boxes are not published),
@@ -65,19 +65,13 @@ class Sequence:
         return len(self.boxes) == len(self.frames)
 
     def resolution(self) -> tuple[int, int]:
-        """Width and height to which GOT-10k's metric clips boxes: from the metadata, else the first frame's.
-
-        A few sequences have frames of several sizes.
-        """
+        """Width and height to which GOT-10k's metric clips boxes: from the metadata, else the first frame's."""
         match = re.fullmatch(r"\(([1-9]\d{0,5}), *([1-9]\d{0,5})\)", self.meta.get("resolution", ""), re.ASCII)
         return (int(match[1]), int(match[2])) if match else read_size(self.frames[0])
 
 
 def read_table(path: Path, columns: int | None, remedy: str) -> Array:
-    """Read a text file of finite numbers, `columns` per line, see `numbers`; shape (lines, columns).
-
-    Without `columns`, as many as the first line has. Raises UserError with file, line, value and `remedy`.
-    """
+    """A file of finite numbers, shape (lines, columns); columns: None for those of line 1. UserError with `remedy`."""
     rows = []
     for number, line in enumerate(read_text(path, remedy).rstrip().splitlines(), 1):
         row = numbers(line)
@@ -92,8 +86,8 @@ def read_table(path: Path, columns: int | None, remedy: str) -> Array:
 def read_list(root: Path) -> dict[str, Path]:
     """The folders of the sequences in `root/list.txt`, by name, in its order; without it, all folders, sorted.
 
-    A line is the folder of a sequence, relative to `root` and below it; links lead where their owner wants. The name of
-    a sequence is that of its folder, and is unique. Raises UserError with file, line, value and remedy.
+    A line is a folder below `root`, or a link there; its name, which is unique, names the sequence. Raises UserError
+    with file, line, value and remedy.
     """
     listing = root / "list.txt"
     lines = sorted(path.name for path in root.glob("[!.]*/")) if not os.path.lexists(listing) else []
@@ -194,10 +188,7 @@ def _boxes(path: Path, layout: str, frames: int) -> Array:
 
 
 def _frames(folder: Path, pattern: str) -> tuple[Path, ...]:
-    """The numbered images of a folder, in order of their numbers: `7.jpg`, `frame_0007.PNG`.
-
-    Where there are several kinds, only the first of SUFFIXES counts.
-    """
+    """The numbered images of a folder, such as `frame_0007.PNG`, in order; of several kinds, the first of SUFFIXES."""
     kinds = {path: path.suffix.lower().replace(".jpeg", ".jpg") for path in folder.glob(pattern) if is_image(path)}
     if not kinds:
         raise UserError(f"{folder}: no frames ({pattern}{', '.join(SUFFIXES)}); {RESTORE}")

@@ -1,9 +1,8 @@
 """Sample: pairs of crops from a tracking data set, as Parquet shards and a manifest.
 
-The sequences are split by name into training and held-out sequences, and the pairs are assigned to shards, before any
-frame is read. A shard depends on the seed and on names alone: any number of processes writes the same bytes, and the
-same command continues from the finished shards after it was killed. With `sample.hub`, the pairs come from a data set
-of questions instead.
+Sequences are split into training and held-out ones, and pairs assigned to shards, before any frame is read. A shard
+depends on the seed and on names alone: any number of processes writes the same bytes, and after a kill the same command
+continues from the finished shards. With `sample.hub`, the pairs come from a data set of questions instead.
 """
 
 import hashlib
@@ -37,10 +36,7 @@ disable_progress_bars()  # this stage has a progress bar of its own
 
 
 def split(names: list[str], share: float, seed: int) -> tuple[list[str], list[str]]:
-    """Names of the training and of the held-out sequences, at least one each, in the order of their seeded hashes.
-
-    Raises UserError for fewer than two names.
-    """
+    """Names of the training and the held-out sequences, one or more each, in seeded order. UserError for under two."""
     if len(names) < 2:
         raise UserError(f"{len(names)} sequence(s) cannot be split into training and held-out ones; give at least 2")
     ordered = sorted(names, key=lambda name: hashlib.sha256(f"split:{seed}:{name}".encode()).digest())
@@ -76,10 +72,7 @@ def _plan(settings: config.Settings, root: Path) -> tuple[dict[str, Any], Makers
 
 
 def _write_all(folder: Path, makers: Makers, processes: int) -> Generator[tuple[str, shards.Shard], None, None]:
-    """Write the shards, side by side in up to `processes` processes; yields name and content of each when it is done.
-
-    Raises UserError when a process dies.
-    """
+    """Write the shards, side by side; yields name and content of each as it is done. UserError when a process dies."""
     count = min(processes, len(makers))
     if count <= 1:
         yield from ((name, shards.write(folder / name, make)) for name, make in makers.items())

@@ -134,10 +134,7 @@ def _row(sequence: Sequence, pair: Pair, images: list[bytes]) -> PairRow:
 
 
 def pairs(parts: list[tuple[Path, int]], layout: str, settings: Settings) -> Iterator[PairRow | Rejection]:
-    """Rows of the pairs of `parts` (folder of a sequence, number of pairs), and the reasons of rejected draws.
-
-    Raises UserError for a sequence that cannot be read or has too few frames or boxes.
-    """
+    """Rows of pairs, and why others were rejected, of `parts`: folder of a sequence, number of pairs."""
     for folder, wanted in parts:
         sequence, tries, drawn = read_sequence(folder, layout), 0, list[Pair]()
         if len(sequence.frames) < 2 or not sequence.complete:
@@ -158,14 +155,14 @@ def pairs(parts: list[tuple[Path, int]], layout: str, settings: Settings) -> Ite
 
 def start() -> None:
     """Prepare a process that writes shards: one thread for OpenCV, and an end together with the parent."""
+
+    def exit_with_parent() -> None:
+        if parent := parent_process():
+            parent.join()
+            os._exit(1)  # the executor's processes would wait for work for ever
+
     cv2.setNumThreads(1)
-    Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    if parent := parent_process():
-        parent.join()
-        os._exit(1)  # the executor's processes would wait for work for ever
+    Thread(target=exit_with_parent, daemon=True).start()
 
 
 def write(path: Path, make: Maker) -> Shard:

@@ -1,8 +1,7 @@
 """The toy world: synthetic video sequences in the GOT-10k layout, so that the workflow runs without a download.
 
 A target (a coloured shape) moves, turns and changes size over a textured, slowly panning background, among distractors
-that have its colour or its shape, never both. In some sequences a grey panel slides over it: the target is partly
-covered, then absent, then visible again. The same seed writes the same bytes.
+of its colour or its shape. In some sequences a grey panel covers it for a while. The same seed writes the same bytes.
 """
 
 import math
@@ -212,10 +211,7 @@ def write_sequence(folder: Path, world: World) -> None:
 
 
 def write_split(folder: Path, split: str, *, sequences: int, length: int, seed: int) -> None:
-    """Write a split (`train` or `val`) of the toy world: `folder/list.txt` and one folder per sequence.
-
-    Every sequence has its own random generator, seeded by the seed, the split and its number.
-    """
+    """Write `folder/list.txt` and a folder per sequence, which has a generator of its own: seed, split, its number."""
     with atomic_folder(folder, "toy") as out:
         names = [f"Toy_{split.capitalize()}_{number:06d}" for number in range(1, sequences + 1)]
         for number, name in enumerate(progress(names, f"toy {split}")):
