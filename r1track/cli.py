@@ -65,12 +65,10 @@ Root = Annotated[Path, typer.Option(help="Folder of a split: list.txt and sequen
 OutDir = Annotated[Path, typer.Option(help="Folder to write. It appears when it is complete.")]
 OutFile = Annotated[Path, typer.Option(help="JSON file to write.")]
 BaseModel = Annotated[str, typer.Option(help="Model to start from: folder, hub id, or `tiny`.")]
-AnyModel = Annotated[str, typer.Option(help="Model that answers: folder, hub id, or `tiny`.")]
 Tracker = Annotated[
     str, typer.Option(help="Model that tracks: folder, hub id, `tiny`, `extra`, or peer:static|template|oracle|csrt.")
 ]
 Server = Annotated[str | None, typer.Option("--endpoint", help="URL of an OpenAI-compatible server with the model.")]
-Pairs = Annotated[Path, typer.Option(help="Folder of pairs, as written by `sample`.")]
 
 
 @app.callback()
@@ -120,7 +118,7 @@ def train(
     config_file: Config,
     arm: Annotated[Literal["sft", "grpo"], typer.Option(help="sft: supervised fine-tuning; grpo: GRPO.")],
     model: BaseModel,
-    pairs: Pairs,
+    pairs: Annotated[Path, typer.Option(help="Folder of pairs, as written by `sample`.")],
     scratch: Annotated[Path, typer.Option(help="Folder of checkpoints. The same command continues from them.")],
     out: OutDir,
     changes: Changes = None,
@@ -221,7 +219,7 @@ def score(
 @app.command()
 def vqa(
     config_file: Config,
-    model: AnyModel,
+    model: Annotated[str, typer.Option(help="Model that answers: folder, hub id, or `tiny`.")],
     out: OutDir,
     pairs: Annotated[Path | None, typer.Option(exists=True, help="Pairs for the KL divergence on tracking.")] = None,
     changes: Changes = None,

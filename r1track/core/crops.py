@@ -28,10 +28,7 @@ class Crop:
 
     @classmethod
     def around(cls, box_xywh: ArrayLike, factor: float, size: int) -> "Crop":
-        """The window centred on a box (x, y, w, h), with side ceil(sqrt(w * h) * factor), as in OSTrack and R1-Track.
-
-        Raises ValueError for a box that is not finite or has no extent.
-        """
+        """The window around a finite box x, y, w, h, or ValueError; side ceil(sqrt(w * h) * factor), as in OSTrack."""
         x, y, w, h = np.asarray(box_xywh, dtype=np.float64)
         if not (np.isfinite([x, y, w, h]).all() and w > 0 and h > 0):
             box = [float(v) for v in (x, y, w, h)]

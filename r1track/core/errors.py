@@ -33,10 +33,7 @@ class MissingFile(UserError, FileNotFoundError):
 
 
 def environment_fault(error: BaseException, place: Path | None = None) -> str | None:
-    """What of the machine stopped the program, with place and remedy, or None if it was something else.
-
-    place: what was written, for errors that name no file. The errors behind `error` are read too.
-    """
+    """What of the machine caused an error, with remedy, or None. place: what was written, where none names a file."""
     behind: BaseException | None = error
     while behind is not None:
         if type(behind).__name__ in ("MemoryError", "OutOfMemoryError") or "allocate memory" in str(behind):

@@ -31,10 +31,7 @@ Notes = Mapping[str, Any] | None  # optional fields of a ProvenanceRecord
 
 
 def open_locked(file: Path) -> TextIO:
-    """Open a file for appending, under a lock. Raises BlockingIOError while another process holds it.
-
-    The lock belongs to the open file: the kernel frees it when the process ends, however it ends.
-    """
+    """Open a file for appending, under a lock that ends with the process. BlockingIOError while another holds it."""
     while True:
         stream = file.open("a+", encoding="utf-8")
         try:

@@ -63,10 +63,7 @@ def decode(data: bytes, name: str) -> Image.Image:
 
 
 def read_stored(image: dict[str, Any] | None, name: str, folder: Path) -> bytes:
-    """The bytes of an image of a data set: those in it, or of a file below `folder` or in the caches of `datasets`.
-
-    image: its `bytes` and `path`, as stored; a path may be relative to `folder`. Raises as `decode`.
-    """
+    """The `bytes` of a data set's image, or of its `path`, in `folder` or a cache of `datasets`. Raises as `decode`."""
     from datasets import config
     from huggingface_hub.constants import HF_HUB_CACHE
 

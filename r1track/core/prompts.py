@@ -50,10 +50,9 @@ def _text(text: str) -> dict[str, str]:
 
 
 def build(template_box: ArrayLike, *, second_box: ArrayLike | None = None, think: bool = False) -> Messages:
-    """The tracking question, as chat messages with two image places, or three with a later template.
+    """The tracking question, as chat messages with two image places, or three with a later template (see `places`).
 
-    The last place is that of the search crop; `places` brings the images of a pair into this order. template_box,
-    second_box: x1, y1, x2, y2 of the target in pixels of the template crop and of the later template's crop.
+    template_box, second_box: x1, y1, x2, y2 of the target in pixels of the template crop and of the later template's.
     """
     content = [{"type": "image"}, _text(TEMPLATE_HEAD + numbers(template_box) + SEARCH_HEAD.format("second"))]
     if second_box is not None:
@@ -64,10 +63,9 @@ def build(template_box: ArrayLike, *, second_box: ArrayLike | None = None, think
 
 
 def fill(form: str, box: ArrayLike, template: Image, search: Image) -> tuple[Messages, list[Image]]:
-    """The tracking question from the prompt template of a third-party model, with the images in order of their places.
+    """The question of a third-party model's prompt template, and the images in order of their places.
 
-    form: the prompt template, with {template}, {search} and {box}. box: the target in the template crop, x1, y1, x2, y2
-    in its pixels.
+    form: has {template}, {search} and {box}. box: x1, y1, x2, y2 of the target in pixels of the template crop.
     """
     images = {"{template}": template, "{search}": search}
     parts = [part for part in re.split(r"(\{template\}|\{search\})", form.replace("{box}", numbers(box))) if part]

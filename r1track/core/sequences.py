@@ -42,22 +42,16 @@ LONGEST_TEXT = 2000  # characters of a description
 
 @dataclass(frozen=True, eq=False)
 class Sequence:
-    """One video with its annotation; n is the number of frames.
-
-    frames: paths of the images, in order. boxes: x, y, w, h in image pixels, shape (n, 4), or (1, 4) where only the
-    first box is known. absent: shape (n,), true where the target is labelled absent or its box is empty. visibility:
-    shape (n,), visible fraction of the target in [0, 1], NaN where unknown. cut: shape (n,), true where the target is
-    labelled as cut by the border of the image. meta: the fields of `meta_info.ini`. text: a description of the target.
-    """
+    """One video with its annotation; n is the number of frames."""
 
     name: str
-    frames: tuple[Path, ...]
-    boxes: Array
-    absent: Flags
-    visibility: Array
-    cut: Flags
-    meta: dict[str, str]
-    text: str | None
+    frames: tuple[Path, ...]  # paths of the images, in order
+    boxes: Array  # x, y, w, h in image pixels, shape (n, 4), or (1, 4) where only the first box is known
+    absent: Flags  # shape (n,), true where the target is labelled absent or its box is empty
+    visibility: Array  # shape (n,), visible fraction of the target in [0, 1], NaN where unknown
+    cut: Flags  # shape (n,), true where the target is labelled as cut by the border of the image
+    meta: dict[str, str]  # the fields of meta_info.ini
+    text: str | None  # a description of the target
 
     @property
     def complete(self) -> bool:

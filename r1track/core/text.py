@@ -10,10 +10,7 @@ _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?(nan|inf)", re.AS
 
 
 def read_text(path: Path, remedy: str = "restore it") -> str:
-    """The text of a file in UTF-8, or in UTF-16 with a byte order mark; without the mark, its line ends kept.
-
-    Raises MissingFile for what is not there or no regular file, and UserError, with the remedy, for any other encoding.
-    """
+    """The text of a file in UTF-8, or in UTF-16 with a mark, its line ends kept. Raises MissingFile and UserError."""
     if not path.is_file():  # a pipe or a device would be read for ever
         raise MissingFile(f"{path}: no such file; {remedy}")
     with path.open("rb") as stream:

@@ -99,23 +99,20 @@ def _write(folder: Path, makers: Makers, processes: int, sample: Sample) -> dict
             written[name] = shard
             rejected.update(shard.rejected)
             if rejected.total() > sample.max_rejected * wanted:
-                raise UserError(
-                    f"{rejected.total()} draws rejected for {wanted} pairs, more than sample.max_rejected = "
-                    f"{sample.max_rejected} for each: {dict(rejected.most_common(5))}; {REMEDY}"
-                )
+                limit, draws = f"sample.max_rejected = {sample.max_rejected}", dict(rejected.most_common(5))
+                fault = f"{rejected.total()} draws rejected for {wanted} pairs, more than {limit} for each"
+                raise UserError(f"{fault}: {draws}; {REMEDY}")
     return dict(sorted(written.items()))
 
 
 def run(settings: config.Settings, root: Path | None, out: Path, processes: int = 0, forms: Sequence[str] = ()) -> None:
     """Write train/ and val/ shards, manifest and provenance to `out`: pairs of the split at `root`, or of sample.hub.
 
-    processes: number of processes, 0 for one per core; the shards do not depend on it. forms: also export the pairs
-    in these formats, to `out`-form (formats). Raises UserError, with file and remedy, for data that cannot be sampled
-    or of which a split gives no pair, and when a process dies.
+    processes: 0 for one per core; the shards do not depend on it. forms: also export to `out`-form (formats). Raises
+    UserError for data that cannot be sampled or of which a split gives no pair, and when a process dies.
     """
-    if settings.sample.hub:
-        root = None
-    elif root is None:
+    root = None if settings.sample.hub else root
+    if root is None and not settings.sample.hub:
         raise UserError("nothing to sample from; give --root, or set sample.hub")
     provenance = files.Provenance("sample", {"list": root / "list.txt"} if root else {})
     manifest, makers = _plan(settings, root) if root else formats.plan(settings)

@@ -1,8 +1,7 @@
 """Shards: one shard of pairs, from the annotation to the Parquet file; each process of `sample` writes some of them.
 
 Frames and crops are drawn first, without reading a pixel. Then each frame is decoded once, at the smallest size that is
-enough for its crops. Each sequence has its own random generator, seeded by (seed, name): its pairs do not depend on the
-other sequences.
+enough. Each sequence has its own random generator, seeded by (seed, name): its pairs do not depend on the others.
 """
 
 import hashlib
