@@ -1,7 +1,6 @@
 """Doctor: whether the machine, the data and a configuration go together, checked before hours are spent.
 
-Nothing is written or downloaded, and no model is loaded: of weights that are here, names and shapes are read. What is
-not `ok` says what to do.
+Nothing is written or downloaded, and no model is loaded: of weights that are here, names and shapes are read.
 """
 
 import platform
@@ -56,13 +55,12 @@ def _versions(extra: str) -> Iterator[Line]:
         installed = platform.python_version() if requirement is python else next(versions, "missing")
         if installed == "missing" or not wanted.contains(installed, prereleases=True):
             remedy = f"`pip install '{name}{wanted}'`, or make the environment anew"
-            state = "warning" if requirement.marker else "error"
-            yield _line(False, name, f"{installed}, not {wanted}", remedy, state)
+            yield "warning" if requirement.marker else "error", name, f"{installed}, not {wanted}; {remedy}"
 
 
 def _card(settings: config.Settings) -> Iterator[Line]:
-    cuda, dtype = torch.cuda.is_available(), settings.model.dtype
-    if cuda:
+    dtype = settings.model.dtype
+    if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         card = f"{torch.cuda.get_device_name()}, {total / 1e9:.1f} GB, {free / 1e9:.1f} free, CUDA {torch.version.cuda}"
         yield _line(free > 0.9 * total, "card", card, "end what else runs there", "warning")
@@ -83,28 +81,28 @@ def _card(settings: config.Settings) -> Iterator[Line]:
 def _base(settings: config.Settings, model: memory.Model) -> Line:
     base, names = settings.model.base, ("model.safetensors", "model.safetensors.index.json")
     folder = files.resolve_path(base, settings.model.revision)
-    there = any((folder / name).is_file() for name in names)
-    try:
-        if there:
+    if any((folder / name).is_file() for name in names):
+        try:
             models.check_weights(folder)
-    except UserError as error:
-        return "error", "model.base", str(error)
+        except UserError as error:
+            return "error", "model.base", str(error)
+        return "ok", "model.base", base
     if not files.on_hub(base):
-        return _line(there, "model.base", base, f"no {' or '.join(names)} there; copy the weights")
+        return "error", "model.base", f"{base}; no {' or '.join(names)} there; copy the weights"
     download = f"{2e-9 * model.parameters:.1f} GB are to be downloaded; `hf download {base}` does it beforehand"
-    return _line(there, "model.base", base, download, "warning")
+    return "warning", "model.base", f"{base}; {download}"
 
 
 def _data(settings: config.Settings) -> Iterator[Line]:
     splits = {"data.train": settings.data.train} | {f"data.sets.{n}": path for n, path in settings.data.sets.items()}
     for field, path in splits.items():
+        if path.startswith("toy/"):
+            yield "ok", field, f"{path}, drawn by the stage `toy`"
+            continue
         try:
-            content = "drawn by the stage `toy`"
-            if not path.startswith("toy/"):
-                sequences = read_split(Path(path))
-                read_image(sequences[0].frames[0])
-                content = f"{len(sequences)} sequences"
-            yield "ok", field, f"{path}, {content}"
+            sequences = read_split(Path(path))
+            read_image(sequences[0].frames[0])
+            yield "ok", field, f"{path}, {len(sequences)} sequences"
         except (OSError, UserError) as error:
             yield "error", field, f"{error}; or let the field name another split"
 
@@ -122,10 +120,7 @@ def _disk(settings: config.Settings, model: memory.Model) -> Iterator[Line]:
 
 
 def examine(file: Path, budget: float | None = None, changes: list[str] | None = None) -> Diagnosis:
-    """Look at everything; budget: bytes of the card, by default of the one here, or CARD where there is none.
-
-    changes: to the configuration in `file`, see config.parse_change.
-    """
+    """Look at everything; budget: bytes of the card, else of the one here, else CARD; changes: to `file`'s values."""
     cuda = torch.cuda.is_available()
     budget = budget or (torch.cuda.get_device_properties(0).total_memory if cuda else CARD)
     lines = list(_versions("gpu" if cuda else "cpu"))

@@ -1,9 +1,8 @@
 """Memory: what each stage of a configuration needs of one card, and how long training computes, from the shape alone.
 
-Exact terms are bytes of tensors that stay, counted on the model as it stands on the `meta` device, where it takes no
-memory. The others, ESTIMATES, are what one layer needs while it works, in bytes per token as counted on the libraries'
-own layers, with the backend `transformers`: over `unsloth` the same trainers run, and its layers are taken to keep no
-more. docs/memory.md has every formula. GB are 1e9 bytes.
+Exact terms are bytes of tensors that stay, counted on the model on the `meta` device, where it takes no memory. The
+others, ESTIMATES, are what one layer needs while it works, as counted on the layers of the backend `transformers`;
+Unsloth's are taken to keep no more. docs/memory.md has every formula. GB are 1e9 bytes.
 """
 
 import functools
@@ -43,15 +42,12 @@ SAVING: dict[str, list[Any]] = {
 
 
 class StagePlan(NamedTuple):
-    """The moments of a stage that may be its peak, with the bytes in memory then.
-
-    Of training also the trainer (`backend.trainer_name`), and the operations and hours of the whole run.
-    """
+    """The moments of a stage that may be its peak, with the bytes in memory then."""
 
     stage: str
     moments: dict[str, Terms]
-    trainer: str = ""
-    flops: float = 0
+    trainer: str = ""  # of training: `backend.trainer_name`
+    flops: float = 0  # operations of the whole training
     hours: float = 0
 
     @property
@@ -161,23 +157,20 @@ def _learning(model: Model, batch: Batch, resident: Terms, train: Train, logits:
     tokens = batch.rows * (batch.prompt + batch.answer)
     patches = batch.rows * batch.patches * train.lora.vision  # of a frozen tower nothing is stored
     resident = {**resident, "gradients": model.adapter}
+    norms = tokens * (4 + nbytes) * text.hidden_size + patches * (4 + 2.5 * nbytes) * vision.hidden_size
     stored = {
         **resident,
         "text layers' inputs": nbytes * text.num_hidden_layers * text.hidden_size * tokens,
         "image layers' inputs": nbytes * vision.depth * vision.hidden_size * patches,
-        "norms and merger": tokens * (4 + nbytes) * text.hidden_size
-        + patches * (4 + 2.5 * nbytes) * vision.hidden_size,
+        "norms and merger": norms,
     }
     # Over weights as they are PEFT copies the adapter's inputs to float32; over packed ones autocast spares it that.
     inner, outer = (24, 28) if nbytes == 4 else (10, 18) if packed else (14, 33)
     layer = tokens * (inner * text.intermediate_size + outer * text.hidden_size)
     layer += packed * nbytes * text.intermediate_size * text.hidden_size  # one matrix, unpacked
     roots = model.adapter if train.optimizer == "adamw_torch" else 0  # of the second moments
-    return {
-        "loss": {**stored, "logits": logits},
-        "backward": {**stored, "text layer": layer},
-        "optimiser step": {**resident, "square roots": roots},
-    }
+    moments = {"loss": {**stored, "logits": logits}, "backward": {**stored, "text layer": layer}}
+    return {**moments, "optimiser step": {**resident, "square roots": roots}}
 
 
 def _train(model: Model, settings: Settings, arm: str) -> StagePlan:
@@ -219,17 +212,16 @@ def _train(model: Model, settings: Settings, arm: str) -> StagePlan:
 def plan(settings: Settings) -> list[StagePlan]:
     """The stages that use a card: each arm of training, `merge`, `track`, and `vqa` with its largest images.
 
-    `merge` sums on the CPU; of the models that then answer in turn, the largest is the base with the adapter beside it.
+    Of the models that answer in `merge`, the largest is the base with the adapter beside it; it sums on the CPU.
     Raises MissingFile where the base's shape is not known.
     """
     model, largest = Model(settings), (settings.vqa.max_pixels or settings.model.max_pixels) // PATCH**2
     words = max((questions.max_tokens for questions in settings.vqa.sets.values()), default=0)
     plans = [_train(model, settings, arm) for arm in settings.train.arms]
-    for stage, batch in {
-        "merge": question(settings, *settings.answer_size),
-        "track": question(settings, settings.track.batch, settings.track.max_tokens),
-        "vqa": Batch(settings.vqa.batch, largest + 2 + WORDS, words, 4 * largest),
-    }.items():
+    track, vqa = settings.track, Batch(settings.vqa.batch, largest + 2 + WORDS, words, 4 * largest)
+    merge = question(settings, *settings.answer_size)
+    batches = {"merge": merge, "track": question(settings, track.batch, track.max_tokens), "vqa": vqa}
+    for stage, batch in batches.items():
         resident: Terms = {"CUDA context": CONTEXT, "weights": model.weights["none"]}
         resident |= {"adapter": model.adapter} if stage == "merge" else {}
         resident |= {"pixel values": model.pixels * batch.rows * batch.patches}
