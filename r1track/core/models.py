@@ -13,13 +13,7 @@ from peft import LoraConfig, PeftModelForCausalLM
 from PIL import Image
 from rich.progress import track as progress
 from safetensors import SafetensorError, safe_open
-from transformers import (
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    ProcessorMixin,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLProcessor,
-)
+from transformers import AutoTokenizer, BitsAndBytesConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils.logging import disable_progress_bar
 
@@ -28,6 +22,8 @@ from r1track.core.errors import MissingFile, UserError
 from r1track.core.prompts import Messages
 
 disable_progress_bar()  # the stages have progress bars of their own
+Images = Sequence[Sequence[Image.Image]]  # of each question, in the order of their places
+Quantize = Literal["nf4", "none"]
 TINY = files.resolve_path("tiny")
 MODEL_TYPE = "qwen2_5_vl"
 # Never sampled: in a completion they would stand for an image that is missing, and fail the next forward pass.
@@ -41,7 +37,7 @@ class ImageProcessorOnly(Qwen2_5_VLProcessor):
         self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
-        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+        super(Qwen2_5_VLProcessor, self).__init__(image_processor, tokenizer, chat_template=chat_template)
 
 
 @dataclass(frozen=True)
@@ -82,17 +78,15 @@ def load_processor(folder: Path, settings: schema.Model) -> ImageProcessorOnly:
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     size = {"shortest_edge": settings.min_pixels, "longest_edge": settings.max_pixels}
     images = Qwen2VLImageProcessorPil.from_pretrained(folder, size=size)
-    template = tokenizer.chat_template
-    if not template and (folder / "chat_template.json").is_file():  # where older repositories keep it
-        template = files.read_json(folder / "chat_template.json")["chat_template"]
+    template, older = tokenizer.chat_template, folder / "chat_template.json"  # where older repositories keep it
+    if not template and older.is_file():
+        template = files.read_json(older)["chat_template"]
     if not template:
         raise UserError(f"{folder}: there is no chat template; take an Instruct model")
     return ImageProcessorOnly(images, tokenizer, chat_template=template)
 
 
-def load_weights(
-    folder: Path, dtype: torch.dtype, quantize: Literal["nf4", "none"] = "none", device: str | None = None
-) -> Qwen2_5_VLForConditionalGeneration:
+def load_weights(folder: Path, dtype: torch.dtype, quantize: Quantize = "none", device: str | None = None) -> Any:
     """The model with weights in `dtype`, on the GPU if there is one; with `nf4`, the language layers are in 4 bits.
 
     Raises UserError for what `check_weights` and `check_finite` refuse.
@@ -131,8 +125,9 @@ def check_weights(folder: Path) -> None:
         )
     except Exception as error:  # whatever transformers says of files that it cannot read
         raise UserError(f"{folder}: transformers cannot read it ({error!r}); copy the model again") from error
-    missing, unknown, other_shape = (loaded[1][f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched"))
-    _refuse_keys(folder, missing, unknown, [key for key, *_ in other_shape])
+    report = loaded[1]
+    other_shape = [key for key, *_ in report["mismatched_keys"]]
+    _refuse_keys(folder, report["missing_keys"], report["unexpected_keys"], other_shape)
 
 
 def _stored_names(file: Path) -> set[str]:
@@ -147,8 +142,7 @@ def _stored_names(file: Path) -> set[str]:
 def _refuse_keys(folder: Path, missing: Iterable[str], unknown: Iterable[str], other_shape: Iterable[str]) -> None:
     """Raise UserError with the first names of the tensors that were not loaded, if there are any."""
     faults = {"missing": sorted(missing), "not in the model": sorted(unknown), "of another shape": sorted(other_shape)}
-    lists = [f"{len(keys)} {fault} ({', '.join(keys[:2])}, ...)" for fault, keys in faults.items() if keys]
-    if lists:
+    if lists := [f"{len(keys)} {fault} ({', '.join(keys[:2])}, ...)" for fault, keys in faults.items() if keys]:
         remedy = "copy it again, or save it again with `save_pretrained` of transformers or PEFT"
         raise UserError(f"{folder}: tensors do not fit the configuration: {', '.join(lists)}; {remedy}")
 
@@ -198,24 +192,21 @@ def is_frozen(tower: Any) -> bool:
     return not any(parameter.requires_grad for parameter in tower.parameters())
 
 
-def load(
-    base: str, settings: schema.Model, *, adapter: Path | None = None, quantize: Literal["nf4", "none"] = "none"
-) -> Loaded:
+def load(base: str, settings: schema.Model, adapter: Path | None = None, quantize: Quantize = "none") -> Loaded:
     """A model (hub id, folder or `tiny`) in evaluation mode, with an adapter on it if one is given; its processor."""
     folder = resolve_model_dir(base, settings.revision)
-    model: Any = load_weights(folder, getattr(torch, settings.dtype), quantize)
+    model = load_weights(folder, getattr(torch, settings.dtype), quantize)
     model = attach(model, adapter) if adapter else model
     return Loaded(model.eval(), load_processor(folder, settings), model.device)
 
 
 def suppressed(processor: ImageProcessorOnly) -> list[int]:
     """Ids of the tokens that are never generated."""
-    tokenizer = processor.tokenizer
-    ids = tokenizer.convert_tokens_to_ids(list(VISION_TOKENS))
-    return [i for i in ids if i is not None and i != tokenizer.unk_token_id]
+    ids = processor.tokenizer.convert_tokens_to_ids(list(VISION_TOKENS))
+    return [i for i in ids if i not in (None, processor.tokenizer.unk_token_id)]
 
 
-def inputs(loaded: Loaded, questions: Sequence[Messages], images: Sequence[Sequence[Image.Image]]) -> dict[str, Any]:
+def inputs(loaded: Loaded, questions: Sequence[Messages], images: Images) -> dict[str, Any]:
     """Model inputs of a batch of questions with their images, padded on the left: tensors of shape (batch, tokens)."""
     texts = loaded.processor.apply_chat_template(list(questions), tokenize=False, add_generation_prompt=True)
     flat = [image for row in images for image in row]
@@ -226,30 +217,20 @@ def inputs(loaded: Loaded, questions: Sequence[Messages], images: Sequence[Seque
 def check_logits(model: Any, logits: torch.Tensor) -> torch.Tensor:
     """The logits (..., vocabulary) as they are; UserError names a model whose largest one is not finite in some row."""
     if not torch.isfinite(logits.amax(-1)).all():
-        raise UserError(
-            f"{model.name_or_path}: its logits are not finite, so its answers mean nothing; take other weights, or "
-            "model.dtype bfloat16 or float32"
-        )
+        remedy = "take other weights, or model.dtype bfloat16 or float32"
+        raise UserError(f"{model.name_or_path}: its logits are not finite, so its answers mean nothing; {remedy}")
     return logits
 
 
 def generate(
-    loaded: Loaded,
-    questions: Sequence[Messages],
-    images: Sequence[Sequence[Image.Image]],
-    *,
-    max_tokens: int,
-    batch: int,
-    show: str | None = None,
+    loaded: Loaded, questions: Sequence[Messages], images: Images, *, max_tokens: int, batch: int, show: str = ""
 ) -> list[str]:
-    """Greedy answers in the order of the questions, `batch` at a time.
+    """Greedy answers in the order of the questions, `batch` at a time. show: name of a progress bar; empty: no bar.
 
-    images: for every question its images, in the order of their places. show: name of a progress bar; None: no bar.
     Raises UserError for a model whose logits are not finite.
     """
-    starts = range(0, len(questions), batch)
     answers: list[str] = []
-    for start in progress(starts, description=show or "", disable=show is None):
+    for start in progress(range(0, len(questions), batch), description=show, disable=not show):
         batch_inputs = inputs(loaded, questions[start : start + batch], images[start : start + batch])
         with torch.inference_mode():
             ids = loaded.model.generate(

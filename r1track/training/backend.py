@@ -1,8 +1,7 @@
-"""Backend: which library holds the model while it trains, and how it is loaded.
+"""Backend: which library holds the model while it trains: transformers and PEFT, or Unsloth with layers of its own.
 
-`transformers` is the model as transformers and PEFT have it, `unsloth` the same model with Unsloth's layers. Both are
-trained by TRL's own trainers (trl_patches.py). Unsloth patches transformers, PEFT and TRL as it is imported, so it must
-come first: this module imports none of them at its top, and `enter` is called before any module that does.
+Both are trained by TRL's own trainers (trl_patches.py). Unsloth patches transformers, PEFT and TRL as it is imported,
+so it must come first: this module imports none of them at its top, and `enter` is called before any module that does.
 """
 
 import functools
@@ -43,16 +42,11 @@ def choose(wanted: Literal["auto", "unsloth", "transformers"]) -> Backend:
 
 def trainer_name(train: schema.Train, arm: str) -> Trainer:
     """The class of trl_patches.py that trains an arm, over either backend."""
-    if arm == "sft":
-        return "SFTTrainer"
-    return "SharedPrefixTrainer" if train.shared_prefix else "GRPOTrainer"
+    return "SFTTrainer" if arm == "sft" else "SharedPrefixTrainer" if train.shared_prefix else "GRPOTrainer"
 
 
 def check_versions(backend: Backend) -> None:
-    """Refuse other versions of the patched libraries than those that the patches were written for; warn of others.
-
-    Raises UserError naming package, version and remedy.
-    """
+    """Raise UserError for other versions of the patched libraries than the patches were written for; warn of others."""
     for name, wanted in {**WRITTEN_FOR, **TRIED_WITH}.items():
         try:
             installed = version(name).split("+")[0]
@@ -61,10 +55,9 @@ def check_versions(backend: Backend) -> None:
         if installed == wanted or (name.startswith("unsloth") and backend != "unsloth"):
             continue
         if name in WRITTEN_FOR:
-            raise UserError(
-                f"{name} {installed} is installed; r1track/training/trl_patches.py was written for {wanted}: "
-                f"`pip install {name}=={wanted}`, or make the environment anew"
-            )
+            reason = f"r1track/training/trl_patches.py was written for {wanted}"
+            remedy = f"`pip install {name}=={wanted}`, or make the environment anew"
+            raise UserError(f"{name} {installed} is installed; {reason}: {remedy}")
         _warn_once(f"{name} {installed} is installed; r1track was tried with {wanted}")
 
 
@@ -93,7 +86,7 @@ def enter(wanted: Literal["auto", "unsloth", "transformers"], scratch: Path) -> 
 def load(backend: Backend, folder: Path, settings: schema.Settings) -> tuple[Any, Any]:
     """The base in `folder`, frozen as train.quantize says, for a trainer: the model, and the adapter to put on it.
 
-    Unsloth puts the adapter on itself, with layers of its own: then the model has it already, and the second is None.
+    Unsloth's model has its adapter already: then the second is None.
     Raises UserError for weights that `models.check_weights` or `models.check_finite` refuses.
     """
     from r1track.core import models

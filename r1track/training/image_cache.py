@@ -1,9 +1,8 @@
 """Image cache: the images of a rollout, each processed once and, where the vision tower is frozen, encoded once.
 
-TRL processes an image once per completion, keeps as many copies of its pixels, and runs the vision tower on it again
-for the rollout, the reference and the loss. During a rollout the cache takes the place of the image processor and
-returns an image's number instead of its pixels, one row per patch, so that the trainer can split it like pixels.
-Before the vision tower the number is replaced by the image.
+TRL processes an image once per completion, and runs the vision tower on it for the rollout, the reference and the loss.
+During a rollout the cache takes the place of the image processor and returns an image's number instead of its pixels,
+one row per patch, so that the trainer can split it like pixels. Before the tower the number is replaced by the image.
 """
 
 import itertools
@@ -23,10 +22,8 @@ DIGIT = 128  # a number has two digits, so that every 16-bit float holds them ex
 
 
 class CachedImage(NamedTuple):
-    """An image's pixels as the processor gives them (patches, features), and its grid (3,)."""
-
-    pixels: torch.Tensor
-    grid: torch.Tensor
+    pixels: torch.Tensor  # as the processor gives them: (patches, features)
+    grid: torch.Tensor  # (3,)
 
 
 class ImageCache:
@@ -52,8 +49,8 @@ class ImageCache:
         finally:
             self.processor.image_processor = self.process
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.process, name)  # whatever else an image processor is asked for
+    def __getattr__(self, name: str) -> Any:  # whatever else an image processor is asked for
+        return getattr(self.process, name)
 
     def __call__(self, images: Any, **options: Any) -> BatchFeature:
         """As the image processor, with pixel_values (patches, 2): the digits of the number of the patch's image."""

@@ -1,8 +1,8 @@
 """Merge: the adapter is added to 16-bit weights, and it is measured whether the answers stay the same.
 
-It is added to the base's own weights (`original`), or to the weights that it was trained over (`dequantised`: quantised
-to 4 bits and back). The sum is computed layer by layer in float32 and rounded once, to the base's own 16-bit type.
-PEFT's merge into 4-bit weights is not offered: it quantises again, and loses a small update.
+It is added to the base's own weights (`original`), or to those that it was trained over (`dequantised`: to 4 bits and
+back). The sum is computed in float32 and rounded once, to the base's own 16-bit type. PEFT's merge into 4-bit weights
+is not offered: it quantises again, and loses a small update.
 """
 
 import logging
@@ -22,20 +22,7 @@ from r1track.core.records import MergeRecord
 
 log = logging.getLogger(__name__)
 FAITHFUL = 0.9  # share of the update below which a merge says that it lost some of it
-NOT_WEIGHTS = ("*.json", "*.txt", "*.jinja")
-
-
-def _answers(
-    settings: config.Settings, pairs: Path, model: str, adapter: Path | None = None, quantize: Any = "none"
-) -> list[str]:
-    loaded = models.load(model, settings.model, adapter=adapter, quantize=quantize)
-    questions, images = held_out(pairs, settings.merge.check_pairs, settings.task.think)
-    rows, tokens = settings.answer_size
-    answers = models.generate(loaded, questions, images, max_tokens=tokens, batch=rows, show="answers")
-    del loaded  # two large models at once do not fit
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return answers
+NOT_WEIGHTS = (".json", ".txt", ".jinja")
 
 
 def dequantised(weight: torch.Tensor) -> torch.Tensor:
@@ -48,8 +35,8 @@ def dequantised(weight: torch.Tensor) -> torch.Tensor:
 def _write_merged(folder: Path, adapter: Path, onto: str, out: Path) -> float:
     """Write the merged model and the base's own processor files to `out`; the share of the update that arrived.
 
-    The share is the update's projection onto what changed: 1 but for rounding, which loses what is smaller than half a
-    unit in the last of 16 bits. Raises UserError when the adapter changes nothing.
+    The share is the update's projection onto what changed: 1 but for rounding, which loses what is below half a unit in
+    the last of 16 bits. Raises UserError when the adapter changes nothing.
     """
     stored = files.read_json(folder / "config.json")
     dtype = {"float16": torch.float16}.get(stored.get("dtype", stored.get("torch_dtype")), torch.bfloat16)
@@ -71,10 +58,9 @@ def _write_merged(folder: Path, adapter: Path, onto: str, out: Path) -> float:
     if not arrived:
         raise UserError(f"{adapter}: the adapter changes no weight; train longer or raise train.learning_rate")
     adapted.unload().save_pretrained(out)
-    for pattern in NOT_WEIGHTS:
-        for file in folder.glob(pattern):
-            if not (out / file.name).exists() and "safetensors" not in file.name:
-                shutil.copyfile(file, out / file.name)
+    for file in folder.iterdir():
+        if file.suffix in NOT_WEIGHTS and not (out / file.name).exists() and "safetensors" not in file.name:
+            shutil.copyfile(file, out / file.name)
     share = arrived / wanted
     log.info("%d layers got an update, written as %s; %.1f %% of it arrived", len(layers), dtype, 100 * share)
     if share < FAITHFUL:
@@ -89,30 +75,36 @@ def _agreements(
 
     Raises UserError when the agreement is below merge.min_agreement.
     """
-    answers = _answers(settings, pairs, str(merged))
+    questions, images = held_out(pairs, settings.merge.check_pairs, settings.task.think)
+    rows, tokens = settings.answer_size
+
+    def answers(base: str, adapter: Path | None = None, quantize: Any = "none") -> list[str]:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # of the model before: two large ones do not fit
+        loaded = models.load(base, settings.model, adapter, quantize)
+        return models.generate(loaded, questions, images, max_tokens=tokens, batch=rows, show="answers")
 
     def share(quantize: Any) -> float:
-        adapted = _answers(settings, pairs, model, adapter, quantize)
-        return sum(a == b for a, b in zip(answers, adapted, strict=True)) / len(answers)
+        return sum(a == b for a, b in zip(of_merged, answers(model, adapter, quantize), strict=True)) / len(of_merged)
 
+    of_merged = answers(str(merged))
     original, as_trained = share("none"), None if trained == "none" else share(trained)
     agreement = original if settings.merge.base == "original" or as_trained is None else as_trained
-    log.info("merged and adapter-on agree on %.1f %% of %d held-out pairs", 100 * agreement, len(answers))
+    log.info("merged and adapter-on agree on %.1f %% of %d held-out pairs", 100 * agreement, len(of_merged))
     if agreement < settings.merge.min_agreement:
         raise UserError(
-            f"{adapter}: adapter-on and merged answers agree on {agreement:.3f} of {len(answers)} held-out pairs, less "
-            f"than merge.min_agreement = {settings.merge.min_agreement}; nothing was written"
+            f"{adapter}: adapter-on and merged answers agree on {agreement:.3f} of {len(of_merged)} held-out pairs, "
+            f"less than merge.min_agreement = {settings.merge.min_agreement}; nothing was written"
         )
     shares = {"agreement": agreement, "agreement_original": original, "agreement_as_trained": as_trained}
-    return {"pairs": len(answers), **shares}
+    return {"pairs": len(of_merged), **shares}
 
 
 def run(settings: config.Settings, model: str, adapter: Path, pairs: Path | None, out: Path) -> None:
     """Merge `adapter` into `model`, compare greedy answers on held-out pairs, write weights, merge.json, provenance.
 
-    Without pairs nothing is compared, and merge.json says so by nulls.
-    Raises UserError, and writes nothing, when the merge is empty or changes too many answers, or when it is to be into
-    dequantised weights and nothing was quantised.
+    Without pairs nothing is compared, and merge.json says so by nulls. Raises UserError, and writes nothing, when the
+    merge is empty or changes too many answers, or is to be into dequantised weights where nothing was quantised.
     """
     inputs: dict[str, Path | str] = {"model": model, "adapter": adapter}
     inputs |= {"pairs": pairs / "manifest.json"} if pairs else {}
@@ -123,9 +115,11 @@ def run(settings: config.Settings, model: str, adapter: Path, pairs: Path | None
     folder = models.resolve_model_dir(model, settings.model.revision)
     with atomic_folder(out, "merge") as temp_path:
         share = _write_merged(folder, adapter, settings.merge.base, temp_path)
-        if not pairs:
+        measured: dict[str, Any] = {"pairs": 0}
+        if pairs:
+            measured = _agreements(settings, trained, model, adapter, temp_path, pairs)
+        else:
             log.warning("no --pairs: whether the merge keeps the answers was not measured")
-        measured = _agreements(settings, trained, model, adapter, temp_path, pairs) if pairs else {"pairs": 0}
         record = MergeRecord(**measured, update_kept=share, base=model, onto=settings.merge.base)
         files.write_json(temp_path / "merge.json", record.model_dump())
         provenance.write(temp_path / "provenance.json", notes={"settings": config.stage_values(settings, "merge")})

@@ -48,15 +48,12 @@ def stall_reason(rows: list[dict[str, Any]]) -> str | None:
     if len(last) < PATIENCE:
         return None
     if all(row["parsed"] < UNREADABLE for row in last):
-        return (
-            f"less than {UNREADABLE:.0%} of the completions were readable in the last {PATIENCE} rollouts: the reward "
-            "says nothing about boxes; start from sft, or look at the saved examples"
-        )
+        finding = f"less than {UNREADABLE:.0%} of the completions were readable in the last {PATIENCE} rollouts"
+        return f"{finding}: the reward says nothing about boxes; start from sft, or look at the saved examples"
     if all(row["frac_reward_zero_std"] == 1 for row in last):
-        return (
-            f"in the last {PATIENCE} rollouts all completions of every group had the same reward: advantages are 0, "
-            "nothing is learned; raise train.temperature or train.group, or set train.reward to iou"
-        )
+        finding = f"in the last {PATIENCE} rollouts all completions of every group had the same reward"
+        remedy = "raise train.temperature or train.group, or set train.reward to iou"
+        return f"{finding}: advantages are 0, nothing is learned; {remedy}"
     return None
 
 
@@ -84,9 +81,8 @@ class ProgressCallback(TrainerCallback):
 
     def __init__(self, file: Path, samples: int, every: int) -> None:
         self.file, self.samples, self.every, self.warned = file, samples, every, False
-        self.bar = Progress(
-            TextColumn("train"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-        )
+        columns = TextColumn("train"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+        self.bar = Progress(*columns)
         self.live = Live(self.bar, refresh_per_second=2)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
@@ -105,10 +101,8 @@ class ProgressCallback(TrainerCallback):
         state.log_history[-1].update(costs)
         row = history(state.log_history[-1:])[0]
         if not math.isfinite(row["loss"]) or not math.isfinite(row.get("grad_norm", 0.0)):
-            raise UserError(
-                f"the loss is {row['loss']} and its gradient's norm {row.get('grad_norm')} at step {row['step']}; "
-                "lower train.learning_rate, or train in bfloat16"
-            )
+            values = f"the loss is {row['loss']} and its gradient's norm {row.get('grad_norm')} at step {row['step']}"
+            raise UserError(f"{values}; lower train.learning_rate, or train in bfloat16")
         self.rows.append(row)
         with self.file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
@@ -124,7 +118,6 @@ class ProgressCallback(TrainerCallback):
         self.live.update(Group(table, self.bar))
         if step % self.every == 0:
             log.info("step %d: %s", step, ", ".join(f"{n} {self.rows[-1][n]:.3f}" for n in names if n in self.rows[-1]))
-        reason = stall_reason(self.rows)
-        if reason and not self.warned:
+        if not self.warned and (reason := stall_reason(self.rows)):
             log.warning("step %d: %s", step, reason)
             self.warned = True
