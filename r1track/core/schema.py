@@ -160,22 +160,16 @@ class Train(Section):
     sft: Sft = Field(Sft(), description="supervised fine-tuning")
 
     @model_validator(mode="after")
-    def _arms_follow(self) -> Self:
+    def _fields_fit(self) -> Self:
         if len(set(self.arms)) < len(self.arms):
             raise ValueError(f"arms {self.arms} names one twice; name each once")
         if self.start == "sft" and self.arms != ["sft", "grpo"]:
             raise ValueError(f"start `sft` needs arms [sft, grpo], not {self.arms}; set both, or start from `base`")
-        return self
-
-    @model_validator(mode="after")
-    def _batches_fit(self) -> Self:
         answers = self.group * self.prompts_per_step
         if answers % self.micro_batch:
             divisors = [d for d in range(1, min(answers, 1000) + 1) if answers % d == 0]
-            raise ValueError(
-                f"micro_batch {self.micro_batch} does not divide group * prompts_per_step = {self.group} * "
-                f"{self.prompts_per_step} = {answers}; take one of {divisors}"
-            )
+            product = f"group * prompts_per_step = {self.group} * {self.prompts_per_step} = {answers}"
+            raise ValueError(f"micro_batch {self.micro_batch} does not divide {product}; take one of {divisors}")
         if self.shared_prefix and self.rollout_batch < self.group:
             raise ValueError(
                 f"rollout_batch {self.rollout_batch} is below group {self.group}: a prompt's completions are drawn "
@@ -183,15 +177,11 @@ class Train(Section):
             )
         if self.save_every % self.rollout_steps:
             aligned = self.rollout_steps * math.ceil(self.save_every / self.rollout_steps)
-            raise ValueError(
-                f"save_every {self.save_every} is no multiple of rollout_steps {self.rollout_steps}: no run goes on "
-                f"from the middle of a rollout; take save_every {aligned}"
-            )
+            reason = f"save_every {self.save_every} is no multiple of rollout_steps {self.rollout_steps}"
+            raise ValueError(f"{reason}: no run goes on from the middle of a rollout; take save_every {aligned}")
         if self.micro_batch % self.group and self.group % self.micro_batch:
-            raise ValueError(
-                f"micro_batch {self.micro_batch} and group {self.group} must divide one another, so that a group is "
-                f"not cut at odd places; take micro_batch {self.group}"
-            )
+            reason = f"micro_batch {self.micro_batch} and group {self.group} must divide one another"
+            raise ValueError(f"{reason}, so that a group is not cut at odd places; take micro_batch {self.group}")
         return self
 
 
