@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import Annotated, NotRequired, TypedDict, get_type_hints
 
 import PIL.Image
 import pyarrow.compute
@@ -12,23 +12,8 @@ from datasets import Dataset, Features, Image, List, Value, load_dataset
 from r1track.core import prompts
 from r1track.core.errors import MissingFile, UserError
 
-_box = List(Value("float64"), length=4)
-FEATURES = Features(
-    {
-        "images": List(Image()),
-        "answer": _box,
-        "template_box": _box,
-        "second_box": _box,
-        "sequence": Value("string"),
-        "frames": List(Value("int32")),
-        "gap": Value("int32"),
-        "boxes": List(_box),
-        "crops": List(List(Value("float64"))),
-        "visibility": Value("float64"),
-        "size": Value("int32"),
-        "problem": Value("string"),
-    }
-)
+_number, _integer, _text = Value("float64"), Value("int32"), Value("string")
+_box = List(_number, length=4)
 
 
 class PairRow(TypedDict):
@@ -38,18 +23,21 @@ class PairRow(TypedDict):
     """
 
     # Each has `bytes`, an image file, and no `path`: template, search region, then a later template if there is one.
-    images: list[dict[str, bytes | None]]
-    answer: list[float]  # the target in the search crop, clipped to it: x1, y1, x2, y2
-    size: int  # side of the crops in their own pixels
-    problem: str | None  # the question of another data set; null: `prompts.build` asks
-    template_box: NotRequired[list[float]]  # the target in the template crop: x1, y1, x2, y2
-    second_box: NotRequired[list[float] | None]  # the target in the later template's crop: x1, y1, x2, y2
-    sequence: NotRequired[str]
-    frames: NotRequired[list[int]]  # of the images, counted from 1
-    gap: NotRequired[int]  # search frame minus template frame
-    boxes: NotRequired[list[list[float]]]  # the target in these frames: x, y, w, h in image pixels
-    crops: NotRequired[list[list[float]]]  # left, top and side of the crops, in image pixels
-    visibility: NotRequired[float]  # of the target in the search frame, 0 to 1; NaN where unknown
+    images: Annotated[list[dict[str, bytes | None]], List(Image())]
+    answer: Annotated[list[float], _box]  # the target in the search crop, clipped to it
+    template_box: Annotated[NotRequired[list[float]], _box]  # the target in the template crop
+    second_box: Annotated[NotRequired[list[float] | None], _box]  # the target in the later template's crop
+    sequence: Annotated[NotRequired[str], _text]
+    frames: Annotated[NotRequired[list[int]], List(_integer)]  # of the images, counted from 1
+    gap: Annotated[NotRequired[int], _integer]  # search frame minus template frame
+    boxes: Annotated[NotRequired[list[list[float]]], List(_box)]  # the target in these frames, in image pixels
+    crops: Annotated[NotRequired[list[list[float]]], List(List(_number))]  # their left, top, side, in image pixels
+    visibility: Annotated[NotRequired[float], _number]  # of the target in the search frame, 0 to 1; NaN where unknown
+    size: Annotated[int, _integer]  # side of the crops in their own pixels
+    problem: Annotated[str | None, _text]  # the question of another data set; null: `prompts.build` asks
+
+
+FEATURES = Features({name: kind.__metadata__[0] for name, kind in get_type_hints(PairRow, include_extras=True).items()})
 
 
 def load(folder: Path, *, cache: Path | None = None) -> Dataset:
