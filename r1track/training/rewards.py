@@ -29,9 +29,7 @@ def shape(giou: float) -> float:
     """R1-Track's shaping of GIoU: nothing below .4, a bonus above .75 and a larger one from .95; negatives stay."""
     if 0 < giou < 0.4:
         return 0.0
-    if giou >= 0.95:
-        return giou + 0.5
-    return giou + 0.2 if giou > 0.75 else giou
+    return giou + (0.5 if giou >= 0.95 else 0.2 if giou > 0.75 else 0.0)
 
 
 def score(
@@ -49,19 +47,12 @@ def score(
     with `think` and the paper scheme, fewer than 128 make it invalid and more than 448 cost up to .1; None skips this.
     The total lies in [-1, 1.5] (`paper`), [-1.05, 1.55] (`paper` with `think`) or {-1} and [0, 1] (`iou`).
     """
-    box = prompts.parse_box(answer, size=size, think=think)
-    short = scheme == "paper" and think and tokens is not None and tokens < THINK_FLOOR
-    if box is None or short:
+    box, bonus, length = prompts.parse_box(answer, size=size, think=think), 0.0, 0.0
+    if scheme == "paper" and think:
+        box = None if tokens is not None and tokens < THINK_FLOOR else box
+        bonus, length = 0.05, -0.1 * min(1.0, max(0, (tokens or 0) - THINK_CEILING) / THINK_SPAN)
+    if box is None:
         return Parts(total=INVALID, valid=0.0, iou=0.0, giou=0.0, format=0.0, length=0.0)
     iou, giou = float(boxes.iou(box, target)), float(boxes.giou(box, target))
-    bonus, length = 0.0, 0.0
-    if scheme == "iou":
-        total = iou
-    else:
-        total = shape(giou)
-        if think:
-            bonus = 0.05
-            over = max(0, (tokens or 0) - THINK_CEILING)
-            length = -0.1 * min(1.0, over / THINK_SPAN)
-        total += bonus + length
+    total = iou if scheme == "iou" else shape(giou) + (bonus + length)
     return Parts(total=total, valid=1.0, iou=iou, giou=giou, format=bonus, length=length)

@@ -17,10 +17,10 @@ from trl.models.utils import unwrap_model_for_generation
 from r1track.core import generation, schema
 from r1track.core.models import ImageProcessorOnly, Loaded
 
+Rollout = Callable[[list[Any], Any], dict[str, Any]]
 
-def make_rollout(
-    settings: schema.Settings, processor: ImageProcessorOnly
-) -> Callable[[list[Any], Any], dict[str, Any]]:
+
+def make_rollout(settings: schema.Settings, processor: ImageProcessorOnly) -> Rollout:
     """TRL's `rollout_func`: from prompts (each `num_generations` times in a row), the ids of prompts and completions,
     and the log-probabilities of the completions' tokens. At most train.rollout_batch completions are in one batch.
 
@@ -32,11 +32,9 @@ def make_rollout(
 
     def rollout(questions: list[Any], trainer: Any) -> dict[str, Any]:
         group = trainer.num_generations
+        firsts = [messages[0]["content"] for messages in questions[::group]]
+        images = [[part["image"] for part in content if part["type"] == "image"] for content in firsts]
         texts: Any = processor.apply_chat_template(questions[::group], tokenize=False, add_generation_prompt=True)
-        images = [
-            [part["image"] for part in messages[0]["content"] if part["type"] == "image"]
-            for messages in questions[::group]
-        ]
         prompt_ids: list[list[int]] = []
         completions: list[generation.Completion] = []
         step = train.rollout_batch // group
@@ -45,22 +43,16 @@ def make_rollout(
             loaded = Loaded(model, processor, model.device)
             decoder = generation.Decoder(loaded, max_tokens=train.max_tokens, think=settings.task.think)
             for start in range(0, len(texts), step):
-                batch_images = [image for row in images[start : start + step] for image in row]
-                prefill = decoder.prefill(texts[start : start + step], batch_images)
+                batch = texts[start : start + step]
+                prefill = decoder.prefill(batch, [image for row in images[start : start + step] for image in row])
                 for ids, mask in zip(prefill.ids, prefill.mask.bool(), strict=True):
                     prompt_ids += [ids[mask].tolist()] * group
-                earlier = [completion.tokens for completion in completions[-1:]]
-                examples = [
-                    [decoder.drafter.example(text), *earlier]
-                    for text in texts[start : start + step]
-                    for _ in range(group)
-                ]
-                completions += decoder.decode(
-                    _repeated(prefill, group),
-                    generation.sampled(train.temperature),
-                    examples=None if "unsloth" in sys.modules else examples,
-                    drop=True,
-                )
+                earlier, examples = [completion.tokens for completion in completions[-1:]], None
+                if "unsloth" not in sys.modules:
+                    one_each = [[decoder.drafter.example(text), *earlier] for text in batch]
+                    examples = [drafts for drafts in one_each for _ in range(group)]
+                sampler, repeated = generation.sampled(train.temperature), _repeated(prefill, group)
+                completions += decoder.decode(repeated, sampler, examples=examples, drop=True)
         return {
             "prompt_ids": prompt_ids,
             "completion_ids": [completion.tokens for completion in completions],
