@@ -57,11 +57,10 @@ class Item:
 
 
 def choose(answers: Sequence[str], items: int, seed: int) -> list[int]:
-    """Indices of `items` of the questions, in ascending order: a random sample, stratified by their answers.
+    """Indices of `items` of the questions, in ascending order: a systematic sample, stratified by their answers.
 
     The questions are put in random order, those with the same answer together, and are then taken at even steps from a
-    random start (systematic sampling). So every question is equally likely, and the number taken of each answer is
-    within one of its proportional share. Where every answer is unique, this is a simple random sample.
+    random start. So all are equally likely, and of each answer as many are taken as is its share, within one.
     """
     total = len(answers)
     random = np.random.default_rng(seed)
@@ -74,9 +73,8 @@ def choose(answers: Sequence[str], items: int, seed: int) -> list[int]:
 def load(name: str, spec: schema.VqaSet, seed: int, model: schema.Model) -> list[Item]:
     """The chosen items of the set vqa.sets.<name>, the same for every model; model: the limits of an image's pixels.
 
-    A question whose own right answer would score 0 cannot be scored: such questions are counted, logged and never
-    chosen. Raises UserError when the set cannot be loaded, lacks a column, has an id twice, has fewer questions than
-    `spec.items`, or when the image of a chosen question is broken.
+    A question whose own right answer would score 0 is never chosen. Raises UserError when the set cannot be loaded,
+    lacks a column, has an id twice, has fewer questions than `spec.items`, or the image of a chosen one is broken.
     """
     import datasets
 
@@ -93,22 +91,20 @@ def load(name: str, spec: schema.VqaSet, seed: int, model: schema.Model) -> list
     twice = [doc_id for doc_id, count in Counter(item.doc_id for item in items).items() if count > 1]
     if twice:
         raise UserError(f"{field}.id = {spec.id!r}: {len(twice)} ids occur twice, first {twice[0]!r}; set it to null")
+    groups = rows[spec.group] if spec.group else [item.target for item in items]
     scorable = [
-        index
-        for index, item in enumerate(items)
+        (item, str(group))
+        for item, group in zip(items, groups, strict=True)
         if item.targets and metrics.BY_NAME[item.metric](item.target, item.targets)
     ]
     if len(scorable) < len(items):
         lacking = len(items) - len(scorable)
         log.warning("%s: left out %d of %d questions: no answer that can be scored", field, lacking, len(items))
     if spec.items > len(scorable):
-        raise UserError(
-            f"{field}.items = {spec.items}: split {spec.split!r} of {spec.source} has {len(scorable)} questions that "
-            "can be scored; take at most that number"
-        )
-    groups = rows[spec.group] if spec.group else [item.target for item in items]
-    chosen = choose([str(groups[index]) for index in scorable], spec.items, seed)
-    return [_with_image_size(items[scorable[index]], model) for index in chosen]
+        number = f"{len(scorable)} questions that can be scored; take at most that number"
+        raise UserError(f"{field}.items = {spec.items}: split {spec.split!r} of {spec.source} has {number}")
+    chosen = choose([group for _, group in scorable], spec.items, seed)
+    return [_with_image_size(scorable[index][0], model) for index in chosen]
 
 
 def _rows(spec: schema.VqaSet, field: str) -> tuple[Any, Path]:

@@ -2,9 +2,8 @@
 
     r1track vqa --config FILE --model DIR_OR_ID --out DIR [--pairs DIR]
 
-Base and tuned models get the same items, prompts, processor files (the base's), batch size and limits, so that a
-difference between two of these folders is due to the tuning. Rounding depends on the size of a batch; to measure how
-much the answers change by that alone, some items are asked again in batches of another size.
+Base and tuned models get the same items, prompts, processor files (the base's), batch size and limits. Rounding depends
+on the size of a batch: to measure its effect alone, some items are asked again in batches of another size.
 """
 
 import hashlib
@@ -36,9 +35,8 @@ SELF_ITEMS = 300  # items per set that are asked again, all where there are fewe
 def run(settings: config.Settings, model: str, out: Path, pairs: Path | None = None) -> None:
     """Write <set>.jsonl (`ScoredAnswer`), manifest.json (`Manifest`) and provenance.json to the folder `out`.
 
-    pairs: folder of pairs; its held-out pairs are the tracking prompts on which the KL is measured, for a tuned model.
-    `out` appears when it is complete; a run that was interrupted is resumed after the last set that it finished. Raises
-    UserError for a set that cannot be used.
+    pairs: folder of pairs; on its held-out ones the KL of a tuned model is measured. An interrupted run is resumed
+    after the last set that it finished. Raises UserError for a set that cannot be used.
     """
     from r1track.ability import kl
     from r1track.core import models
@@ -47,9 +45,8 @@ def run(settings: config.Settings, model: str, out: Path, pairs: Path | None = N
     vqa, base = settings.vqa, models.resolve_model_dir(settings.model.base, settings.model.revision)
     limits = settings.model.model_copy(update={"max_pixels": vqa.max_pixels or settings.model.max_pixels})
     chosen = {name: question_sets.load(name, spec, vqa.seed, limits) for name, spec in vqa.sets.items()}
-    folder = models.resolve_model_dir(model, settings.model.revision)
+    folder, stage = models.resolve_model_dir(model, settings.model.revision), config.stage_values(settings, "vqa")
     weights = record.inputs["model"].sha256
-    stage = config.stage_values(settings, "vqa")
     manifest = Manifest(model=model, weights=weights, commit=files.git_commit(), settings=stage)
     with resumed_folder(out, manifest.as_json(), "vqa") as work:
         path = work / "manifest.json"
@@ -76,7 +73,13 @@ def _ask_set(loaded: "Loaded", name: str, vqa: schema.Vqa, items: Sequence[Item]
     means = figures(rows)
     text = "%s: %d questions, %.1f %% right, %.1f %% leniently, %.1f %% unparsed"
     log.info(text, name, means.n, means.strict, means.lenient, means.unparsed)
-    repeat = _ask_again(loaded, name, vqa, items, rows)
+    places = sorted(np.random.default_rng([vqa.seed, 1]).permutation(len(items))[:SELF_ITEMS].tolist())
+    again = [items[place] for place in places]
+    second = ask(loaded, f"{name}, asked again", again, vqa.sets[name].max_tokens, vqa.batch // 2 or 2)
+    pairs = [(rows[place], row) for place, row in zip(places, second, strict=True)]
+    difference = 100 * sum(after.strict - before.strict for before, after in pairs) / len(pairs)
+    changed = sum(before.filtered_resps != after.filtered_resps for before, after in pairs)
+    repeat = Repeat(items=len(pairs), difference=difference, changed=changed)
     return means.model_copy(update={"sha256": files.hash_file(out), "repeat": repeat})
 
 
@@ -100,16 +103,13 @@ def ask(loaded: "Loaded", name: str, items: Sequence[Item], max_tokens: int, bat
         questions = [prompts.ask(items[place].question) for place in places]
         pictures = [[items[place].picture()] for place in places]
         answers = models.generate(loaded, questions, pictures, max_tokens=max_tokens, batch=batch)
-        rows.update((place, _row(items[place], answer)) for place, answer in zip(places, answers, strict=True))
+        for item, place, answer in zip([items[place] for place in places], places, answers, strict=True):
+            row = Answer(
+                doc_id=item.doc_id, target=item.target, input=item.question, targets=item.targets,
+                image=item.image_sha256, metric=item.metric, filtered_resps=answer,
+            )  # fmt: skip
+            rows[place] = scored(row)
     return [rows[place] for place in range(len(items))]
-
-
-def _row(item: Item, answer: str) -> ScoredAnswer:
-    row = Answer(
-        doc_id=item.doc_id, target=item.target, input=item.question, targets=item.targets, image=item.image_sha256,
-        metric=item.metric, filtered_resps=answer,
-    )  # fmt: skip
-    return scored(row)
 
 
 def scored(row: Answer) -> ScoredAnswer:
@@ -118,19 +118,6 @@ def scored(row: Answer) -> ScoredAnswer:
     scores = metrics.score(row.metric, row.filtered_resps, row.targets)._asdict()
     values = {key: getattr(row, key) for key in Answer.model_fields}
     return ScoredAnswer(**values, doc_hash=hashlib.sha256(content).hexdigest(), **scores)
-
-
-def _ask_again(
-    loaded: "Loaded", name: str, vqa: schema.Vqa, items: Sequence[Item], first: Sequence[ScoredAnswer]
-) -> Repeat:
-    random = np.random.default_rng([vqa.seed, 1])
-    places = sorted(random.permutation(len(items))[:SELF_ITEMS].tolist())
-    again = [items[place] for place in places]
-    second = ask(loaded, f"{name}, asked again", again, vqa.sets[name].max_tokens, vqa.batch // 2 or 2)
-    pairs = [(first[place], row) for place, row in zip(places, second, strict=True)]
-    difference = 100 * sum(after.strict - before.strict for before, after in pairs) / len(pairs)
-    changed = sum(before.filtered_resps != after.filtered_resps for before, after in pairs)
-    return Repeat(items=len(pairs), difference=difference, changed=changed)
 
 
 def _pooled(repeats: Sequence[Repeat]) -> Repeat | None:
