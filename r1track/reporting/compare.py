@@ -2,10 +2,8 @@
 
     r1track report --compare results/<run> results/<run> ... --out DIR
 
-Runs form a group when nothing but the seed and the run's name differs: configuration, true boxes, training split. The
-figures of a run are those of its summary, for the model that its verdict is about. Tests pair sequences: the overlaps
-of each sequence are averaged over a group's seeds, and the pooled AO of these averages is compared, with a bootstrap
-over sequences. p: a permutation test of the signs of the sequences' differences, exact up to 2^n = PERMUTATIONS.
+Runs form a group when nothing but seed and name differ. Tests pair sequences, each averaged over a group's seeds: p is
+that of a permutation of signs, exact up to 2^n = PERMUTATIONS. docs/report.md says more.
 """
 
 from collections.abc import Iterator
@@ -24,7 +22,7 @@ from r1track.core.statistics import holm
 from r1track.reporting.records import Json
 from r1track.reporting.report import write
 from r1track.reporting.summary import BASE, number, read_run, summarise
-from r1track.tracking.score import BLOCK, SEED, Scores, paired_difference
+from r1track.tracking.score import BLOCK, SEED, Scores, SequenceScore, paired_difference
 
 PERMUTATIONS = 2**14
 NOTES = {
@@ -109,9 +107,8 @@ def run(folders: list[Path], out: Path) -> None:
     """
     if len({folder.resolve() for folder in folders}) < max(2, len(folders)):
         raise UserError(f"{' '.join(map(str, folders))}: give two or more results folders, none of them twice")
-    parts = [folder / part for folder in folders for part in ("config", "scores")]
-    provenance = files.Provenance("compare", {str(part): part for part in parts})
-    comparison = compare(folders)
+    inputs = {str(folder / part): folder / part for folder in folders for part in ("config", "scores")}
+    provenance, comparison = files.Provenance("compare", inputs), compare(folders)
     write(out, provenance, "compare", {"tables": _tables(comparison)}, comparison.as_json())
 
 
@@ -124,14 +121,11 @@ def compare(folders: list[Path]) -> Comparison:
         groups.setdefault(runs[-1].group, []).append(runs[-1])
     names = sorted({field for fields in kinds for field in fields})
     values = {field: {name: members[0].fields.get(field) for name, members in groups.items()} for field in names}
+    fields = {field: row for field, row in values.items() if any(value != row["A"] for value in row.values())}
     tests = list(_tests(groups))
     adjusted = iter(holm([test.p for test in tests if test.p is not None]))
-    return Comparison(
-        runs=runs,
-        groups={name: _spreads(members) for name, members in groups.items()},
-        fields={field: row for field, row in values.items() if any(value != row["A"] for value in row.values())},
-        tests=[test if test.p is None else test._replace(p_holm=next(adjusted)) for test in tests],
-    )
+    tests = [test if test.p is None else test._replace(p_holm=next(adjusted)) for test in tests]
+    return Comparison(runs, {name: _spreads(members) for name, members in groups.items()}, fields, tests)
 
 
 def _read(folder: Path) -> Run:
@@ -195,31 +189,29 @@ def _sign_test(gaps: Array) -> float:
 
 def _averaged(scores: list[Scores]) -> Scores:
     """Scores of one set in which the overlaps of a sequence are the mean of several runs."""
-    rows = {
-        name: row.model_copy(update={"overlap_sum": fmean(score.sequences[name].overlap_sum for score in scores)})
-        for name, row in scores[0].sequences.items()
-    }
-    return scores[0].model_copy(update={"ao": fmean(score.ao for score in scores), "sequences": rows})
+    first, rows = scores[0], dict[str, SequenceScore]()
+    for name, row in first.sequences.items():
+        rows[name] = row.model_copy(update={"overlap_sum": fmean(s.sequences[name].overlap_sum for s in scores)})
+    return first.model_copy(update={"ao": fmean(score.ao for score in scores), "sequences": rows})
 
 
 def _tables(comparison: Comparison) -> list[Table]:
     """What page and text show; tables without rows are left out."""
     runs = comparison.runs
-    heads = [[key, *(str(getattr(run, key)) for run in runs)] for key in ("group", "model", "seed")]
+    figures = [[key, *(str(getattr(run, key)) for run in runs)] for key in ("group", "model", "seed")]
     keys = dict.fromkeys(key for run in runs for key in run.figures)
-    figures = [[key, *(number(run.figures.get(key)) for run in runs)] for key in keys]
+    figures += [[key, *(number(run.figures.get(key)) for run in runs)] for key in keys]
     spreads = [
         [f"{name}: {key}", str(spread.runs), *map(number, spread[1:])]
         for name, row in comparison.groups.items() for key, spread in row.items()
     ]  # fmt: skip
     fields = [[field, *map(str, row.values())] for field, row in comparison.fields.items()]
-    tests = []
-    for test in comparison.tests:
-        change = [number(value, 3, "+") for value in (test.value, test.low, test.high)]
-        cells = [test.difference, test.set, test.refused or str(test.sequences)]
-        tests.append([*cells, *change, number(test.p, 4), number(test.p_holm, 4)])
+    tests = [
+        [test.difference, test.set, test.refused or str(test.sequences),
+         *(number(value, 3, "+") for value in (test.value, test.low, test.high)),
+         number(test.p, 4), number(test.p_holm, 4)] for test in comparison.tests
+    ]  # fmt: skip
     columns = [["figure", *(run.run for run in runs)], ["figure", *Spread._fields], ["field", *comparison.groups]]
     columns += [["difference", "set", "sequences", "AO", "low", "high", "p", "p adjusted"]]
-    rows = ([*heads, *figures], spreads, fields, tests)
-    tables = map(Table, NOTES, NOTES.values(), columns, rows)
+    tables = map(Table, NOTES, NOTES.values(), columns, (figures, spreads, fields, tests))
     return [table for table in tables if table.rows]

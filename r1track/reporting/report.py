@@ -2,9 +2,8 @@
 
     r1track report --results results/<run> --out DIR
 
-index.html needs no other file. Its figures are those of summary.json and summary.md, see `summary.summarise`. Only the
-film strips need the frames of the sequences; where these are missing, the page says so. Everything can be read without
-JavaScript; page.js adds sorting, a filter, values under the pointer and stepping through frames.
+index.html needs no other file and no JavaScript; its figures are those of summary.json and summary.md. Only the film
+strips need the frames of the sequences; where these are missing, the page says so.
 """
 
 import json
@@ -30,12 +29,10 @@ HERE = Path(__file__).parent
 def run(settings: config.Settings, results: Path, out: Path, name: str = "") -> None:
     """Write index.html, summary.json, summary.md and provenance.json of the run at `results` to the folder `out`.
 
-    name: of the run, if not that of its folder. Raises UserError naming the file when results are missing or do not fit
-    together.
+    name: of the run, if not that of its folder. Raises UserError naming a file that is missing or does not fit.
     """
     inputs = {name: results / name for name in ("config", "scores", "vqa/verdict.json")}
-    provenance = files.Provenance("report", inputs)
-    run = read_run(results)
+    provenance, run = files.Provenance("report", inputs), read_run(results)
     summary = summarise(run, name)
     write(out, provenance, "summary", _page_parts(settings.report, run, summary), summary.model_dump(mode="json"))
     log.info("%s: %s", out / "index.html", summary.judgement)
@@ -81,17 +78,11 @@ def _changes(scores: dict[str, Scores], model: str) -> dict[str, float | None]:
 
 
 def environment() -> Environment:
-    """Renders the templates beside this file; its filters write figures as text, and text as Markdown.
-
-    css, js: the pages' style and script.
-    """
+    """Renders the templates beside this file; its filters write figures as text, and text as Markdown."""
     environment = Environment(
-        loader=FileSystemLoader(HERE),
-        autoescape=select_autoescape(["html.j2"], default=False),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+        loader=FileSystemLoader(HERE), autoescape=select_autoescape(["html.j2"], default=False),
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
     filters = {"number": number, "interval": interval, "duration": _duration, "gib": _gib, "setting": _setting}
     environment.filters |= {**filters, "markdown": _markdown}
     environment.globals |= {kind: Markup((HERE / f"page.{kind}").read_text(encoding="utf-8")) for kind in ("css", "js")}

@@ -31,15 +31,13 @@ FAILURES = ("held", "absent", "clipped", "failed")  # statuses of the tracker
 
 
 class Picture(NamedTuple):
-    """A picture as a data URI of JPEG, made smaller where it is large; its own size in pixels; boxes x, y, w, h in its
-    own pixels, each with the name of a model, `truth` or `answer`. fault: why it cannot be shown, else empty.
-    """
+    """A picture as a data URI of JPEG, its own size in pixels, and boxes by name, x, y, w, h in its own pixels."""
 
     width: int
     height: int
     source: str
-    boxes: list[tuple[str, list[float]]]
-    fault: str = ""
+    boxes: list[tuple[str, list[float]]]  # with the name of a model, `truth` or `answer`
+    fault: str = ""  # why it cannot be shown
 
 
 class Frame(NamedTuple):
@@ -74,13 +72,12 @@ class SampledAnswer(Record):
 
 
 class Example(Record):
-    """A question of a training run: file names of its images (template, search region, ...), the true box as corners
-    in pixels of the search region, and the answers sampled to it.
-    """
+    """A question of a training run, and the answers sampled to it."""
 
     step: int
+    # File names: template, search region, any further template.
     images: list[Annotated[str, Field(pattern=r"^\w[\w.-]*$")]] = Field(min_length=2)
-    target: tuple[float, float, float, float]
+    target: tuple[float, float, float, float]  # corners in pixels of the search region
     answers: list[SampledAnswer] = Field(min_length=1)
 
 
@@ -95,10 +92,7 @@ def choose(changes: dict[str, float], count: int) -> list[tuple[str, str]]:
 
 
 def failures(statuses: dict[str, dict[str, int]]) -> list[tuple[str, str]]:
-    """For every status of failure that occurs: (status, the sequence with most such frames).
-
-    statuses: of each sequence, how many frames have each status.
-    """
+    """For every status of failure that occurs: (status, the sequence with most such frames), from frames by status."""
     worst = {kind: max(statuses, key=lambda name: statuses[name].get(kind, 0)) for kind in FAILURES}
     return [(kind, name) for kind, name in worst.items() if statuses[name].get(kind)]
 
@@ -129,10 +123,7 @@ def read(
 
 
 def _strip(sequence: Sequence, tracks: dict[str, Track], judged: str, rank: str, count: int) -> Strip:
-    """Frames evenly spaced, opened where IoUs differ most, or in a row around the first failure.
-
-    tracks: by model. judged: the model whose statuses and answers are shown.
-    """
+    """Frames evenly spaced, opened where IoUs differ most, or in a row around the first failure of `judged`."""
     total, statuses = len(sequence.frames), tracks[judged].statuses
     for model, track in tracks.items():
         if not len(track.boxes) == total == len(sequence.boxes):
@@ -177,14 +168,12 @@ def examples(folder: Path, count: int, think: bool) -> list[tuple[Example, list[
 
     Each with its pictures: on the search region lie the boxes of readable answers and the true box.
     """
-    paths = sorted(folder.glob("step-*.json"))
-    rows = []
+    paths, rows = sorted(folder.glob("step-*.json")), []
     for k in np.unique(np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int)).tolist():
         example = read_record(paths[k], Example)
         pictures = [_picture(folder / name, []) for name in example.images]
         read = [parse_box(row.answer, size=pictures[1].width, think=think) for row in example.answers]
         corners = [*(("answer", box) for box in read if box is not None), (TRUTH, np.array(example.target))]
         boxes = [(name, np.round(xyxy_to_xywh(box), 1).tolist()) for name, box in corners]
-        pictures[1] = pictures[1]._replace(boxes=boxes)
-        rows.append((example, pictures))
+        rows.append((example, [pictures[0], pictures[1]._replace(boxes=boxes), *pictures[2:]]))
     return rows
