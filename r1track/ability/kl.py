@@ -28,10 +28,7 @@ class Probe(NamedTuple):
 
 
 def log_probabilities(loaded: models.Loaded, probe: Probe) -> torch.Tensor:
-    """Log-probabilities of every token of the vocabulary, at each token of the probe's answer and at its end.
-
-    Shape (tokens, vocabulary), float32, on the CPU.
-    """
+    """Log-probabilities at each token of the probe's answer and its end: (tokens, vocabulary), float32, on the CPU."""
     messages = [*probe.question, {"role": "assistant", "content": [{"type": "text", "text": probe.answer}]}]
     start = models.inputs(loaded, [probe.question], [probe.images])["input_ids"].shape[1]
     batch = models.inputs(loaded, [messages], [probe.images])

@@ -1,8 +1,7 @@
 """Metrics: how one answer is scored, and whether it shows traces of the tracking task.
 
 A metric scores an answer against the right answers (targets) from 0 to 1, as the public harnesses do; docs/verdict.md
-names the differences. Its reader extracts short answers from a longer one; the lenient score is the best score of what
-it extracts. If only the strict score falls, the form of the answers has changed; if both fall, ability is lost.
+names the differences. Its reader extracts short answers from a longer one; the lenient score is the best of theirs.
 """
 
 import math
@@ -57,11 +56,7 @@ class Scores(NamedTuple):
 
 
 def normalise(answer: str) -> str:
-    """An answer in the form in which VQA compares answers (Antol et al. 2015, the evaluation of visualqa.org).
-
-    Punctuation is removed or becomes a space, letters become lower case, number words become digits, articles are
-    removed, and contractions get their apostrophes back.
-    """
+    """An answer in the form in which VQA compares answers (Antol et al. 2015, the evaluation of visualqa.org)."""
     text = re.sub(r"[\n\t]", " ", answer).strip()
     has_thousands = re.search(r"\d,\d", text) is not None
     cleaned = text
@@ -101,10 +96,7 @@ def gqa(answer: str, targets: Sequence[str]) -> float:
 
 
 def vqa(answer: str, targets: Sequence[str]) -> float:
-    """VQAv2's soft accuracy over ten people's answers.
-
-    It is the mean over the ten of min(1, matches among the other nine / 3).
-    """
+    """VQAv2's soft accuracy: the mean over ten people's answers of min(1, matches among the other nine / 3)."""
     text = normalise(answer)
     equal = [normalise(target) == text for target in targets]
     return sum(min(1.0, (sum(equal) - one) / 3) for one in equal) / len(equal)

@@ -1,4 +1,4 @@
-"""Records that one folder of the package writes and another reads."""
+"""The base of records, and those that one folder of the package writes and another reads."""
 
 from typing import Literal
 

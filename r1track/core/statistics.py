@@ -54,8 +54,7 @@ def tango_lower(b: float, c: float, n: float, alpha: float = 0.05) -> float:
 
 def holm(p: Sequence[float]) -> list[float]:
     """Holm's adjusted p values, in the order of `p` (Holm 1979)."""
-    adjusted = [0.0] * len(p)
-    highest = 0.0
+    adjusted, highest = [0.0] * len(p), 0.0
     for rank, place in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
         highest = max(highest, min(1.0, (len(p) - rank) * p[place]))
         adjusted[place] = highest
