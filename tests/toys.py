@@ -10,6 +10,7 @@ import pytest
 import torch
 from datasets import Dataset, Value
 from numpy.typing import ArrayLike
+from PIL import Image
 
 from r1track.core import config, models, prompts
 from r1track.core.pairs import FEATURES, questions
@@ -46,6 +47,14 @@ def bare_sequence(
     with (root / "list.txt").open("a") as stream:
         stream.write(f"{name}\n")
     return folder
+
+
+def brightest(images: list[Image.Image]) -> str:
+    """An answer that depends on nothing but the search image, the last of them, 84 wide: its brightest quarter."""
+    gray = np.asarray(images[-1].convert("L"), dtype=float)
+    quarters = [gray[y : y + 42, x : x + 42].mean() for y in (0, 42) for x in (0, 42)]
+    y, x = divmod(int(np.argmax(quarters)), 2)
+    return prompts.numbers([14 + 12 * x, 14 + 12 * y, 56 + 12 * x, 56 + 12 * y])
 
 
 def toy_pairs(folder: Path, settings: config.Settings, sequences: int = 8) -> Path:

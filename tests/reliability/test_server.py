@@ -275,7 +275,8 @@ def test_tracks_of_unreadable_answers_are_held_counted_and_scored(tmp_path: Path
 SECRETS = [
     "http://me:hun/ter2@host/v1", "http://me:hun#ter2@host/v1", "http://me:hun?ter2@host/v1", "http://me:hunter2@host",
     "http://host/v1?api_key=hunter2", "http://host/v1#hunter2", "http://host\n/hunter2", "http://host:hunter2/v1",
-    "http://host/hunter2 v1", f"http://host/{KEY}/v1", "hunter2://host", "http://\\hunter2@host",
+    "http://host/hunter2 v1", f"http://host/{KEY}/v1", "hunter2://host", "http://\\hunter2@host", "http://:hunter2@host",
+    "http://me:hunter2@host/v1", "localhost:8000", "/v1", "ftp://host/v1", "http://",
 ]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from toys import REAL, bare_sequence, needs_real, toy_split
 from r1track.core import config, schema
 from r1track.core.sequences import read_split
 from r1track.tracking import score, track
+from r1track.tracking.track_files import read_track
 
 
 def settings(size: int = 84, batch: int = 3) -> config.Settings:
@@ -32,9 +33,7 @@ def test_a_target_too_small_for_csrt_is_held(tmp_path: Path) -> None:
     for frame in folder.glob("*.jpg"):
         Image.new("RGB", (100, 80)).save(frame)
     track.run(settings(), "peer:csrt", tmp_path / "set", tmp_path / "out")
-    lines = (tmp_path / "out" / "clip" / "clip_status.csv").read_text().splitlines()[1:]
-    status = [line.split(",")[1] for line in lines]
-    assert status == ["init", "held", "held"]
+    assert read_track(tmp_path / "out", "clip").statuses == ["init", "held", "held"]
 
 
 @needs_real

@@ -7,41 +7,21 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from toys import REAL, bare_sequence, needs_real, toy_split
+from toys import REAL, bare_sequence, brightest, needs_real, toy_split
 
-from r1track.core import config, models, prompts, schema
+from r1track.core import config, prompts, schema
 from r1track.core.boxes import clip, xywh_to_xyxy
 from r1track.core.crops import Crop
 from r1track.core.sequences import read_split
 from r1track.tracking import motion, peers, score, track
+from r1track.tracking.track_files import read_track
 
 SIZE = 84
 
 
 @pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    return toy_split(tmp_path_factory.mktemp("toy") / "val")
-
-
-@pytest.fixture(scope="module")
 def long_toy(tmp_path_factory):
     return toy_split(tmp_path_factory.mktemp("toy") / "long", sequences=6, length=24)
-
-
-@pytest.fixture
-def answer_with(monkeypatch):
-    """Let a function of (question, images) stand in for the model."""
-
-    def install(function):
-        def answer(loaded, questions, images, *, max_tokens, batch):
-            assert loaded == "loaded"
-            assert len(questions) == len(images) <= batch
-            return [function(q, i) for q, i in zip(questions, images, strict=True)]
-
-        monkeypatch.setattr(models, "load", lambda base, settings: "loaded")
-        monkeypatch.setattr(models, "generate", answer)
-
-    return install
 
 
 def settings(batch=3, size=SIZE, think=False, **changes):
@@ -50,57 +30,30 @@ def settings(batch=3, size=SIZE, think=False, **changes):
     )
 
 
-def rows(out, name):
-    with (out / name / f"{name}_status.csv").open(newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
 def boxes(out, name):
     return np.loadtxt(out / name / f"{name}_001.txt", delimiter=",")
-
-
-def wander(question, images):
-    """An answer that depends on nothing but the search image: its brightest quarter."""
-    gray = np.asarray(images[1].convert("L"), dtype=float)
-    quarters = [gray[y : y + 42, x : x + 42].mean() for y in (0, 42) for x in (0, 42)]
-    y, x = divmod(int(np.argmax(quarters)), 2)
-    return prompts.numbers([14 + 12 * x, 14 + 12 * y, 56 + 12 * x, 56 + 12 * y])
 
 
 CROP = Crop(-50, -10, 200, 100)  # two image pixels per crop pixel
 
 
-def moved(answer, min_side=4.0):
-    return motion.update_box([5, 5, 20, 20], answer, CROP, (100, 80), min_side)
+MOVES = {  # the answer in the crop, the box and the status that follow
+    "mapped from the crop to the image": ([30, 20, 40, 30], [10, 30, 20, 20], "ok"),
+    "unreadable: the last image box is held": (None, [5, 5, 20, 20], "held"),
+    "over the border, x from -30 to 50, y from 50 to 70: cropped, not shifted":
+        ([10, 30, 50, 40], [0, 50, 50, 20], "clipped"),
+    "over the border by less than a pixel": ([24.75, 30, 50, 40], [0, 50, 50, 20], "ok"),
+    "a small side: widened around its centre, the other left alone": ([50, 20, 51, 30], [49, 30, 4, 20], "ok"),
+    "wholly outside: a smallest box at the border": ([0, 0, 10, 3], [0, 0, 4, 4], "clipped"),
+}  # fmt: skip
 
 
-def test_an_answer_is_mapped_from_the_crop_to_the_image():
-    box, status = moved([30, 20, 40, 30])
-    assert box.tolist() == [10, 30, 20, 20]
-    assert status == "ok"
-
-
-def test_an_unreadable_answer_holds_the_last_image_box():
-    box, status = moved(None)
-    assert box.tolist() == [5, 5, 20, 20]
-    assert status == "held"
-
-
-def test_a_box_over_the_border_is_cropped_and_not_shifted():
-    box, status = moved([10, 30, 50, 40])  # x from -30 to 50, y from 50 to 70
-    assert box.tolist() == [0, 50, 50, 20]
-    assert status == "clipped"
-
-
-def test_a_box_over_the_border_by_less_than_a_pixel_is_not_called_clipped():
-    box, status = moved([24.75, 30, 50, 40])
-    assert box.tolist() == [0, 50, 50, 20]
-    assert status == "ok"
-
-
-def test_a_small_side_is_widened_around_its_centre_and_the_other_is_left_alone():
-    box, _ = moved([50, 20, 51, 30])
-    assert box.tolist() == [49, 30, 4, 20]
+@pytest.mark.parametrize("case", MOVES)
+def test_an_answer_moves_the_box(case):
+    answer, expected, expected_status = MOVES[case]
+    box, status = motion.update_box([5, 5, 20, 20], answer, CROP, (100, 80), 4.0)
+    assert box.tolist() == expected
+    assert status == expected_status
 
 
 @pytest.mark.parametrize("size", [(3, 80), (80, 3), (2, 2), (1, 1), (4, 4)])
@@ -111,12 +64,6 @@ def test_no_box_leaves_a_frame_that_is_smaller_than_the_smallest_side(size):
         assert x + w <= size[0]
         assert y + h <= size[1]
         assert (w, h) >= (min(4, size[0]), min(4, size[1]))
-
-
-def test_a_box_wholly_outside_becomes_a_smallest_box_at_the_border():
-    box, status = moved([0, 0, 10, 3])
-    assert box.tolist() == [0, 0, 4, 4]
-    assert status == "clipped"
 
 
 def test_whatever_is_answered_the_box_is_inside_the_image_and_not_too_small():
@@ -143,20 +90,8 @@ def test_the_region_widens_after_some_frames_without_an_answer_and_narrows_with_
     sides = [np.sqrt(box[2] * box[3]) for box in done.boxes[:-1]]
     factors = [round(crop.side / side) for crop, side in zip(crops, sides, strict=True)]
     assert factors == [4, 4, 4, 4, 4, 8, 8, 4, 4, 4, 8]
-    assert done.statuses == [
-        "init",
-        "held",
-        "ok",
-        "held",
-        "absent",
-        "held",
-        "held",
-        "ok",
-        "held",
-        "held",
-        "held",
-        "held",
-    ]
+    expected = ["init", "held", "ok", "held", "absent", "held", "held", "ok", "held", "held", "held", "held"]
+    assert done.statuses == expected
 
 
 @pytest.mark.parametrize("templates", [1, 2])
@@ -233,10 +168,9 @@ def test_the_oracle_holds_the_box_where_the_target_is_absent_and_nowhere_else(lo
     track.run(settings(), "peer:oracle", long_toy, tmp_path / "out")
     absent = 0
     for sequence in read_split(long_toy):
-        is_held = np.array([row["status"] == "held" for row in rows(tmp_path / "out", sequence.name)])
-        tracked = boxes(tmp_path / "out", sequence.name)
+        statuses, tracked = read_track(tmp_path / "out", sequence.name).statuses, boxes(tmp_path / "out", sequence.name)
         for t in np.flatnonzero(sequence.absent):
-            assert is_held[t]
+            assert statuses[t] == "held"
             assert (tracked[t] == tracked[t - 1]).all()
         absent += sequence.absent.sum()
     assert absent > 0
@@ -255,37 +189,37 @@ def test_the_template_matcher_follows_its_target_and_keeps_its_size(toy, tmp_pat
     track.run(settings(), "peer:static", toy, tmp_path / "static")
     assert score.score(tmp_path / "out", toy, 100).ao > score.score(tmp_path / "static", toy, 100).ao + 0.1
     for sequence in read_split(toy):
-        status = [row["status"] for row in rows(tmp_path / "out", sequence.name)]
-        unclipped = boxes(tmp_path / "out", sequence.name)[np.array(status) == "ok"]
+        is_ok = np.array(read_track(tmp_path / "out", sequence.name).statuses) == "ok"
+        unclipped = boxes(tmp_path / "out", sequence.name)[is_ok]
         np.testing.assert_allclose(unclipped[:, 2:], np.tile(sequence.boxes[0, 2:], (len(unclipped), 1)), atol=1.01)
 
 
 def test_garbage_holds_the_box_and_is_counted_and_kept(toy, tmp_path, answer_with):
     garbage = 'I see "nothing",\nsorry'
-    answer_with(lambda question, images: garbage)
+    answer_with(lambda text, images: garbage)
     track.run(settings(), "some/model", toy, tmp_path / "out")
     scores = score.score(tmp_path / "out", toy, 100)
     assert scores.status == {"held": 4 * 11}
     for sequence in read_split(toy):
-        lines = rows(tmp_path / "out", sequence.name)
+        with (tmp_path / "out" / sequence.name / f"{sequence.name}_status.csv").open(newline="") as stream:
+            lines = list(csv.DictReader(stream))
         assert [row["frame"] for row in lines] == [str(t) for t in range(1, 13)]
         assert (lines[0]["status"], lines[0]["answer"]) == ("init", "")
         assert all((row["status"], row["answer"]) == ("held", garbage) for row in lines[1:])
 
 
 def test_the_model_is_asked_with_template_and_search_crop_and_the_templates_box(toy, tmp_path, answer_with):
-    requests = []
-    answer_with(lambda question, images: requests.append((question, images)) or "[32, 32, 52, 52]")
+    requests = answer_with(lambda text, images: "[32, 32, 52, 52]")
     track.run(settings(batch=1), "some/model", toy, tmp_path / "out")
     crop = Crop.around(read_split(toy)[-1].boxes[0], 4, SIZE)
     expected = prompts.build(crop.to_crop(xywh_to_xyxy(read_split(toy)[-1].boxes[0])))
-    assert all(len(images) == 2 and {image.size for image in images} == {(SIZE, SIZE)} for _, images in requests)
-    assert expected in [question for question, _ in requests]
+    assert all(len(images) == 2 and {image.size for image in images} == {(SIZE, SIZE)} for _, _, images, *_ in requests)
+    assert expected in [question for question, *_ in requests]
     assert len(requests) == 4 * 11
 
 
 def test_many_at_once_give_the_boxes_of_one_at_a_time(toy, tmp_path, answer_with):
-    answer_with(wander)
+    answer_with(lambda text, images: brightest(images))
     for batch in (1, 3, 8):
         track.run(settings(batch=batch), "some/model", toy, tmp_path / str(batch))
     names = [sequence.name for sequence in read_split(toy)]
@@ -336,10 +270,10 @@ def test_every_frame_has_a_time_and_the_first_is_the_initialisation(toy, tmp_pat
 
 
 def test_thinking_answers_are_read_inside_their_tags_only(toy, tmp_path, answer_with):
-    answer_with(lambda question, images: "<think>there</think><answer>[32, 32, 52, 52]</answer>")
+    answer_with(lambda text, images: "<think>there</think><answer>[32, 32, 52, 52]</answer>")
     track.run(settings(think=True), "some/model", toy, tmp_path / "with")
     assert "held" not in score.score(tmp_path / "with", toy, 100).status
-    answer_with(lambda question, images: "[32, 32, 52, 52]")
+    answer_with(lambda text, images: "[32, 32, 52, 52]")
     track.run(settings(think=True), "some/model", toy, tmp_path / "without")
     assert set(score.score(tmp_path / "without", toy, 100).status) == {"held"}
 
@@ -352,11 +286,11 @@ def test_peers_answer_without_thinking_whatever_the_model_does(toy, tmp_path):
 def test_a_stopped_run_leaves_nothing_at_the_final_name_and_goes_on_with_what_is_missing(toy, tmp_path, answer_with):
     questions_asked = []
 
-    def fail_late(question, images):
-        questions_asked.append(question)
+    def fail_late(text, images):
+        questions_asked.append(text)
         if len(questions_asked) == 30:  # in the third of four sequences of 12 frames
             raise RuntimeError("out of memory")
-        return wander(question, images)
+        return brightest(images)
 
     answer_with(fail_late)
     out = tmp_path / "base" / "set"
@@ -366,21 +300,21 @@ def test_a_stopped_run_leaves_nothing_at_the_final_name_and_goes_on_with_what_is
     track.run(settings(batch=1), "some/model", toy, out)
     assert len(questions_asked) == 30 + 2 * 11
     assert [path.name for path in out.parent.iterdir()] == ["set"]
-    answer_with(wander)
+    answer_with(lambda text, images: brightest(images))
     track.run(settings(batch=1), "some/model", toy, tmp_path / "whole")
     for sequence in read_split(toy):
         assert (boxes(out, sequence.name) == boxes(tmp_path / "whole", sequence.name)).all()
 
 
 def test_what_was_done_with_other_settings_is_not_taken_up(toy, tmp_path, answer_with):
-    def fail(question, images):
+    def fail(text, images):
         raise RuntimeError("stopped")
 
     answer_with(fail)
     with pytest.raises(RuntimeError):
         track.run(settings(), "some/model", toy, tmp_path / "set")
     (tmp_path / ".set.partial" / "Toy_Val_000001").mkdir()
-    answer_with(wander)
+    answer_with(lambda text, images: brightest(images))
     track.run(settings(min_side=5.0), "some/model", toy, tmp_path / "set")
     assert len(boxes(tmp_path / "set", "Toy_Val_000001")) == 12
 
