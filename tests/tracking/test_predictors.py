@@ -1,6 +1,5 @@
 """Claims about which predictor answers, and what it is asked: starting from a text, and third-party models."""
 
-import csv
 import json
 import logging
 
@@ -16,6 +15,7 @@ from r1track.core.crops import Crop
 from r1track.core.sequences import read_split
 from r1track.data import toy as toy_world
 from r1track.tracking import predictors, score, track
+from r1track.tracking.track_files import read_track
 
 SIZE = 84
 
@@ -23,25 +23,6 @@ SIZE = 84
 @pytest.fixture
 def toy(tmp_path):
     return toy_split(tmp_path / "val")
-
-
-@pytest.fixture
-def answer_with(monkeypatch):
-    """Let a function of (question's text, images) stand in for the model; the list has its requests."""
-
-    def install(function):
-        requests = []
-
-        def answer(loaded, questions, images, *, max_tokens, batch):
-            texts = ["".join(part.get("text", "") for part in question[0]["content"]) for question in questions]
-            requests.extend((*row, max_tokens, loaded) for row in zip(questions, texts, images, strict=True))
-            return [function(text, row) for text, row in zip(texts, images, strict=True)]
-
-        monkeypatch.setattr(models, "load", lambda base, settings: f"{base}@{settings.revision}")
-        monkeypatch.setattr(models, "generate", answer)
-        return requests
-
-    return install
 
 
 def settings(**changes):
@@ -133,11 +114,6 @@ def truthful(root):
     return answer
 
 
-def rows(out, name):
-    with (out / name / f"{name}_status.csv").open(newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
 def describe(root, words):
     for sequence, text in zip(read_split(root), words, strict=True):
         file = root / sequence.name / "nlp.txt"
@@ -186,9 +162,9 @@ def test_a_target_that_is_not_found_fails_its_own_sequence_only(toy, tmp_path, a
         track.run(wide(), "some/model", toy, tmp_path / "out", "text")
     names = [sequence.name for sequence in read_split(toy)]
     for name, fails, answer in zip(names, (False, True, True, False), ("", "", 'nothing, "sorry"', ""), strict=True):
-        status = [row["status"] for row in rows(tmp_path / "out", name)]
-        assert (status[1:] == ["failed"] * 11) == fails
-        assert rows(tmp_path / "out", name)[0]["answer"] == answer
+        result = read_track(tmp_path / "out", name)
+        assert (result.statuses[1:] == ["failed"] * 11) == fails
+        assert result.answers[0] == answer
     assert f"{names[1]}: not tracked, scored as zero: it has no description" in caplog.text
     assert f"{names[2]}: not tracked, scored as zero: no box of 'green cow' in 'nothing" in caplog.text
     assert "2 of 4 described targets were found" in caplog.text
@@ -265,22 +241,18 @@ def test_the_extra_models_answers_are_read_with_or_without_thoughts(think, toy, 
         assert ("held" in score.score(tmp_path / str(k), toy, 100).status) == (think != (answer == thought))
 
 
-def test_the_extra_model_with_our_question_is_tracked_as_any_other(toy, tmp_path):
-    adapted = config.resolve({"track": {"extra": {"model": "tiny", "max_tokens": 16}}})
-    for name in ("extra", "tiny"):
-        track.run(adapted, name, toy, tmp_path / name)
-    for sequence in read_split(toy):
-        one, two = ((tmp_path / m / sequence.name / f"{sequence.name}_001.txt").read_bytes() for m in ("extra", "tiny"))
-        assert one == two
+OURS = (
+    "{template}" + prompts.TEMPLATE_HEAD + "{box}" + prompts.SEARCH_HEAD.format("second")
+    + "{search}" + prompts.QUESTION + prompts.ANSWER_PLAIN
+)  # fmt: skip
 
 
-def test_a_prompt_template_with_our_words_gives_the_answers_of_our_question(toy, tmp_path):
+@pytest.mark.parametrize("template", [None, OURS])
+def test_the_extra_model_with_our_question_or_our_words_as_its_template_is_tracked_as_any_other(
+    template, toy, tmp_path
+):
     """The tiny model: the template encodes each question whole, our own question is encoded over prefixes."""
-    form = (
-        "{template}" + prompts.TEMPLATE_HEAD + "{box}" + prompts.SEARCH_HEAD.format("second")
-        + "{search}" + prompts.QUESTION + prompts.ANSWER_PLAIN
-    )  # fmt: skip
-    adapted = config.resolve({"track": {"extra": {"model": "tiny", "prompt": form, "max_tokens": 16}}})
+    adapted = config.resolve({"track": {"extra": {"model": "tiny", "prompt": template, "max_tokens": 16}}})
     for name in ("extra", "tiny"):
         track.run(adapted, name, toy, tmp_path / name)
     for sequence in read_split(toy):
