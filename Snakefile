@@ -12,21 +12,37 @@ from r1track.core.errors import UserError
 from r1track.core.files import write_json
 from r1track.core.folders import locked
 
-
 # The rules run `r1track` from the environment that runs Snakemake, activated or not.
 os.environ.update(PATH=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
 # Read here, not by Snakemake, which takes what our reader refuses, and adds the `sets` of two files.
-own = next((file for file in (Path("config.yaml"), Path(workflow.basedir, "config.yaml")) if file.is_file()), None)
+own = next(
+    (
+        file
+        for file in (Path("config.yaml"), Path(workflow.basedir, "config.yaml"))
+        if file.is_file()
+    ),
+    None,
+)
 try:
     FILES = [*([own] if own else []), *workflow.overwrite_configfiles]
-    CHANGES = [configuration.parse_change(text, "--config") for text in workflow.config_settings.config_args]
-    PLAN = plan.make_plan(configuration.combine(configuration.read_layers(FILES, CHANGES)))
+    CHANGES = [
+        configuration.parse_change(text, "--config")
+        for text in workflow.config_settings.config_args
+    ]
+    PLAN = plan.make_plan(
+        configuration.combine(configuration.read_layers(FILES, CHANGES))
+    )
 except UserError as error:
     sys.exit(f"error: {error}")
 
 STALE = plan.stale(PLAN)  # see the rule `settings`
 if STALE and workflow.is_main_process:
-    print(f"Changed since {PLAN.results} was made:", *dict.fromkeys(sum(STALE.values(), [])), sep="\n  ", file=sys.stderr)
+    print(
+        f"Changed since {PLAN.results} was made:",
+        *dict.fromkeys(sum(STALE.values(), [])),
+        sep="\n  ",
+        file=sys.stderr,
+    )
 
 BEGAN = time.time()
 LOCK = ExitStack()

@@ -10,4 +10,6 @@ rule settings:
     message:
         "Configuration of {wildcards.stage}"
     run:
-        write_json(Path(output[0]), configuration.stage_values(PLAN.settings, wildcards.stage))
+        write_json(
+            Path(output[0]), configuration.stage_values(PLAN.settings, wildcards.stage)
+        )
