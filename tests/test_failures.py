@@ -23,7 +23,7 @@ if "vqa" in sys.argv:
     r1track.ability.vqa.run = broken
 """
 SAMPLE = (  # the sequences are read side by side: either may be the first
-    r"sample failed: mine/(one|two)/groundtruth\.txt, line 1: expected 4 finite numbers with commas between, "
+    r"sample failed: mine/(one|two)/groundtruth\.txt, line 1: expected 4 finite numbers up to 1e\+06, "
     r"found '1,2,3'; restore it from the data set's archive"
 )
 

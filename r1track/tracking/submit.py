@@ -14,7 +14,7 @@ import numpy as np
 from r1track.core.boxes import Array
 from r1track.core.errors import UserError
 from r1track.core.files import Provenance
-from r1track.core.sequences import read_split
+from r1track.core.sequences import read_list, read_split
 from r1track.tracking.track_files import BOXES, TIMES, as_text, read_result
 
 NAMES = tuple(f"GOT-10k_Test_{number:06d}" for number in range(1, 181))
@@ -56,6 +56,8 @@ def _read_rows(archive: zipfile.ZipFile, file: str, row: re.Pattern[str]) -> Arr
 
 def run(tracks: Path, out: Path, root: Path | None = None) -> None:
     """Write the zip `out` from what `track` or another toolkit wrote, see `verify` for what is refused."""
+    if root:
+        read_list(root)  # before the work
     with Provenance("submit", {"tracks": tracks}).result_file(out) as temp_path:
         with zipfile.ZipFile(temp_path, "w", zipfile.ZIP_DEFLATED) as archive:
             for name in NAMES:

@@ -391,7 +391,7 @@ def test_rows_have_the_fields_of_lmms_evals_samples(settings, calls, tmp_path):
         "doc_id": str, "input": str, "target": str, "filtered_resps": str, "doc_hash": str,
     }  # fmt: skip
     assert {key for key in row if key not in records.NO_SCORE} == {
-        "strict", "lenient", "unparsed", "image", "metric", "targets",
+        "strict", "lenient", "unparsed", "metric", "targets",
     }  # fmt: skip
 
 

@@ -93,7 +93,7 @@ def plain(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", NAMES, ids=[*map(str, range(len(NAMES)))])
-def test_no_element_no_attribute_and_no_markup_comes_from_a_name(plain, tmp_path, name):
+def test_no_element_no_attribute_and_no_markup_comes_from_a_name(plain, tmp_path, name, any_set_name):
     for clean, path in zip(plain, named(tmp_path, name), strict=True):
         before, text = clean.read_text(), path.read_text()
         if path.suffix == ".md":
