@@ -11,5 +11,6 @@ rule settings:
         "Configuration of {wildcards.stage}"
     run:
         write_json(
-            Path(output[0]), configuration.stage_values(PLAN.settings, wildcards.stage)
+            Path(output[0]),
+            configuration.stage_values(PLAN.settings, wildcards.stage),
         )
