@@ -131,11 +131,21 @@ def resolve_path(name: str | Path, revision: str | None = None) -> Path:
     return Path(cached).parent if isinstance(cached, str) else Path(name)
 
 
+def provenance_of(path: Path) -> Path:
+    """Where the provenance of a result that is one file stands."""
+    return path.with_name(f"{path.name}.provenance.json")
+
+
+def writer(provenance: Path) -> str | None:
+    """The stage that a provenance.json names; None where there is none, or it has another form."""
+    record = read_json(provenance) if provenance.is_file() else None
+    return record.get("stage") if isinstance(record, dict) else None
+
+
 def check_file(path: Path, stage: str | None = None) -> None:
     """Raise UserError, with the remedy, for a file at `path`, unless its provenance says that `stage` wrote it."""
-    place = path.with_name(f"{path.name}.provenance.json")
-    record = read_json(place) if place.is_file() and path.is_file() and not path.is_symlink() else {}
-    if os.path.lexists(path) and not (stage and isinstance(record, dict) and record.get("stage") == stage):
+    written = stage and path.is_file() and not path.is_symlink() and writer(provenance_of(path)) == stage
+    if os.path.lexists(path) and not written:
         raise UserError(f"{path}: is there, and this command did not write it; give another name, or remove it")
 
 
@@ -291,9 +301,7 @@ class Provenance:
         with atomic_file(path) as temp_path:
             yield temp_path
             outputs = {path.name: hash_file(temp_path)}
-            self.write(
-                path.with_name(f"{path.name}.provenance.json"), seed=seed, notes={"outputs": outputs, **(notes or {})}
-            )
+            self.write(provenance_of(path), seed=seed, notes={"outputs": outputs, **(notes or {})})
 
     def write(self, path: Path, *, seed: int | None = None, notes: Notes = None) -> None:
         """Write a ProvenanceRecord to `path`. notes: its optional fields; `outputs` are by default those beside it."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from r1track.core.errors import UserError, naming
-from r1track.core.files import open_locked, read_json, sync, write_json
+from r1track.core.files import open_locked, read_json, sync, write_json, writer
 
 log = logging.getLogger(__name__)
 MARK = ".identity.json"  # in unfinished work: what it is the work of
@@ -24,7 +24,7 @@ MARK = ".identity.json"  # in unfinished work: what it is the work of
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock on what is written at `path`. Raises UserError, naming the holder, where another process has it."""
-    file = path.with_name(f".{path.name}.lock")
+    file = _hidden(path, "lock")
     now = time.strftime("%Y-%m-%d %H:%M:%S %Z")
     with naming(path):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -57,17 +57,20 @@ def check_replaceable(path: Path, stage: str | None = None) -> None:
         reason = "holds the working folder"
     elif path.name in ("", ".."):
         reason = "has no name of its own"
-    elif any(not file.is_dir() for file in path.rglob("*")) and stage not in _writers(path):
+    elif any(not file.is_dir() for file in path.rglob("*")) and not (stage and stage in _writers(path)):
         reason = f"holds files that `{stage}` did not write" if stage else "is not empty"
     if reason:
         raise UserError(f"{path}: {reason}, so it is not replaced; give another --out, or remove it yourself")
 
 
-def _writers(folder: Path) -> set[str | None]:
-    """The stages whose provenance is in a folder or beside it."""
-    places = [place / "provenance.json" for place in (folder, folder.parent)]
-    records = [read_json(place) for place in places if place.is_file()]
-    return {record.get("stage") for record in records if isinstance(record, dict)}
+def _writers(folder: Path) -> list[str | None]:
+    """The stages that the provenance in a folder, and the one beside it, name."""
+    return [writer(place / "provenance.json") for place in (folder, folder.parent)]
+
+
+def _hidden(path: Path, kind: str) -> Path:
+    """What a stage keeps beside `path`: its `lock`, unfinished work (`part`, `partial`), or the `old` result."""
+    return path.with_name(f".{path.name}.{kind}")
 
 
 @contextmanager
@@ -79,7 +82,7 @@ def atomic_folder(path: Path, stage: str | None = None) -> Iterator[Path]:
     check_replaceable(path, stage)
     with locked(path), naming(path):
         _restore(path)
-        temp_path = path.with_name(f".{path.name}.part")
+        temp_path = _hidden(path, "part")
         shutil.rmtree(temp_path, ignore_errors=True)
         temp_path.mkdir()
         try:
@@ -95,7 +98,7 @@ def resumed_folder(path: Path, identity: dict[str, Any], stage: str) -> Iterator
     check_replaceable(path, stage)
     with locked(path), naming(path):
         _restore(path)
-        temp_path = path.with_name(f".{path.name}.partial")
+        temp_path = _hidden(path, "partial")
         if (path / MARK).exists():  # killed when it was complete, just before the mark was removed
             path.replace(temp_path)
         if temp_path.exists() and (not (temp_path / MARK).exists() or read_json(temp_path / MARK) != identity):
@@ -115,7 +118,7 @@ def resumed_folder(path: Path, identity: dict[str, Any], stage: str) -> Iterator
 
 def _restore(path: Path) -> None:
     """Put back, or remove, the replaced folder that a process left which was killed between the two renames."""
-    old = path.with_name(f".{path.name}.old")
+    old = _hidden(path, "old")
     if old.exists() and not path.exists():
         old.replace(path)
     shutil.rmtree(old, ignore_errors=True)
@@ -124,7 +127,7 @@ def _restore(path: Path) -> None:
 def _replace(path: Path, temp_path: Path) -> None:
     """Give a complete folder its name; what was there goes only when the new one is in its place."""
     sync(temp_path)
-    old = path.with_name(f".{path.name}.old")
+    old = _hidden(path, "old")
     if path.exists():
         path.replace(old)
     temp_path.replace(path)
