@@ -62,6 +62,18 @@ def decode(data: bytes, name: str) -> Image.Image:
         return _decode(data, upright=True)
 
 
+def as_rgb(data: bytes, name: str) -> tuple[bytes, tuple[int, int]]:
+    """The bytes of an image file of 8 bits, RGB or grey, as they are, else of a PNG with what `decode` gives; its size.
+
+    Other readers than this one, such as that of `datasets`, decode them to the same pixels.
+    """
+    image, stream = decode(data, name), io.BytesIO()
+    if _open(data).mode in ("RGB", "L"):
+        return data, image.size
+    image.save(stream, "PNG")
+    return stream.getvalue(), image.size
+
+
 def read_stored(image: dict[str, Any] | None, name: str, folder: Path) -> bytes:
     """The `bytes` of a data set's image, or of its `path`, in `folder` or a cache of `datasets`. Raises as `decode`."""
     from datasets import config

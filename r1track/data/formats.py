@@ -14,8 +14,9 @@ from datasets import Dataset, Image, List, Value, load_dataset
 from datasets.exceptions import DatasetsError
 
 from r1track.core import boxes, prompts
+from r1track.core.crops import fits
 from r1track.core.errors import UserError
-from r1track.core.images import decode, read_stored
+from r1track.core.images import as_rgb, read_stored
 from r1track.core.pairs import PairRow
 from r1track.core.schema import Sample, Settings
 from r1track.data import shards
@@ -73,13 +74,15 @@ def _refusal(sample: Sample, fault: str) -> UserError:
 def _pair(row: dict[str, Any], folder: Path) -> PairRow | shards.Rejection:
     """A row in the format `easyr1` as a row of our shards, or why it is none; its last image is the search region."""
     try:
-        images = [read_stored(image, "an image", folder) for image in row["images"] or []]
-        sizes, problem = [decode(image, "an image").size for image in images], row["problem"]
+        stored = [as_rgb(read_stored(image, "an image", folder), "an image") for image in row["images"] or []]
     except UserError as fault:
         return str(fault)
+    images, problem = [image for image, _ in stored], row["problem"]
     if len(images) < 2 or not isinstance(problem, str) or problem.count(prompts.PLACE) != len(images):
         return "images do not fit their places in the problem"
-    width, height = sizes[-1]
+    if not all(fits(size) for _, size in stored):
+        return "an image is too narrow for the model"
+    width, height = stored[-1][1]
     answer = prompts.parse_box(str(row["answer"]), size=width)
     if width != height or answer is None or not boxes.area(clipped := boxes.clip(answer, width, height)):
         return "answer is no box in a square search region"

@@ -13,7 +13,7 @@ import pytest
 from datasets import Dataset, DatasetDict, Features, Image, List, Value, load_dataset
 from PIL import Image as Picture
 
-from r1track.core import config, files, prompts
+from r1track.core import config, files, images, prompts
 from r1track.core import pairs as pairs_module
 from r1track.core.errors import UserError
 from r1track.data import formats, sample, toy
@@ -180,6 +180,7 @@ BAD = {
     "a place too few": ({"problem": "<image>Where?"}, "images do not fit their places in the problem"),
     "half an image": ({"images": [picture(), {"bytes": picture()["bytes"][:300], "path": None}]}, "cannot be decoded"),
     "an oblong search region": ({"images": [picture(), picture(112, 84)]}, "answer is no box in a square"),
+    "a narrow template": ({"images": [picture(603, 3), picture()]}, "an image is too narrow for the model"),
     "an inverted box": ({"answer": "[30, 40, 10, 20]"}, "answer is no box in a square search region"),
     "a box beyond the crop": ({"answer": "[10, 20, 30, 140]"}, "answer is no box in a square search region"),
     "words": ({"answer": "to the left"}, "answer is no box in a square search region"),
@@ -218,6 +219,36 @@ def test_rows_that_are_no_pairs_are_counted_by_reason(tmp_path: Path) -> None:
     assert sampled[0]["answer"] == [10, 20, 30, 84]  # within the tolerance: clipped
     with pytest.raises(ValueError, match="draws rejected"):
         sample.run(settings(hub=str(data), pairs=50, max_rejected=0.0), None, tmp_path / "none", 1)
+
+
+def stored(image: Picture.Image, kind: str, **options: Any) -> dict[str, Any]:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return {"bytes": stream.getvalue(), "path": None}
+
+
+RAMP = np.linspace(0, 65535, 84 * 84).reshape(84, 84).astype(np.uint16)
+TURNED = Picture.Exif()
+TURNED[274] = 6  # the orientation
+FORMS = {
+    "grey of 16 bits": stored(Picture.fromarray(RAMP), "PNG"),
+    "grey of 16 bits, turned": stored(Picture.fromarray(RAMP), "PNG", exif=TURNED),
+    "grey and alpha": stored(Picture.fromarray((RAMP >> 8).astype(np.uint8)).convert("LA"), "PNG"),
+    "CMYK, turned": stored(Picture.effect_noise((84, 84), 90).convert("CMYK"), "JPEG", exif=TURNED),
+    "a palette with a clear colour": stored(Picture.effect_noise((84, 84), 90).convert("P"), "GIF", transparency=7),
+    "RGB, turned": stored(Picture.effect_noise((84, 84), 90).convert("RGB"), "JPEG", exif=TURNED),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_training_sees_the_pixels_of_our_own_reader_whatever_the_image_s_form(form: str, tmp_path: Path) -> None:
+    rows = [question(images=[FORMS[form]] * 2)] * 4
+    sample.run(settings(hub=str(foreign(rows, tmp_path / "data"))), None, tmp_path / "pairs", 1)
+    (template, search), *_ = pairs_module.load(tmp_path / "pairs" / "train")["images"]
+    expected = np.asarray(images.decode(FORMS[form]["bytes"], "an image"))
+    assert expected.std() > 50
+    for image in (template, search):
+        assert np.array_equal(np.asarray(image.convert("RGB")), expected)
 
 
 def test_an_image_may_be_a_file_in_the_folder_of_the_data_set(tmp_path: Path) -> None:
