@@ -21,6 +21,7 @@ PROJECT = tomllib.loads((config.ROOT / "pyproject.toml").read_text())["project"]
 NOT_IMPORTED = {
     "accelerate": "transformers places weights and trains with it",
     "snakemake": "runs the workflow",
+    "torchao": "pinned for Unsloth",
     "torchvision": "pinned for Unsloth",
     "triton": "pinned for Unsloth",
     "unsloth-zoo": "pinned for Unsloth",
@@ -70,7 +71,7 @@ def test_no_package_is_declared_in_vain() -> None:
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that holds the package as the wheel unpacks it, with nothing else of the repository."""
     folder = tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "README.md"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         (folder / "source").mkdir(exist_ok=True)
         shutil.copy(config.ROOT / name, folder / "source")
     shutil.copytree(config.PACKAGE, folder / "source" / "r1track", ignore=shutil.ignore_patterns("__pycache__"))

@@ -10,6 +10,8 @@ from typing import Any
 import document
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from pydantic import ValidationError
 
 from r1track.core import config, schema
@@ -268,21 +270,23 @@ def test_the_conda_environment_pins_what_the_package_pins() -> None:
     pins = dict(line.split("==") for line in wanted if "==" in line and not line.startswith("easy-vqa"))
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     conda = dict(line.split("==") for line in environment[-1]["pip"] if "==" in line)
-    assert {name: conda.get(name) for name in pins} == pins
+    assert conda == pins
 
 
-def test_the_lock_names_versions_only_and_satisfies_the_package() -> None:
-    from importlib.metadata import requires
-
-    from packaging.requirements import Requirement
-
-    lines = (ROOT / "requirements.lock").read_text().splitlines()
+@pytest.mark.parametrize(("lock", "extra"), [("requirements.lock", "cpu"), ("requirements-card.lock", "gpu")])
+def test_a_lock_names_versions_only_and_satisfies_the_package(lock: str, extra: str) -> None:
+    lines = (ROOT / lock).read_text().splitlines()
     assert all(re.fullmatch(r"[\w.-]+==[\w.!]+", line) for line in lines)
-    locked = {name.lower().replace("_", "-"): version for name, version in (line.split("==") for line in lines)}
-    for requirement in map(Requirement, requires("r1track") or []):
-        if requirement.marker is None or any(requirement.marker.evaluate({"extra": e}) for e in ("", "cpu", "dev")):
-            name = requirement.name.lower().replace("_", "-")
-            assert requirement.specifier.contains(locked[name]), requirement
+    locked = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    for requirement in map(Requirement, project["dependencies"] + extras[extra] + extras["dev"]):
+        assert requirement.specifier.contains(locked[canonicalize_name(requirement.name)]), requirement
+
+
+def test_the_lock_without_a_card_leaves_what_is_cudas_to_torch() -> None:
+    assert not re.findall(r"(?m)^(?:cuda|nvidia|triton).*", (ROOT / "requirements.lock").read_text())
+    assert re.findall(r"(?m)^nvidia.*", (ROOT / "requirements-card.lock").read_text())
 
 
 def test_a_preset_over_another_changes_only_what_it_names() -> None:
