@@ -41,6 +41,11 @@ class Item:
         """The right answer that most people gave, or the only one."""
         return Counter(self.targets or [""]).most_common(1)[0][0]
 
+    @property
+    def scorable(self) -> bool:
+        """Whether the right answer would itself score more than 0."""
+        return bool(self.targets and metrics.BY_NAME[self.metric](self.target, self.targets))
+
     @cached_property
     def image_sha256(self) -> str:
         """SHA-256 of the image file's bytes: questions about one image share it."""
@@ -73,8 +78,9 @@ def choose(answers: Sequence[str], items: int, seed: int) -> list[int]:
 def load(name: str, spec: schema.VqaSet, seed: int, model: schema.Model) -> list[Item]:
     """The chosen items of the set vqa.sets.<name>, the same for every model; model: the limits of an image's pixels.
 
-    A question whose own right answer would score 0 is never chosen. Raises UserError when the set cannot be loaded,
-    lacks a column, has an id twice, has fewer questions than `spec.items`, or the image of a chosen one is broken.
+    A question whose own right answer would score 0 is never chosen, and one whose image is broken is left out: they are
+    counted and named. Raises UserError when the set cannot be loaded, lacks a column, has an id twice, has fewer
+    questions than `spec.items`, or when more than the fraction `spec.max_unusable` of them is left out.
     """
     import datasets
 
@@ -91,20 +97,35 @@ def load(name: str, spec: schema.VqaSet, seed: int, model: schema.Model) -> list
     twice = [doc_id for doc_id, count in Counter(item.doc_id for item in items).items() if count > 1]
     if twice:
         raise UserError(f"{field}.id = {spec.id!r}: {len(twice)} ids occur twice, first {twice[0]!r}; set it to null")
-    groups = rows[spec.group] if spec.group else [item.target for item in items]
-    scorable = [
-        (item, str(group))
-        for item, group in zip(items, groups, strict=True)
-        if item.targets and metrics.BY_NAME[item.metric](item.target, item.targets)
-    ]
+    groups = [str(group) for group in rows[spec.group]] if spec.group else [item.target for item in items]
+    return _draw(items, groups, spec, field, seed, model)
+
+
+def _draw(
+    items: list[Item], groups: list[str], spec: schema.VqaSet, field: str, seed: int, model: schema.Model
+) -> list[Item]:
+    """The chosen ones of the items of a set, with the sizes of their images, as `load`; groups: of every item."""
+    scorable, wanted = [k for k, item in enumerate(items) if item.scorable], spec.items
     if len(scorable) < len(items):
-        lacking = len(items) - len(scorable)
-        log.warning("%s: left out %d of %d questions: no answer that can be scored", field, lacking, len(items))
-    if spec.items > len(scorable):
-        number = f"{len(scorable)} questions that can be scored; take at most that number"
-        raise UserError(f"{field}.items = {spec.items}: split {spec.split!r} of {spec.source} has {number}")
-    chosen = choose([group for _, group in scorable], spec.items, seed)
-    return [_with_image_size(scorable[index][0], model) for index in chosen]
+        others = ", ".join(item.doc_id for item in items if not item.scorable)
+        lacking = f"{len(items) - len(scorable)} of {len(items)} questions"
+        log.warning("%s: left out %s: no answer that can be scored (%.200s)", field, lacking, others)
+    places = choose([groups[k] for k in scorable], min(wanted, len(scorable)), seed) if scorable else []
+    chosen, faults = list[Item](), list[str]()
+    for place in places:
+        try:
+            chosen.append(_with_image_size(items[scorable[place]], model))
+        except UserError as fault:
+            faults.append(str(fault))
+    if len(chosen) < (wanted if wanted > len(items) else (1 - spec.max_unusable) * wanted):
+        number = f"{len(places)} questions that can be scored; take at most that number"
+        few = f"{field}.items = {wanted}: split {spec.split!r} of {spec.source} has {number}"
+        raise UserError(f"{faults[0]}; {len(faults)} of {len(places)} images cannot be used" if faults else few)
+    if len(chosen) < wanted:
+        log.warning("%s: asks %d of %d questions", field, len(chosen), wanted)
+    for fault in faults:
+        log.warning("left out: %s", fault)
+    return chosen
 
 
 def _rows(spec: schema.VqaSet, field: str) -> tuple[Any, Path]:

@@ -73,9 +73,10 @@ def judge(base: Path, tuned: Path, rule: schema.Verdict) -> Verdict:
         if pairs:
             sets[name], set_draws = _compare(pairs, rule, [rule.seed, place])
             draws.append(set_draws)
-            published = asked.get(f"vqa.sets.{name}.published")
+            field = f"vqa.sets.{name}.published"
+            published = asked.get(f"{field}.{asked.get('model.base')}", asked.get(field))  # older: of the one base
             if not isinstance(published, int | float | None):
-                where = f"{base / 'manifest.json'}: settings.vqa.sets.{name}.published"
+                where = f"{base / 'manifest.json'}: settings.{field}"
                 raise UserError(f"{where}: {published!r} is no number; run the stage `vqa` again")
             faults += validity_faults(name, sets[name], rule, published)
     flagged = flagged_sets(sets, rule)

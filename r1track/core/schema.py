@@ -12,6 +12,7 @@ Name = Annotated[str, Field(pattern=NAME)]
 Schedule = Literal["constant_with_warmup", "linear", "cosine"]
 Layout = Literal["auto", "got10k", "otb", "lasot", "tnl2k", "vot", "vot-flat", "nfs", "trackingnet", "uav123"]
 Peer = Literal["static", "template", "oracle", "csrt"]
+Percent = Annotated[float, Field(ge=0, le=100)]
 Layer = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -262,8 +263,11 @@ class VqaSet(Section):
     group: str | None = Field(None, description="column for stratified sampling; null: the column of the answers")
     id: str | None = Field(None, description="column of ids; null: the row's number in the split")
     prompt: str | None = Field(None, description="prompt template with {question}; null: asks for a word or phrase")
-    published: float | None = Field(None, ge=0, le=100, description="published score of the base, in percent")
+    published: dict[str, Percent] = Field({}, description="published scores in percent, by the base's id (model.base)")
     max_tokens: int = Field(16, ge=1, description="maximum length of an answer in tokens")
+    max_unusable: float = Field(
+        0.1, ge=0, lt=1, description="largest fraction of `items` that is left out because it cannot be scored"
+    )
 
     @model_validator(mode="after")
     def _has_place(self) -> Self:

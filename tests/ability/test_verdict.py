@@ -315,6 +315,30 @@ def test_a_base_far_from_its_published_score_is_invalid(tmp_path):
     assert judged.verdict == "RETAINED"
 
 
+PUBLISHED = {"mmstar": (55.9, 63.9), "textvqa": (79.3, 84.9), "chartqa": (84.0, 87.3), "ai2d": (81.6, 83.9),
+             "refcoco": (89.1, 90.0), "ocrbench": (79.7, 86.4)}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("preset", "base", "column", "shift", "word"),
+    [
+        ("best", "Qwen/Qwen2.5-VL-3B-Instruct", 0, 7.5, "RETAINED"),
+        ("best", "Qwen/Qwen2.5-VL-3B-Instruct", 0, 8.5, "INVALID"),
+        ("best-7b", "Qwen/Qwen2.5-VL-7B-Instruct", 1, 7.5, "RETAINED"),
+        ("best-7b", "Qwen/Qwen2.5-VL-7B-Instruct", 1, -8.5, "INVALID"),
+        ("best", "someone/another-base", 0, -30, "RETAINED"),
+    ],
+)
+def test_a_base_is_measured_by_its_own_published_scores(preset, base, column, shift, word, tmp_path):
+    settings = config.stage_values(config.resolve({"preset": preset, "model": {"base": base}}), "vqa")
+    for name, scores in PUBLISHED.items():
+        wrong = round(6 * (100 - scores[column] - shift))
+        write(tmp_path / "base", range(wrong), name=name, settings=settings)
+    judged = verdict.judge(tmp_path / "base", tmp_path / "base", RULE)
+    assert judged.verdict == word
+    assert (len(judged.reasons) == len(PUBLISHED)) == (word == "INVALID")
+
+
 def test_what_the_stage_measured_beside_the_answers_is_kept(base, tmp_path):
     kl = {"tracking": {"prompts": 64, "tokens": 900, "nats": 0.25}}
     judged = verdict.judge(base, write(tmp_path / "tuned", range(0, 600, 5), kl=kl), RULE)

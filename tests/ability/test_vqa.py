@@ -175,6 +175,12 @@ def test_the_preset_asks_all_sets_of_the_check_with_at_least_three_hundred_quest
     assert min(spec.items for spec in PRESET.vqa.sets.values()) >= PRESET.verdict.min_items
 
 
+def test_prompts_and_limits_of_mmstar_and_ocrbench_are_those_of_lmms_eval():
+    mmstar, ocrbench = PRESET.vqa.sets["mmstar"], PRESET.vqa.sets["ocrbench"]
+    assert mmstar.prompt == "{question}\nAnswer with the option's letter from the given choices directly"
+    assert (ocrbench.prompt, ocrbench.max_tokens) == ("{question}", 128)
+
+
 @pytest.mark.parametrize("name", FORMS)
 def test_a_set_of_the_preset_is_read_in_its_publishers_columns(name, stored):
     columns, features, question, targets = FORMS[name]
@@ -262,6 +268,32 @@ def test_a_broken_image_is_refused_with_its_question_before_anything_is_asked(st
     source = stored({"question": ["colour?", "size?"], "answer": ["red", "blue"]})
     with pytest.raises(ValueError, match=r"vqa\.sets\.mine: image of question 0 \('colour\?.*'\) cannot be decoded"):
         load(schema.VqaSet(source=source, items=2))
+
+
+@pytest.mark.parametrize(("usable", "passes"), [(480, True), (450, True), (449, False), (100, False)])
+def test_a_set_of_500_rows_is_asked_with_a_few_that_cannot_be_scored_and_refused_with_many(
+    usable, passes, stored, caplog
+):
+    answers = ["red" if k < usable else None for k in range(500)]
+    source = stored({"question": [f"q{k}" for k in range(500)], "answer": answers})
+    if passes:
+        assert [item.doc_id for item in load(schema.VqaSet(source=source))] == [str(k) for k in range(usable)]
+        assert f"left out {500 - usable} of 500 questions: no answer that can be scored ({usable}, " in caplog.text
+        assert f"asks {usable} of 500 questions" in caplog.text
+    else:
+        with pytest.raises(UserError, match=rf"mine\.items = 500: .* has {usable} questions that can be scored"):
+            load(schema.VqaSet(source=source))
+
+
+def test_a_few_broken_images_are_left_out_by_name_the_same_ones_for_every_model(stored, pictures, caplog):
+    good, bad = pictures[0], {"bytes": b"no image", "path": None}
+    columns = {"image": [bad if k in (3, 17) else good for k in range(20)], "question": [f"q{k}" for k in range(20)]}
+    spec = schema.VqaSet(source=stored({**columns, "answer": ["red"] * 20}), items=20)
+    assert [item.doc_id for item in load(spec)] == [str(k) for k in range(20) if k not in (3, 17)]
+    for k in (3, 17):
+        assert f"left out: vqa.sets.mine: image of question {k} ('q{k}" in caplog.text
+    with pytest.raises(UserError, match=r"image of question 3 .*; 2 of 20 images cannot be used"):
+        load(spec.model_copy(update={"max_unusable": 0.05}))
 
 
 @pytest.mark.parametrize("size", [(201, 1), (3, 604)])
