@@ -45,8 +45,8 @@ def show_end(results: str, began: float) -> None:
         Console().print(Markdown(summary.read_text(encoding="utf-8")))
     for file in sorted(Path(results, "logs").rglob("*.failed")):
         if _is_new(file, began):
-            log, (stage, status) = file.with_suffix(""), file.read_text(encoding="utf-8").split()
-            text = log.read_text(encoding="utf-8") if _is_new(log, began) else ""
+            log, (stage, status, *_) = file.with_suffix(""), [*file.read_text(encoding="utf-8").split(), "?", "?"]
+            text = log.read_text(encoding="utf-8", errors="replace") if _is_new(log, began) else ""
             message = f"{stage} failed: {cause(text, status)}\n    log: {log}"
             Console(stderr=True).print(Text(message, style="bold red"), soft_wrap=True)
 

@@ -92,6 +92,10 @@ def load(name: str, spec: schema.VqaSet, seed: int, model: schema.Model) -> list
     if missing or not isinstance(rows.features["image"], datasets.Image):
         fault = f"no column {', '.join(missing)}" if missing else "no pictures in the column image"
         raise UserError(f"{field}: {spec.source} has {fault}; its columns: {sorted(rows.features)}")
+    if spec.options and isinstance(rows.features[spec.options], datasets.Value):
+        raise UserError(
+            f"{field}.options = {spec.options!r}: holds no lists, one text for each option; take another set"
+        )
     stored = rows.select_columns("image").cast_column("image", datasets.Image(decode=False))
     items = [_item(field, index, row, spec, stored, folder) for index, row in enumerate(rows.select_columns(columns))]
     twice = [doc_id for doc_id, count in Counter(item.doc_id for item in items).items() if count > 1]
@@ -165,8 +169,7 @@ def _item(field: str, index: int, row: dict[str, Any], spec: schema.VqaSet, stor
     question, answer = row[spec.question], row[spec.answer]
     question = str((question[0] if isinstance(question, list) and question else question) or "")
     if spec.metric == "box":
-        box = np.array(answer, dtype=np.float64) if np.shape(answer) == (4,) else np.zeros(4)
-        answer = str(xywh_to_xyxy(box).tolist()) if np.isfinite(box).all() and min(box[2:]) > 0 else None
+        answer = _box(answer)
     answers = answer if isinstance(answer, list) else [answer]
     targets = [str(one["answer"] if isinstance(one, dict) else one) for one in answers if one not in (None, "")]
     if spec.options:
@@ -186,6 +189,17 @@ def _item(field: str, index: int, row: dict[str, Any], spec: schema.VqaSet, stor
     item = Item(field, doc_id, question, targets, metric, lambda: read_stored(stored[index]["image"], name, folder))
     name = item.image_name
     return item
+
+
+def _box(answer: Any) -> str | None:
+    """The corners of a box x, y, w, h as JSON; None for what is no box."""
+    try:
+        box = np.array(answer, dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
+    return (
+        str(xywh_to_xyxy(box).tolist()) if box.shape == (4,) and np.isfinite(box).all() and min(box[2:]) > 0 else None
+    )
 
 
 def _with_image_size(item: Item, model: schema.Model) -> Item:

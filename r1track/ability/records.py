@@ -14,11 +14,13 @@ from pydantic import BaseModel, Field, ValidationError
 from r1track.ability import metrics
 from r1track.core import files
 from r1track.core.errors import UserError
+from r1track.core.text import read_text
 
 RowT = TypeVar("RowT")
 # The fields of lmms-eval's samples that we need, and further ones that hold no score.
 NEEDED = ("filtered_resps", "doc_id", "target", "doc_hash")
 NO_SCORE = {*NEEDED, "doc", "input", "image", "resps", "token_counts", "input_media"}
+LARGEST, REMEDY = 2**30, "write the file anew"  # bytes of a file of answers; lmms-eval's hold whole questions
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -177,12 +179,13 @@ def read_rows(path: Path, parse: Callable[[Any], RowT]) -> list[RowT]:
     line for a line that is no JSON or that `parse` refuses.
     """
     rows: list[RowT] = []
-    for number, line in enumerate(path.read_bytes().removesuffix(b"\n").split(b"\n"), start=1):
+    lines = read_text(path, REMEDY, LARGEST).removesuffix("\n").split("\n")
+    for number, line in enumerate(lines, start=1):
         try:
             rows.append(parse(json.loads(line)))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # the second: nested without end
             fault = files.field_faults(error) if isinstance(error, ValidationError) else error
-            raise UserError(f"{path}, line {number}: {fault}; write the file anew") from error
+            raise UserError(f"{path}, line {number}: {fault}; {REMEDY}") from error
     return rows
 
 

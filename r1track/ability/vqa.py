@@ -130,13 +130,13 @@ def _pooled(repeats: Sequence[Repeat]) -> Repeat | None:
 def _probes(settings: config.Settings, chosen: dict[str, list[Item]], pairs: Path | None) -> "list[Probe]":
     """Prompts on which the KL to the base is measured: `questions` from all sets, `tracking` from held-out pairs."""
     from r1track.ability.kl import Probe
-    from r1track.core.pairs import held_out
+    from r1track.core.pairs import PairsManifest, held_out
 
     count = settings.vqa.kl_prompts
     items = [item for items in chosen.values() for item in items]
     items = items[:: max(1, len(items) // max(1, count))][:count]
     probes = [Probe("questions", prompts.ask(item.question), [item.picture()]) for item in items]
     if pairs and count:
-        think = files.read_json(pairs / "manifest.json")["settings"]["task"]["think"]
+        think = files.read_record(pairs / "manifest.json", PairsManifest).settings.task.think
         probes += [Probe("tracking", *pair) for pair in zip(*held_out(pairs, count, think), strict=True)]
     return probes

@@ -17,6 +17,7 @@ from yaml.constructor import ConstructorError
 from r1track.core import config_errors, files
 from r1track.core.errors import UserError
 from r1track.core.schema import Settings
+from r1track.core.text import read_text
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ROOT = PACKAGE.parent  # of the repository, where there is one: an installed package has none
@@ -101,14 +102,13 @@ class _Loader(yaml.SafeLoader):
         return value
 
 
-def parse_yaml(text: str | bytes, source: str) -> Any:
+def parse_yaml(text: str, source: str) -> Any:
     """The value of a YAML document, None from an empty one. Raises UserError with `source`, its name, and the line."""
     try:
         return yaml.load(text, _Loader)
-    except yaml.reader.ReaderError as error:
-        raise UserError(f"{source}: not text in UTF-8 ({error.reason}); save it in that encoding") from error
     except (yaml.YAMLError, LookupError, AttributeError, ValueError, RecursionError) as error:  # some by odd tags
-        mark, reason = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
+        mark, reason = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        reason = reason or getattr(error, "reason", None) or error  # the second of characters that YAML does not take
         raise UserError(f"{source}{f', line {mark.line + 1}' if mark else ''}: {reason}") from error
 
 
@@ -117,7 +117,7 @@ def read_layer(path: Path) -> Layer:
     source = min(str(path), os.path.relpath(path), key=len)
     if not path.is_file():
         raise ConfigError(f"{source}: no such configuration; give config.yaml or results/<run>/config/<stage>.json")
-    values = files.read_json(path) if path.suffix == ".json" else parse_yaml(path.read_bytes(), source)
+    values = files.read_json(path) if path.suffix == ".json" else parse_yaml(read_text(path), source)
     if not isinstance(values, dict | None):
         raise UserError(f"{source}: expected sections of `field: value`, found {type(values).__name__}")
     return Layer(source, values or {})

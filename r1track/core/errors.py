@@ -74,3 +74,14 @@ def naming(place: Path) -> Iterator[None]:
         if fault is None:
             raise
         raise UserError(fault) from error
+
+
+@contextmanager
+def reading(place: Path, remedy: str) -> Iterator[None]:
+    """Let what a library says of files that it cannot read, by any kind of error, be a UserError that names `place`."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or environment_fault(error):
+            raise
+        raise UserError(f"{place}: cannot be read ({error!r}); {remedy}") from error

@@ -20,6 +20,7 @@ from typing import Any, TextIO, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from r1track.core.errors import UserError, naming
+from r1track.core.text import read_text
 
 log = logging.getLogger(__name__)
 PACKAGES = (
@@ -92,12 +93,13 @@ def json_text(value: Any) -> str:
     return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; UserError names a file that is not JSON."""
+def read_json(path: Path, remedy: str = "delete it and rerun the stage that writes it") -> Any:
+    """Read a JSON file; UserError names a file that is missing, no text or no JSON."""
+    text = read_text(path, remedy)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); delete it and rerun the stage that writes it") from error
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # no JSON, an integer of too many digits, or nested without end
+        raise UserError(f"{path}: not valid JSON ({error}); {remedy}") from error
 
 
 def read_record(path: Path, record: type[RecordT]) -> RecordT:

@@ -18,7 +18,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.utils.logging import disable_progress_bar
 
 from r1track.core import files, schema
-from r1track.core.errors import MissingFile, UserError
+from r1track.core.errors import MissingFile, UserError, reading
 from r1track.core.prompts import Messages
 
 disable_progress_bar()  # the stages have progress bars of their own
@@ -26,6 +26,7 @@ Images = Sequence[Sequence[Image.Image]]  # of each question, in the order of th
 Quantize = Literal["nf4", "none"]
 TINY = files.resolve_path("tiny")
 MODEL_TYPE = "qwen2_5_vl"
+COPY = "copy the model again"
 # Never sampled: in a completion they would stand for an image that is missing, and fail the next forward pass.
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 
@@ -73,14 +74,15 @@ def resolve_model_dir(base: str, revision: str | None = None) -> Path:
 def load_processor(folder: Path, settings: schema.Model) -> ImageProcessorOnly:
     """The processor of the model in `folder`, with the configured pixel limits; prompts are padded on the left.
 
-    Raises UserError for a model without a chat template.
+    Raises UserError for a model without a chat template, and for files that cannot be read.
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     size = {"shortest_edge": settings.min_pixels, "longest_edge": settings.max_pixels}
-    images = Qwen2VLImageProcessorPil.from_pretrained(folder, size=size)
-    template, older = tokenizer.chat_template, folder / "chat_template.json"  # where older repositories keep it
-    if not template and older.is_file():
-        template = files.read_json(older)["chat_template"]
+    with reading(folder, COPY):
+        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+        images = Qwen2VLImageProcessorPil.from_pretrained(folder, size=size)
+        template, older = tokenizer.chat_template, folder / "chat_template.json"  # where older repositories keep it
+        if not template and older.is_file():
+            template = files.read_json(older, COPY)["chat_template"]
     if not template:
         raise UserError(f"{folder}: there is no chat template; take an Instruct model")
     return ImageProcessorOnly(images, tokenizer, chat_template=template)
@@ -111,7 +113,7 @@ def check_weights(folder: Path) -> None:
 
     Names and shapes are read, no values: transformers loads the model onto the device `meta`, and renames old names.
     """
-    described = files.read_json(folder / "config.json")
+    described = files.read_json(folder / "config.json", COPY)
     kind = described.get("model_type") if isinstance(described, dict) else None
     if kind != MODEL_TYPE:
         raise UserError(f"{folder / 'config.json'}: model_type = {kind!r}; take a Qwen2.5-VL model ({MODEL_TYPE!r})")
@@ -119,12 +121,10 @@ def check_weights(folder: Path) -> None:
         raise UserError(f"{folder}: its weights are quantised already; take the 16-bit model that they were made from")
     for file in sorted(folder.glob("*.safetensors")):
         _stored_names(file)
-    try:
+    with reading(folder, COPY):
         loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             folder, device_map={"": "meta"}, ignore_mismatched_sizes=True, output_loading_info=True
         )
-    except Exception as error:  # whatever transformers says of files that it cannot read
-        raise UserError(f"{folder}: transformers cannot read it ({error!r}); copy the model again") from error
     report = loaded[1]
     other_shape = [key for key, *_ in report["mismatched_keys"]]
     _refuse_keys(folder, report["missing_keys"], report["unexpected_keys"], other_shape)
@@ -176,11 +176,9 @@ def attach(model: Any, adapter: Path) -> PeftModelForCausalLM:
         if not file.is_file():
             raise MissingFile(f"{file}: not there; give an adapter that `train` wrote")
     stored = _stored_names(weights)
-    try:
+    with reading(adapter, "give an adapter that `train` wrote over this base"):
         adapted = PeftModelForCausalLM(model, LoraConfig.from_pretrained(str(adapter)))
         report = adapted.load_adapter(str(adapter), "default", ignore_mismatched_sizes=True)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{adapter}: {error}; give an adapter that `train` wrote over this base") from error
     absent = {name.replace(".default.", ".") for name in report.missing_keys}
     _refuse_keys(adapter, absent - stored, report.unexpected_keys, absent & stored)
     check_finite(((name, tensor) for name, tensor in adapted.named_parameters() if ".default." in name), adapter)

@@ -9,8 +9,9 @@ import pyarrow.compute
 import pyarrow.parquet
 from datasets import Dataset, Features, Image, List, Value, load_dataset
 
-from r1track.core import prompts
-from r1track.core.errors import MissingFile, UserError
+from r1track.core import prompts, schema
+from r1track.core.errors import MissingFile, UserError, reading
+from r1track.core.records import Record
 
 _number, _integer, _text = Value("float64"), Value("int32"), Value("string")
 _box = List(_number, length=4)
@@ -40,24 +41,36 @@ class PairRow(TypedDict):
 FEATURES = Features({name: kind.__metadata__[0] for name, kind in get_type_hints(PairRow, include_extras=True).items()})
 
 
+class _PairsSettings(Record):
+    task: schema.Task
+
+
+class PairsManifest(Record):
+    """What of the manifest of pairs is read again."""
+
+    settings: _PairsSettings
+
+
 def load(folder: Path, *, cache: Path | None = None) -> Dataset:
     """The pairs in the shards of a folder (`.../pairs/train` or `.../pairs/val`), with the columns FEATURES.
 
     cache: folder for a memory-mapped copy; without it all pairs are read into memory.
-    Raises MissingFile when there is no shard, and UserError for a box that is not finite.
+    Raises MissingFile when there is no shard, and UserError for damaged ones and for a box that is not finite.
     """
     shards = sorted(str(p) for p in folder.glob("*.parquet"))
     if not shards:
         raise MissingFile(f"{folder}: no Parquet shards; run `r1track sample` first")
-    if cache is None:
-        pairs = Dataset(pyarrow.parquet.ParquetDataset(shards).read())
-    else:
-        pairs = load_dataset("parquet", data_files=shards, split="train", cache_dir=str(cache))
-    for name in ("answer", "template_box", "second_box"):
-        finite = pyarrow.compute.is_finite(pyarrow.compute.list_flatten(pairs.data.column(name)))
-        if pyarrow.compute.all(finite).as_py() is False:  # null where all boxes are
-            row, box = next((k, box) for k, box in enumerate(pairs[name]) if box and not all(map(math.isfinite, box)))
-            raise UserError(f"{folder}: {name} of pair {row + 1} is {box}; run `r1track sample` again")
+    remedy = "run `r1track sample` again"
+    with reading(folder, remedy):
+        if cache is None:
+            pairs = Dataset(pyarrow.parquet.ParquetDataset(shards).read())
+        else:
+            pairs = load_dataset("parquet", data_files=shards, split="train", cache_dir=str(cache))
+        for name in ("answer", "template_box", "second_box"):
+            finite = pyarrow.compute.is_finite(pyarrow.compute.list_flatten(pairs.data.column(name)))
+            if pyarrow.compute.all(finite).as_py() is False:  # null where all boxes are
+                row, box = next((k, b) for k, b in enumerate(pairs[name]) if b and not all(map(math.isfinite, b)))
+                raise UserError(f"{folder}: {name} of pair {row + 1} is {box}; {remedy}")
     return pairs
 
 

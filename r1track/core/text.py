@@ -9,14 +9,17 @@ LARGEST = 2**26  # bytes of a text file; an annotation of 100 000 frames has 2 *
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?(nan|inf)", re.ASCII | re.IGNORECASE)
 
 
-def read_text(path: Path, remedy: str = "restore it") -> str:
-    """The text of a file in UTF-8, or in UTF-16 with a mark, its line ends kept. Raises MissingFile and UserError."""
+def read_text(path: Path, remedy: str = "restore it", most: int = LARGEST) -> str:
+    """The text of a file in UTF-8, or in UTF-16 with a mark, its line ends kept. Raises MissingFile and UserError.
+
+    most: bytes that the file may have.
+    """
     if not path.is_file():  # a pipe or a device would be read for ever
         raise MissingFile(f"{path}: no such file; {remedy}")
     with path.open("rb") as stream:
-        data = stream.read(LARGEST + 1)
-    if len(data) > LARGEST:
-        raise UserError(f"{path}: more than {LARGEST} bytes, which is no text of ours; {remedy}")
+        data = stream.read(most + 1)
+    if len(data) > most:
+        raise UserError(f"{path}: more than {most} bytes, which is no text of ours; {remedy}")
     encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:
         return data.decode(encoding)

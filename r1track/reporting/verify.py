@@ -171,7 +171,7 @@ def _report(run: Run, place: Path, record: Record) -> Iterator[Finding]:
         saved, now = (files.read_json(side / "summary.json") for side in sides)
         yield run.compare(record, "report/summary.json", saved, now)
         for name in ("summary.md", "index.html"):
-            texts = (PICTURES.sub("", (side / name).read_text(encoding="utf-8")) for side in sides)
+            texts = (PICTURES.sub("", (side / name).read_text(encoding="utf-8", errors="replace")) for side in sides)
             was, lines = ({"line": text.splitlines()} for text in texts)
             finding = run.compare(record, f"report/{name}", was, lines)
             roots = [run.records[Path(f"tracks/base/{split}/provenance.json")].inputs["split"] for split in now["sets"]]

@@ -6,13 +6,12 @@ run: the tracker is deterministic. The zip is read back and checked before it st
 
 import re
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from r1track.core.boxes import Array
-from r1track.core.errors import UserError
+from r1track.core.errors import UserError, reading
 from r1track.core.files import Provenance
 from r1track.core.sequences import read_list, read_split
 from r1track.tracking.track_files import BOXES, TIMES, as_text, read_result
@@ -27,9 +26,7 @@ def verify(path: Path, root: Path | None = None) -> None:
     root: the split; with it, the given first boxes and the lengths are compared too.
     """
     split = {sequence.name: sequence for sequence in read_split(root)} if root else {}
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"{path}: no zip file; run `r1track submit` again")
-    with zipfile.ZipFile(path) as archive:
+    with reading(path, "run `r1track submit` again"), zipfile.ZipFile(path) as archive:
         expected = {form.format(name) for name in NAMES for form in ROWS}
         for file in sorted(expected ^ set(archive.namelist())):
             raise UserError(f"{file} is {'missing' if file in expected else 'too much'}; track the test split")
@@ -44,10 +41,7 @@ def verify(path: Path, root: Path | None = None) -> None:
 
 def _read_rows(archive: zipfile.ZipFile, file: str, row: re.Pattern[str]) -> Array:
     """The numbers of a file whose lines all match `row`, shape (lines, numbers of a line)."""
-    try:
-        lines = archive.read(file).decode().splitlines()
-    except (zipfile.BadZipFile, zlib.error, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: {error}; track it again") from error
+    lines = archive.read(file).decode().splitlines()
     for number, line in enumerate(lines, 1):
         if not row.fullmatch(line):
             raise UserError(f"{file}, line {number}: {line!r}; track it again")

@@ -38,7 +38,7 @@ def _write_merged(folder: Path, adapter: Path, onto: str, out: Path) -> float:
     The share is the update's projection onto what changed: 1 but for rounding, which loses what is below half a unit in
     the last of 16 bits. Raises UserError when the adapter changes nothing.
     """
-    stored = files.read_json(folder / "config.json")
+    stored = files.read_json(folder / "config.json", models.COPY)
     dtype = {"float16": torch.float16}.get(stored.get("dtype", stored.get("torch_dtype")), torch.bfloat16)
     base: Any = models.load_weights(folder, dtype, device="cpu")  # the sum needs no card, and a 7B base fills one
     if onto == "dequantised":

@@ -245,6 +245,24 @@ def test_boxes_and_options_that_cannot_be_scored_are_counted(stored, caplog):
     assert "left out 3 of 4 questions" in caplog.text
 
 
+def test_options_in_one_text_are_refused(stored):
+    """As in MMMU: its characters would be asked as options."""
+    source = stored(
+        {"question": ["a"], "answer": ["B"], "options": ["['cat', 'dog']"]}, options=datasets.Value("string")
+    )
+    with pytest.raises(
+        UserError, match=r"vqa\.sets\..*\.options = 'options': holds no lists, one text for each option"
+    ):
+        load(schema.VqaSet(source=source, items=1, metric="choice", options="options"))
+
+
+def test_an_answer_that_is_no_box_is_counted(stored, caplog):
+    columns = {"question": ["a"] * 3, "answer": [["1", "2", "x", "4"], ["1", "2"], ["1", "2", "3", "4"]]}
+    (item,) = load(schema.VqaSet(source=stored(columns, answer=TEXTS), items=1, metric="box"))
+    assert "left out 2 of 3 questions" in caplog.text
+    assert item.doc_id == "2"
+
+
 def test_more_options_than_letters_two_right_answers_and_odd_digits_are_counted_as_not_scorable(stored, caplog):
     many = [f"thing {k}" for k in range(27)]
     answers = [["26"], ["A"], ["0", "1"], ["²"], ["٣"], ["25"]]

@@ -163,7 +163,7 @@ def test_teaching_lowers_the_loss(tmp_path: Path) -> None:
         (None, {"model_type": "qwen2_vl"}, r"config.json: model_type = 'qwen2_vl'; take a Qwen2.5-VL model"),
         (None, {"model_type": None}, r"config.json: model_type = None; take a Qwen2.5-VL model"),
         (None, {"quantization_config": {"quant_method": "awq"}}, r"quantised already; take the 16-bit model"),
-        (None, {"text_config": {"hidden_size": "wide"}}, r"transformers cannot read it .*hidden_size.*copy the model"),
+        (None, {"text_config": {"hidden_size": "wide"}}, r"cannot be read .*hidden_size.*copy the model"),
     ],
 )  # fmt: skip
 def test_a_base_whose_weights_would_not_all_be_loaded_is_refused_by_folder_and_names(
@@ -214,11 +214,49 @@ def test_a_missing_shard_and_a_file_that_is_cut_short_are_named(tmp_path: Path) 
         with pytest.raises(UserError, match=f"^{second}: cannot be read .*; copy or make it again"):
             models.load(str(sharded), SETTINGS.model)
     second.unlink()
-    with pytest.raises(UserError, match=f"^{sharded}: transformers cannot read it .*{second.name}"):
+    with pytest.raises(UserError, match=f"^{sharded}: cannot be read .*{second.name}"):
         models.load(str(sharded), SETTINGS.model)
     (sharded / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(UserError, match=f"^{sharded}: transformers cannot read it .*weight_map"):
+    with pytest.raises(UserError, match=f"^{sharded}: cannot be read .*weight_map"):
         models.load(str(sharded), SETTINGS.model)
+
+
+NO_JSON = {
+    "cut short": b'{"model_type": "qwen2_5_vl", ',
+    "empty": b"",
+    "a list": b"[]",
+    "null": b"null",
+    "Latin-1": '{"über": 1}'.encode("latin-1"),
+    "nested without end": b"[" * 100_000,
+    "a number without end": b'{"model_type": ' + b"9" * 5000 + b"}",
+}
+
+
+@pytest.mark.parametrize("kind", NO_JSON)
+@pytest.mark.parametrize("name", ["config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_a_base_whose_small_files_are_damaged_is_to_be_copied_again(name: str, kind: str, tmp_path: Path) -> None:
+    """Not to be deleted and made by a stage, as a result is: no stage writes a base."""
+    base = shutil.copytree(models.TINY, tmp_path / "base")
+    (base / name).write_bytes(NO_JSON[kind])
+    with pytest.raises(UserError, match=f"^{base}.*; (copy the model again|take a Qwen2.5-VL model|save the file as)"):
+        models.check_weights(base) if name == "config.json" else models.load_processor(base, SETTINGS.model)
+
+
+@pytest.mark.parametrize("content", ["null", '["default"]', "{}", "[", '{"default": 1', '{"other": 1}'])
+def test_an_older_chat_template_of_another_form_is_refused_by_folder(content: str, tmp_path: Path) -> None:
+    base = shutil.copytree(models.TINY, tmp_path / "base")
+    (base / "chat_template.jinja").unlink()
+    (base / "chat_template.json").write_text(content)
+    with pytest.raises(UserError, match=f"^{base}.*; copy the model again"):
+        models.load_processor(base, SETTINGS.model)
+
+
+@pytest.mark.parametrize("kind", NO_JSON)
+def test_an_adapter_whose_configuration_is_damaged_is_named(kind: str, adapter: Path, tmp_path: Path) -> None:
+    wrong = shutil.copytree(adapter, tmp_path / "wrong")
+    (wrong / "adapter_config.json").write_bytes(NO_JSON[kind])
+    with pytest.raises(UserError, match=f"^{wrong}: cannot be read .*; give an adapter that `train` wrote"):
+        models.load("tiny", SETTINGS.model, adapter=wrong)
 
 
 def test_a_base_that_was_saved_in_four_bits_is_refused(tmp_path: Path) -> None:

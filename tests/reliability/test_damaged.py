@@ -1,11 +1,10 @@
-"""Claims about damaged input: a hundred kinds, each refused by a message that names the file, or counted; and a fuzz.
+"""Claims about damaged input: a hundred kinds, each refused by a message that names the file, or counted.
 
 Everything else that a reader may do with a damaged file is a fault: a traceback, a hang, or a wrong number in silence.
 """
 
 import io
 import os
-import shutil
 import struct
 import time
 import zipfile
@@ -24,10 +23,10 @@ from r1track.ability import questions
 from r1track.core import config, images, schema
 from r1track.core.crops import Crop
 from r1track.core.errors import UserError
-from r1track.core.sequences import Sequence, read_sequence, read_split
+from r1track.core.sequences import Sequence, read_split
 from r1track.data import shards
 from r1track.tracking import score, submit
-from r1track.tracking.track_files import Track, read_track, write_track
+from r1track.tracking.track_files import Track, write_track
 
 Damage = bytes | Callable[[Path], object]
 FRAMES = 4
@@ -276,7 +275,7 @@ def test_a_damaged_zip_is_refused_by_name(kind: str, tmp_path: Path) -> None:
             archive.writestr(f"{name}/{name}_time.txt", "0.1\n" * 50)
     submit.verify(tmp_path / "a.zip")
     (tmp_path / "a.zip").write_bytes(ZIPS[kind]((tmp_path / "a.zip").read_bytes()))
-    with pytest.raises(UserError, match=r"a\.zip: no zip file|GOT-10k_Test_000001"):
+    with pytest.raises(UserError, match=r"a\.zip: cannot be read .*; run `r1track submit` again"):
         submit.verify(tmp_path / "a.zip")
 
 
@@ -316,80 +315,3 @@ def test_a_damaged_question_is_refused_with_its_set_and_number(
 def test_these_are_a_hundred_kinds() -> None:
     tables = (*ANNOTATION.values(), *TRACK.values(), FRAME, ZIPS, QUESTIONS)
     assert sum(len(table) for table in tables) >= 100
-
-
-SPICE = [
-    b"\0", b"nan", b"1e999", b"-", b",", b"\r", b"\n\n", b"\xef\xbb\xbf", b"\xff\xfe", b"\xe2\x80\xa8", b'"', b"../",
-    b"/", b"\xff", b"9" * 30, b"\t", b" ", b"e", b"_", b"\xc2\x85", b"clip\n", b"0", b"1,2,3,4\n",
-]  # fmt: skip
-
-
-def mutate(data: bytes, rng: np.random.Generator) -> bytes:
-    """The bytes after one to four small accidents."""
-    for _ in range(rng.integers(1, 5)):
-        low, high = sorted(rng.integers(0, len(data) + 1, 2).tolist())
-        high = min(high, low + 12)
-        piece = [b"", data[low:high] * 2, SPICE[rng.integers(len(SPICE))], bytes(rng.integers(0, 256, 2).tolist())]
-        data = data[:low] + piece[rng.integers(4)] + data[high if rng.random() < 0.7 else low :]
-    return data if rng.random() < 0.9 else data[: rng.integers(0, len(data) + 1)]
-
-
-CORNERS = "".join(f"{x},12,{x + 20},12,{x + 20},28,{x},28\n" for x in range(10, 10 + FRAMES))
-VATIC = "".join(f'0 {t} 12 {t + 20} 28 {t} 0 0 0 "ball"\n' for t in range(FRAMES))
-# File, content, layout (none: the file is read from the list on), and how many times it is mutated.
-FUZZED = [
-    ("list.txt", b"clip\n./clip2\n", None, 1500),
-    ("clip/groundtruth.txt", ROWS.encode(), "got10k", 800),
-    ("clip/groundtruth.txt", ROWS.replace(",", "\t").encode("utf-16"), "got10k", 500),
-    ("clip/groundtruth.txt", CORNERS.encode(), "vot-flat", 500),
-    ("clip.txt", VATIC.encode(), "nfs", 500),
-    ("clip/cover.label", b"8\n8\n4\n0\n", "got10k", 500),
-    ("clip/out_of_view.txt", b"0,0,1,0", "got10k", 500),
-    ("clip/meta_info.ini", b"[METAINFO]\nresolution: (64, 48)\nobject_class: dog\n", "got10k", 500),
-    ("clip/nlp.txt", "ein grüner Ball".encode(), "got10k", 500),
-]
-
-
-@pytest.mark.parametrize(("file", "content", "layout", "count"), FUZZED)
-def test_a_mutated_annotation_is_read_or_refused_by_name(
-    file: str, content: bytes, layout: str | None, count: int, root: Path
-) -> None:
-    shutil.copytree(root / "clip", root / "clip2")
-    rng, refused = np.random.default_rng(zlib.crc32(file.encode()) + len(content)), 0
-    for label in root.glob("*/*.label"):  # they would have to fit the mutated frames of NfS
-        label.unlink()
-    for _ in range(count):
-        (root / file).write_bytes(mutate(content, rng))
-        try:
-            sequences = [read_sequence(root / "clip", layout)] if layout else read_split(root)
-        except UserError as error:
-            sequences, message = [], str(error)
-            refused += Path(file).name in message
-        assert sequences or Path(file).name in message
-        for sequence in sequences:
-            n = len(sequence.frames)
-            assert sequence.boxes.shape in ((n, 4), (1, 4))
-            assert np.abs(sequence.boxes).max() <= 2e6
-            assert sequence.absent.shape == sequence.visibility.shape == sequence.cut.shape == (n,)
-            assert min(sequence.resolution()) > 0
-    assert 0 < refused < count or Path(file).name == "meta_info.ini"
-
-
-@pytest.mark.parametrize("file", ["clip_001.txt", "clip_time.txt", "clip_status.csv"])
-def test_a_mutated_track_is_read_or_refused_by_name(file: str, root: Path, tmp_path: Path) -> None:
-    (sequence,) = read_split(root)
-    write_track(tmp_path / "tracks", track_of(sequence))
-    path = tmp_path / "tracks" / "clip" / file
-    content, rng, refused = path.read_bytes(), np.random.default_rng(len(file)), 0
-    for _ in range(600):
-        path.write_bytes(mutate(content, rng))
-        try:
-            track = read_track(tmp_path / "tracks", "clip", FRAMES)
-        except UserError as error:
-            track, message = None, str(error)
-            refused += 1
-        assert track or file in message
-        if track:
-            assert track.boxes.shape == (FRAMES, 4)
-            assert len(track.seconds) == len(track.statuses) == len(track.answers) == FRAMES
-    assert 0 < refused < 600
