@@ -98,19 +98,18 @@ class LiveTrack:
         return Track(self.sequence.name, np.stack(self.boxes), np.array(self.seconds), self.statuses, self.answers)
 
 
-def follow(
+def rounds(
     sequences: list[Sequence],
     predict: Predict,
     settings: Settings,
     *,
     reveal: bool = False,
-    tick: Callable[[int], None] = lambda frames: None,
     read: Callable[[Sequence, int], Image.Image] = lambda sequence, t: read_image(sequence.frames[t]),
-) -> Iterator[Track]:
-    """Track the sequences from their first boxes, track.batch at a time, the longest first; yield each when it is done.
+) -> Iterator[list[LiveTrack]]:
+    """Track the sequences from their first boxes, track.batch at a time, the longest first; yield these in each round.
 
-    reveal: whether the views have the true box. tick: called after each round with the number of frames in it. read:
-    the pixels of a frame; called on other threads, in order within a sequence.
+    A round adds a frame to each, but not to those of a single frame, which are done as they start. reveal: whether the
+    views have the true box. read: the pixels of a frame; called on other threads, in order within a sequence.
     """
     waiting = sorted(sequences, key=lambda sequence: len(sequence.frames))  # the last one is the next
     live: list[LiveTrack] = []
@@ -129,9 +128,22 @@ def follow(
             seconds = time.perf_counter() - begin
             for track in tracks:
                 track.seconds.append(seconds / len(tracks))
-            tick(len(tracks))
-            yield from (track.finish() for track in live if track.done)
+            yield live
             live = [track for track in live if not track.done]
+
+
+def follow(
+    sequences: list[Sequence],
+    predict: Predict,
+    settings: Settings,
+    *,
+    reveal: bool = False,
+    tick: Callable[[int], None] = lambda frames: None,
+) -> Iterator[Track]:
+    """Track the sequences as `rounds` does; yield each when it is done. tick: called with each round's frames."""
+    for live in rounds(sequences, predict, settings, reveal=reveal):
+        tick(sum(len(track.boxes) > 1 for track in live))
+        yield from (track.finish() for track in live if track.done)
 
 
 def _check(sequences: list[Sequence], root: Path, start: str, oracle: bool) -> None:

@@ -156,9 +156,9 @@ def test_a_long_video_is_never_held_in_memory_whole(
     refs: list[weakref.ref[Image.Image]] = []
     most, decode = 0, video.frames
 
-    def watched(source: Path):  # type: ignore[no-untyped-def]
+    def watched(source: Path, first: int = 0):  # type: ignore[no-untyped-def]
         nonlocal most
-        for image, rate in decode(source):
+        for image, rate in decode(source, first):
             refs.append(weakref.ref(image))
             most = max(most, sum(ref() is not None for ref in refs))
             yield image, rate
@@ -206,10 +206,16 @@ def test_a_box_is_given_as_a_line_of_groundtruth_holds_it(text: str) -> None:
     assert video.parse_box(text) == [8, 8, 20, 20]
 
 
-def test_a_playlist_cannot_name_an_address_in_the_network(tmp_path: Path) -> None:
-    (tmp_path / "list.m3u8").write_text("#EXTM3U\n#EXTINF:10,\nhttp://127.0.0.1:9/clip.ts\n#EXT-X-ENDLIST\n")
-    with pytest.raises(UserError, match=r"list\.m3u8: "):
-        next(video.frames(tmp_path / "list.m3u8"))
+def test_a_playlist_can_name_neither_an_address_nor_another_file(clip: Sequence, tmp_path: Path) -> None:
+    other = encode(list(clip.frames[:2]), tmp_path / "other.ts")
+    for name, text in (
+        ("list.m3u8", "#EXTM3U\n#EXTINF:10,\nhttp://127.0.0.1:9/clip.ts\n#EXT-X-ENDLIST\n"),
+        ("files.m3u8", f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{other}\n#EXT-X-ENDLIST\n"),
+        ("list.ffconcat", "ffconcat version 1.0\nfile other.ts\n"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match=f"{name}: "):
+            next(video.frames(tmp_path / name))
 
 
 def test_a_first_frame_too_narrow_for_the_model_needs_a_box(tmp_path: Path) -> None:
