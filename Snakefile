@@ -44,6 +44,14 @@ if STALE and workflow.is_main_process:
         file=sys.stderr,
     )
 
+if workflow.is_main_process and (DOWNLOADS := plan.downloads(PLAN.settings)):
+    print(
+        "To be downloaded; `r1track fetch` does it beforehand, `r1track doctor --online` checks it:",
+        *DOWNLOADS,
+        sep="\n  ",
+        file=sys.stderr,
+    )
+
 BEGAN = time.time()
 LOCK = ExitStack()
 atexit.register(LOCK.close)

@@ -316,15 +316,38 @@ def show_config(
 
 
 @app.command()
+def fetch(
+    config_file: Annotated[Path, typer.Option("--config", help="Configuration to read.")] = Path("config.yaml"),
+    show: Annotated[bool, typer.Option("--list", help="Only print what is needed; asks nothing of a network.")] = False,
+    changes: Changes = None,
+) -> None:
+    """Download the models and data sets of a configuration into the hub's cache. It can be interrupted and goes on."""
+    from r1track.core import hub
+
+    for source in hub.sources(config.load(config_file, changes)):
+        size = hub.cached_bytes(source)
+        if show:
+            state = "not in the cache" if size is None else f"{size / 1e9:.2f} GB in the cache"
+            typer.echo(f"{source.command}  # {source.field}: {state}")
+            continue
+        from r1track.preflight import online
+
+        typer.echo(f"{source.field}: {source.name}: {online.probe(source)}")
+        online.fetch(source)
+        typer.echo(f"{source.field}: {(hub.cached_bytes(source) or 0) / 1e9:.2f} GB in the cache")
+
+
+@app.command()
 def doctor(
     config_file: Annotated[Path, typer.Option("--config", help="Configuration to check.")] = Path("config.yaml"),
     budget: Annotated[float | None, typer.Option(min=0.1, help="Memory of another card than this one, in GB.")] = None,
+    online: Annotated[bool, typer.Option("--online", help="Open each model and data set on the hub, too.")] = False,
     changes: Changes = None,
 ) -> None:
     """Check machine, data and configuration, and plan the memory of every stage, before a run."""
     from r1track.preflight.doctor import examine, peaks
 
-    diagnosis, console = examine(config_file, budget and budget * 1e9, changes), get_console()
+    diagnosis, console = examine(config_file, budget and budget * 1e9, changes, online), get_console()
     for state, subject, finding in diagnosis.lines:
         colour = {"ok": "green", "warning": "yellow", "error": "bold red"}[state]
         console.print(Text.assemble((f"{state:9}", colour), (subject, "bold"), "  ", finding), soft_wrap=True)

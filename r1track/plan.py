@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from r1track.core import files
+from r1track.core import files, hub
 from r1track.core.config import NEEDS, ConfigError, Settings, flat, load, stage_values
 from r1track.core.errors import UserError
 from r1track.core.sequences import read_list
@@ -73,10 +73,6 @@ class Plan:
         places = {"base": self.settings.model.base, "extra": "extra"} | {peer: f"peer:{peer}" for peer in self.peers}
         return places.get(name, f"{self.results}/models/{name}")
 
-    def track_start(self, name: str) -> str:
-        """What tracking starts from on a set: `box` or `text`."""
-        return self.settings.track.starts.get(name, self.settings.track.start)
-
     def initial_model(self, arm: str) -> str:
         """Name of the model that an arm is trained from and that its adapter is merged into: `base` or `sft`."""
         return "sft" if arm == "grpo" and self.settings.train.start == "sft" else "base"
@@ -95,6 +91,7 @@ def make_plan(settings: Settings) -> Plan:
     """The plan of a run. Raises ConfigError when the workflow cannot use a field or data are missing."""
     if not settings.sample.val_pairs:
         raise ConfigError("sample.val_pairs = 0: `merge` compares answers on held-out pairs; give at least 1")
+    _check_sources(settings)
     unknown = settings.track.starts.keys() - settings.data.sets.keys()
     if unknown:
         raise ConfigError(f"track.starts: {min(unknown)!r} is no set; take one of {list(settings.data.sets)}")
@@ -110,6 +107,22 @@ def make_plan(settings: Settings) -> Plan:
     sets = {name: folder for name, (folder, _) in splits.items()}
     test, arms, peers = next(iter(tests), None), list[str](settings.train.arms), list[str](settings.track.peers)
     return Plan(settings, f"results/{settings.run}", scratch, train, sets, test, arms, peers)
+
+
+def _check_sources(settings: Settings) -> None:
+    """Raise ConfigError for a question set whose folder is missing, and offline for what is not in the hub's cache."""
+    for name, one in settings.vqa.sets.items():
+        if one.source != "easy-vqa" and not files.on_hub(one.source) and not Path(one.source).is_dir():
+            remedy = "give a folder, a data set on the hub (owner/name), or easy-vqa"
+            raise ConfigError(f"vqa.sets.{name}.source = {one.source!r}: no such folder; {remedy}")
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE") and (missing := downloads(settings)):
+        raise ConfigError(f"HF_HUB_OFFLINE is set, and the hub's cache lacks {', '.join(missing)}; {hub.REMEDY}")
+
+
+def downloads(settings: Settings) -> list[str]:
+    """What a run would download: field and title of everything from the hub that its cache lacks."""
+    lacking = [source for source in hub.sources(settings) if hub.cached_bytes(source) is None]
+    return [f"{source.field} ({source.title})" for source in lacking]
 
 
 def _split(path: str, field: str, scratch: str) -> tuple[str, str]:

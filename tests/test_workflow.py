@@ -486,6 +486,6 @@ def test_a_run_has_one_test_split_at_most_and_something_to_score(tmp_path: Path)
 def test_a_set_may_be_started_from_text_by_its_name(finished: Path) -> None:
     sets = {"toy-val": "toy/val", "told": "toy/val"}
     run = make_plan({"data": {"sets": sets}, "track": {"starts": {"told": "text"}}})
-    assert [run.track_start(name) for name in sets] == ["box", "text"]
+    assert [run.settings.track.start_of(name) for name in sets] == ["box", "text"]
     with pytest.raises(config.ConfigError, match=r"track\.starts: 'tld' is no set; take one of \['toy-val'\]"):
         make_plan({"track": {"starts": {"tld": "text"}}})

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from r1track.ability import metrics
-from r1track.core import prompts, schema
+from r1track.core import hub, prompts, schema
 from r1track.core.boxes import xywh_to_xyxy
 from r1track.core.crops import fits, processed_size
 from r1track.core.errors import UserError
@@ -86,9 +86,8 @@ def load(name: str, spec: schema.VqaSet, seed: int, model: schema.Model) -> list
 
     field = f"vqa.sets.{name}"
     rows, folder = _rows(spec, field)
-    columns = [c for c in dict.fromkeys((spec.question, spec.answer, spec.options, spec.group, spec.id)) if c]
-    columns += [column for column in ("dataset",) if column in rows.features]
-    missing = [column for column in ("image", *columns) if column not in rows.features]
+    missing = [column for column in spec.columns if column not in rows.features]
+    columns = [*spec.columns[1:], *({"dataset"} & rows.features.keys())]
     if missing or not isinstance(rows.features["image"], datasets.Image):
         fault = f"no column {', '.join(missing)}" if missing else "no pictures in the column image"
         raise UserError(f"{field}: {spec.source} has {fault}; its columns: {sorted(rows.features)}")
@@ -139,12 +138,11 @@ def _rows(spec: schema.VqaSet, field: str) -> tuple[Any, Path]:
     if spec.source == "easy-vqa":
         return _easy_vqa(spec, field)
     try:
-        rows = datasets.load_dataset(spec.source, spec.subset, split=spec.split, revision=spec.revision)
-        return rows, Path(spec.source)
+        return hub.load_rows(spec.source, spec.subset, spec.split, spec.revision), Path(spec.source)
     except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
         raise UserError(
-            f"{field}: cannot load split {spec.split!r} of {spec.source!r}: {error}; check source, subset, split, "
-            "revision and the network, or take source easy-vqa"
+            f"{field}: cannot load split {spec.split!r} of {spec.source!r}: {error}; correct source, subset, split or "
+            f"revision, or {hub.REMEDY}"
         ) from error
 
 

@@ -238,6 +238,10 @@ class Track(Section):
     extra: Extra = Field(Extra(), description="a third-party model")
     endpoint: Endpoint = Field(Endpoint(), description="a server that runs the model")
 
+    def start_of(self, name: str) -> Literal["box", "text"]:
+        """What tracking starts from on a set."""
+        return self.starts.get(name, self.start)
+
 
 class Score(Section):
     """score: scores of the tracks against the true boxes."""
@@ -274,6 +278,12 @@ class VqaSet(Section):
         if self.prompt is not None and "{question}" not in self.prompt:
             raise ValueError(f"prompt {self.prompt!r} has no place {{question}}; write it where the question belongs")
         return self
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that every row needs, that of the image first."""
+        named = ("image", self.question, self.answer, self.options, self.group, self.id)
+        return tuple(column for column in dict.fromkeys(named) if column)
 
 
 class Vqa(Section):

@@ -1,29 +1,40 @@
 """Doctor: whether the machine, the data and a configuration go together, checked before hours are spent.
 
-Nothing is written or downloaded, and no model is loaded: of weights that are here, names and shapes are read.
+Nothing is written, and no model is loaded: of weights that are here, names and shapes are read. Without `online`
+nothing is asked of a network.
 """
 
 import platform
 import shutil
 from collections.abc import Iterator
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from packaging.requirements import Requirement
 from rich.table import Table
 
-from r1track.core import config, files, models
+from r1track.core import config, files, hub, models
 from r1track.core.errors import UserError
 from r1track.core.images import read_image
-from r1track.core.sequences import read_split
+from r1track.core.sequences import Sequence, read_split
 from r1track.preflight import memory
 from r1track.training import backend
 
-Line = tuple[str, str, str]  # `ok`, `warning` or `error`; the subject; the finding, and the remedy
+State = Literal["ok", "warning", "error"]
+MANY = 100  # pairs of a sequence from which training learns its target by heart: by judgement, not measured
 CARD = 24e9  # bytes of the card that is planned for where there is none
 PIXEL = 1.0  # bytes of a crop's pixel in the pairs: assumed
+
+
+class Line(NamedTuple):
+    """One finding about a subject, a field or a part of the machine; what is not `ok` says the remedy, too."""
+
+    state: State
+    subject: str
+    finding: str
 
 
 class Diagnosis(NamedTuple):
@@ -39,8 +50,8 @@ class Diagnosis(NamedTuple):
     well: bool
 
 
-def _line(good: bool, subject: str, finding: str, remedy: str, otherwise: str = "error") -> Line:
-    return ("ok", subject, finding) if good else (otherwise, subject, f"{finding}; {remedy}")
+def _line(good: bool, subject: str, finding: str, remedy: str, otherwise: State = "error") -> Line:
+    return Line("ok", subject, finding) if good else Line(otherwise, subject, f"{finding}; {remedy}")
 
 
 def _versions(extra: str) -> Iterator[Line]:
@@ -48,14 +59,15 @@ def _versions(extra: str) -> Iterator[Line]:
     python = Requirement("python" + metadata.metadata("r1track")["Requires-Python"])
     declared = [Requirement(text) for text in metadata.requires("r1track") or []]
     needed = [python, *(r for r in declared if r.marker is None or r.marker.evaluate({"extra": extra}))]
-    yield "ok", "versions", f"{len(needed)} checked"
+    yield Line("ok", "versions", f"{len(needed)} checked")
     for requirement in needed:
         name, wanted = requirement.name, requirement.specifier
         versions = (distribution.version for distribution in metadata.distributions(name=name))
         installed = platform.python_version() if requirement is python else next(versions, "missing")
         if installed == "missing" or not wanted.contains(installed, prereleases=True):
             remedy = f"`pip install '{name}{wanted}'`, or make the environment anew"
-            yield "warning" if requirement.marker else "error", name, f"{installed}, not {wanted}; {remedy}"
+            finding = f"{installed}, not {wanted}; {remedy}"
+            yield Line("warning" if requirement.marker else "error", name, finding)
 
 
 def _card(settings: config.Settings) -> Iterator[Line]:
@@ -73,38 +85,121 @@ def _card(settings: config.Settings) -> Iterator[Line]:
         kind = backend.choose(settings.train.backend)
         backend.check_versions(kind)
         trainers = ", ".join(f"{arm} by {backend.trainer_name(settings.train, arm)}" for arm in settings.train.arms)
-        yield "ok", "train.backend", f"{settings.train.backend}, which is {kind} here; {trainers}"
+        yield Line("ok", "train.backend", f"{settings.train.backend}, which is {kind} here; {trainers}")
     except UserError as error:
-        yield "error", "train.backend", str(error)
+        yield Line("error", "train.backend", str(error))
 
 
-def _base(settings: config.Settings, model: memory.Model) -> Line:
-    base, names = settings.model.base, ("model.safetensors", "model.safetensors.index.json")
-    folder = files.resolve_path(base, settings.model.revision)
-    if any((folder / name).is_file() for name in names):
-        try:
-            models.check_weights(folder)
-        except UserError as error:
-            return "error", "model.base", str(error)
-        return "ok", "model.base", base
-    if not files.on_hub(base):
-        return "error", "model.base", f"{base}; no {' or '.join(names)} there; copy the weights"
-    download = f"{2e-9 * model.parameters:.1f} GB are to be downloaded; `hf download {base}` does it beforehand"
-    return "warning", "model.base", f"{base}; {download}"
+def _models(settings: config.Settings, model: memory.Model) -> Iterator[Line]:
+    """The base and the third-party model: here, in the hub's cache, or to be downloaded."""
+    extra, names = settings.track.extra, ("model.safetensors", "model.safetensors.index.json")
+    base = (settings.model.base, settings.model.revision, 2 * model.parameters)
+    needed: dict[str, tuple[str, str | None, int | None]] = {"model.base": base}
+    needed |= {"track.extra.model": (extra.model, extra.revision, None)} if extra.model else {}
+    for field, (name, revision, size) in needed.items():
+        folder, title = (
+            files.resolve_path(name, revision),
+            f"{name}, {revision or 'newest'}" if files.on_hub(name) else name,
+        )
+        if any((folder / file).is_file() for file in names):
+            try:
+                models.check_weights(folder)
+                yield Line("ok", field, f"{title}, {hub.folder_bytes(folder) / 1e9:.2f} GB here")
+            except UserError as error:
+                yield Line("error", field, str(error))
+        elif files.on_hub(name):
+            download = f"{f'{size / 1e9:.1f} GB are' if size else 'it is'} to be downloaded"
+            yield Line(
+                "warning", field, f"{title}; {download}; `hf download {name}` or `r1track fetch` does it beforehand"
+            )
+        else:
+            yield Line("error", field, f"{name}; no {' or '.join(names)} there; copy the weights")
 
 
 def _data(settings: config.Settings) -> Iterator[Line]:
+    """The splits, the pairs that are drawn from one of them, and what describes the targets of those that need it."""
     splits = {"data.train": settings.data.train} | {f"data.sets.{n}": path for n, path in settings.data.sets.items()}
     for field, path in splits.items():
+        count, name = settings.toy.train_sequences, field.removeprefix("data.sets.")
         if path.startswith("toy/"):
-            yield "ok", field, f"{path}, drawn by the stage `toy`"
-            continue
-        try:
-            sequences = read_split(Path(path))
-            read_image(sequences[0].frames[0])
-            yield "ok", field, f"{path}, {len(sequences)} sequences"
-        except (OSError, UserError) as error:
-            yield "error", field, f"{error}; or let the field name another split"
+            yield Line("ok", field, f"{path}, drawn by the stage `toy`")
+        else:
+            try:
+                sequences = read_split(Path(path))
+                read_image(sequences[0].frames[0])
+                yield Line("ok", field, f"{path}, {len(sequences)} sequences")
+            except (OSError, UserError) as error:
+                yield Line("error", field, f"{error}; or let the field name another split")
+                continue
+            count = len(sequences)
+            if name in settings.data.sets and settings.track.start_of(name) == "text":
+                yield _texts(field, sequences)
+        if field == "data.train" and not settings.sample.hub:
+            yield _pairs(settings.sample.pairs, round((1 - settings.sample.val_share) * count) or 1)
+
+
+def _texts(field: str, sequences: list[Sequence]) -> Line:
+    """How many of the sequences that are tracked from a text have one."""
+    described = sum(sequence.text is not None for sequence in sequences)
+    finding = f"{described} of {len(sequences)} sequences have a description, from which tracking starts"
+    if not described:
+        finding += ": AO would be 0"
+    remedy = "write it to nlp.txt in the sequence's folder, or set track.start to `box`"
+    return _line(described == len(sequences), field, finding, remedy, "warning" if described else "error")
+
+
+def _pairs(pairs: int, sequences: int) -> Line:
+    each = pairs / sequences
+    finding = f"{pairs} from {sequences} sequences, {each:.3g} of each"
+    return _line(each <= MANY, "sample.pairs", finding, "that few targets are learnt by heart; take fewer", "warning")
+
+
+def _sources(settings: config.Settings, online: bool) -> Iterator[Line]:
+    """Every data set: on the hub, in a folder, or a package. online: ask the hub about data sets and models."""
+    for name, one in settings.vqa.sets.items():
+        if one.source == "easy-vqa":
+            remedy = "`pip install easy-vqa==1.0`"
+            yield _line(find_spec("easy_vqa") is not None, f"vqa.sets.{name}", "the package easy-vqa", remedy)
+        elif not files.on_hub(one.source):
+            remedy = "no such folder; correct the path, or name a data set on the hub"
+            yield _line(Path(one.source).is_dir(), f"vqa.sets.{name}", one.source, remedy)
+    for source in hub.sources(settings):
+        size = hub.cached_bytes(source)
+        here = "not in the cache" if size is None else f"{size / 1e9:.2f} GB in the cache"
+        if online:
+            yield _asked(source, here, size is not None)
+        elif source.kind == "dataset":
+            yield _line(size is not None, source.field, f"{source.title}, {here}", hub.REMEDY, "warning")
+
+
+def _asked(source: hub.Source, here: str, cached: bool) -> Line:
+    from r1track.preflight import online
+
+    try:
+        return Line("ok", source.field, f"{source.name}: {online.probe(source)}; {here}")
+    except online.Unreachable as error:
+        return Line("warning" if cached else "error", source.field, f"{here}; {error}")
+    except UserError as error:
+        return Line("error", source.field, str(error))
+
+
+def _reporter(settings: config.Settings) -> Iterator[Line]:
+    name = settings.train.report_to
+    if name != "none":
+        yield _line(find_spec(name) is not None, "train.report_to", name, f"not installed; `pip install {name}`")
+
+
+def _hours(settings: config.Settings, results: Path) -> Iterator[Line]:
+    """For every arm the hours of a training run of the same settings on this machine's card, or that there is none."""
+    here, wanted = files.hardware(), config.stage_values(settings, "train")
+    place = here.gpu.name if here.gpu else here.cpu
+    for arm in settings.train.arms:
+        finding = f"not measured on {place}: no training with these settings in {results}/"
+        for file in sorted(results.glob(f"*/adapters/{arm}/provenance.json")):
+            record = files.read_record(file, files.ProvenanceRecord)
+            if record.settings == wanted and record.hardware == here and record.train_seconds:
+                finding = f"{record.train_seconds / 3600:.2f} on {place}, as measured in {file.parent}"
+        yield Line("ok", f"hours of train {arm}", finding)
 
 
 def _disk(settings: config.Settings, model: memory.Model) -> Iterator[Line]:
@@ -119,8 +214,13 @@ def _disk(settings: config.Settings, model: memory.Model) -> Iterator[Line]:
         yield _line(size < free, f"{name}/", finding, "make room, or link it to another disk")
 
 
-def examine(file: Path, budget: float | None = None, changes: list[str] | None = None) -> Diagnosis:
-    """Look at everything; budget: bytes of the card, else of the one here, else CARD; changes: to `file`'s values."""
+def examine(
+    file: Path, budget: float | None = None, changes: list[str] | None = None, online: bool = False
+) -> Diagnosis:
+    """Look at everything; budget: bytes of the card, else of the one here, else CARD; changes: to `file`'s values.
+
+    online: open every model and data set on the hub by its id and revision, and read one row.
+    """
     cuda = torch.cuda.is_available()
     budget = budget or (torch.cuda.get_device_properties(0).total_memory if cuda else CARD)
     lines = list(_versions("gpu" if cuda else "cpu"))
@@ -128,11 +228,12 @@ def examine(file: Path, budget: float | None = None, changes: list[str] | None =
         settings = config.load(file, changes)
         model, plans = memory.Model(settings), memory.plan(settings)
     except UserError as error:
-        return Diagnosis([*lines, ("error", "configuration", str(error))], [], {}, budget, False)
-    lines += [*_card(settings), _base(settings, model), *_data(settings), *_disk(settings, model)]
+        return Diagnosis([*lines, Line("error", "configuration", str(error))], [], {}, budget, False)
+    lines += [*_card(settings), *_models(settings, model), *_data(settings), *_sources(settings, online)]
+    lines += [*_reporter(settings), *_disk(settings, model), *_hours(settings, Path("results"))]
     large = [plan.stage for plan in plans if plan.peak[0] > budget]
     fits = not large or (settings.model.base == "tiny" and not cuda)
-    well = fits and all(state != "error" for state, _, _ in lines)
+    well = fits and all(line.state != "error" for line in lines)
     return Diagnosis(lines, plans, {stage: memory.remedies(settings, stage, budget) for stage in large}, budget, well)
 
 

@@ -157,7 +157,7 @@ def test_unsloth_without_a_card_is_an_error() -> None:
 def test_a_card_is_described_planned_for_and_refused_bfloat16_where_it_has_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    card = namedtuple("Card", "total_memory")(int(16e9))
+    card = namedtuple("Card", "name total_memory")("Old Card", int(16e9))
     for name, value in {
         "is_available": True, "get_device_name": "Old Card", "get_device_capability": (7, 5),
         "mem_get_info": (int(4e9), int(16e9)),

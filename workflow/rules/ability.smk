@@ -12,6 +12,7 @@ rule vqa:
         f"{PLAN.results}/benchmarks/vqa/{{model}}.tsv"
     wildcard_constraints:
         model="|".join(["base", *PLAN.arms]),
+    priority: lambda w: 10 if w.model == "base" else 0  # see the rule `track`
     conda:
         "../../environment.yml"
     threads: workflow.cores

@@ -7,6 +7,8 @@ rule settings:
         f"{PLAN.results}/config/{{stage}}.json",
     log:
         f"{PLAN.results}/logs/settings/{{stage}}.log",
+    # First of all, so that nothing waits for it that has a priority itself.
+    priority: 20
     message:
         "Configuration of {wildcards.stage}"
     run:

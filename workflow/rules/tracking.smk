@@ -10,6 +10,8 @@ rule track:
         f"{PLAN.results}/logs/track/{{model}}/{{set}}.log",
     benchmark:
         f"{PLAN.results}/benchmarks/track/{{model}}/{{set}}.tsv"
+    # The base goes before the training, so that what would stop its own tracking and questions stops them at once.
+    priority: lambda w: 10 if w.model == "base" else 0
     conda:
         "../../environment.yml"
     threads: lambda w: 1 if w.model in PLAN.peers else workflow.cores
@@ -18,7 +20,7 @@ rule track:
     params:
         model=lambda w: PLAN.model(w.model),
         root=lambda w: PLAN.sets[w.set],
-        start=lambda w: PLAN.track_start(w.set),
+        start=lambda w: PLAN.settings.track.start_of(w.set),
     message:
         "Tracking {wildcards.set} with {wildcards.model}"
     shell:

@@ -1,0 +1,98 @@
+"""The hub: what a configuration takes from it, and what of that is in its cache on this machine.
+
+Nothing large is imported before a hub id is named: the plan of a run looks here too.
+"""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from r1track.core import files
+from r1track.core.schema import Settings
+
+REMEDY = "run `r1track fetch` where there is a network, with the same HF_HOME"
+
+
+class Source(NamedTuple):
+    """A repository on the hub that a field of the configuration names; of a data set also what of it is read."""
+
+    field: str
+    kind: Literal["model", "dataset"]
+    name: str
+    revision: str | None  # None: the newest
+    subset: str | None = None
+    split: str | None = None
+    columns: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """Id and revision."""
+        return f"{self.name} at {self.revision or 'the newest commit'}"
+
+    @property
+    def command(self) -> str:
+        """The line for a shell that downloads the whole repository."""
+        kind = " --repo-type dataset" if self.kind == "dataset" else ""
+        return f"hf download {self.name}{kind}" + (f" --revision {self.revision}" if self.revision else "")
+
+
+def sources(settings: Settings) -> list[Source]:
+    """The models and data sets that a run would take from the hub, in the order of the configuration."""
+    model, extra, sample = settings.model, settings.track.extra, settings.sample
+    named = [
+        Source("model.base", "model", model.base, model.revision),
+        Source("sample.hub", "dataset", sample.hub or "", sample.hub_revision, None, "train", ("images",)),
+        Source("track.extra.model", "model", extra.model or "", extra.revision),
+        *(
+            Source(f"vqa.sets.{name}", "dataset", one.source, one.revision, one.subset, one.split, one.columns)
+            for name, one in settings.vqa.sets.items()
+        ),
+    ]
+    return [source for source in named if files.on_hub(source.name)]
+
+
+def snapshot(name: str, revision: str | None) -> Path | None:
+    """The folder of a data set of which the hub's cache has every file, as after `hf download`; None otherwise."""
+    from huggingface_hub import get_cached_repo_tree, snapshot_download
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+
+    with suppress(CachedRepoTreeNotFoundError, OSError):
+        get_cached_repo_tree(name, repo_type="dataset", revision=revision)
+        return Path(snapshot_download(name, repo_type="dataset", revision=revision, local_files_only=True))
+    return None
+
+
+def cached_bytes(source: Source) -> int | None:
+    """Bytes that the cache has of what a run reads of a source; None where that is not complete."""
+    if source.kind == "model":
+        folder = files.resolve_path(source.name, source.revision)
+        return folder_bytes(folder) if any(folder.glob("*.safetensors")) else None
+    from datasets import config
+    from datasets.naming import camelcase_to_snakecase
+
+    owner, _, name = source.name.partition("/")
+    folder = Path(config.HF_DATASETS_CACHE, f"{owner}___{camelcase_to_snakecase(name)}")
+    for file in folder.glob(f"{source.subset or '*'}/*/{source.revision or '*'}/dataset_info.json"):
+        splits = files.read_json(file).get("splits") or {}
+        if source.split in splits:
+            return int(splits[source.split]["num_bytes"])
+    whole = snapshot(source.name, source.revision)
+    return folder_bytes(whole) if whole else None
+
+
+def folder_bytes(folder: Path) -> int:
+    """The bytes of all files in a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def load_rows(source: str, subset: str | None, split: str | None, revision: str | None) -> Any:
+    """`datasets.load_dataset`; where the hub is out of reach, also from what `hf download` left in its cache."""
+    import datasets
+
+    try:
+        return datasets.load_dataset(source, subset, split=split, revision=revision)
+    except (OSError, ValueError):
+        folder = snapshot(source, revision) if files.on_hub(source) else None
+        if folder is None:
+            raise
+        return datasets.load_dataset(str(folder), subset, split=split)
