@@ -41,11 +41,18 @@ class Plan:
     settings: Settings
     results: str
     scratch: str
-    train: str
+    train: str | None  # None with sample.hub, which needs no sequences
     sets: dict[str, str]
     test: str | None  # the set that is GOT-10k's test split, whose true boxes only the GOT-10k server has
     arms: list[str]
     peers: list[str]
+
+    @property
+    def pair_sources(self) -> list[str]:
+        """Files and folders that the pairs are made from; none for a data set on the hub."""
+        if self.train is None:
+            return [] if files.on_hub(str(self.settings.sample.hub)) else [str(self.settings.sample.hub)]
+        return [listing(self.train)]
 
     @property
     def models(self) -> list[str]:
@@ -98,7 +105,7 @@ def make_plan(settings: Settings) -> Plan:
     if settings.track.endpoint.url:
         raise ConfigError("track.endpoint.url: the workflow loads its models here; set it to null (docs/tracking.md)")
     scratch = f"scratch/{settings.run}"
-    train, _ = _split(settings.data.train, "data.train", scratch)
+    train = None if settings.sample.hub else _split(settings.data.train, "data.train", scratch)[0]
     splits = {name: _split(path, f"data.sets.{name}", scratch) for name, path in settings.data.sets.items()}
     tests = [name for name, (_, first) in splits.items() if first.startswith("GOT-10k_Test_")]
     if len(tests) > 1 or len(tests) == len(splits):

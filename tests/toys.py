@@ -15,6 +15,7 @@ from PIL import Image
 from r1track.core import config, models, prompts
 from r1track.core.pairs import FEATURES, questions
 from r1track.core.pairs import load as open_pairs
+from r1track.core.schema import Task
 from r1track.data import sample
 from r1track.data.toy import write_split
 
@@ -90,7 +91,7 @@ def accustomed(pairs: Path, out: Path, steps: int = 32) -> Path:
     if thoughts := "thought" in rows.column_names:
         told = [prompts.thoughtful(thought, answer) for thought, answer in zip(rows["thought"], told, strict=True)]
     answers = [{"role": "assistant", "content": [{"type": "text", "text": text}]} for text in told]
-    chats = [[*asked, answer] for asked, answer in zip(questions(rows, thoughts), answers, strict=True)]
+    chats = [[*asked, answer] for asked, answer in zip(questions(rows, Task(think=thoughts)), answers, strict=True)]
     texts = processor.apply_chat_template(chats, tokenize=False)
     images = [image for row in rows["images"] for image in prompts.places(row)]
     batch = processor(text=texts, images=images, padding=True, return_tensors="pt")

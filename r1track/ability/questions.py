@@ -126,8 +126,8 @@ def _draw(
         raise UserError(f"{faults[0]}; {len(faults)} of {len(places)} images cannot be used" if faults else few)
     if len(chosen) < wanted:
         log.warning("%s: asks %d of %d questions", field, len(chosen), wanted)
-    for fault in faults:
-        log.warning("left out: %s", fault)
+    for line in faults:
+        log.warning("left out: %s", line)
     return chosen
 
 

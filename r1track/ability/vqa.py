@@ -137,6 +137,6 @@ def _probes(settings: config.Settings, chosen: dict[str, list[Item]], pairs: Pat
     items = items[:: max(1, len(items) // max(1, count))][:count]
     probes = [Probe("questions", prompts.ask(item.question), [item.picture()]) for item in items]
     if pairs and count:
-        think = files.read_record(pairs / "manifest.json", PairsManifest).settings.task.think
-        probes += [Probe("tracking", *pair) for pair in zip(*held_out(pairs, count, think), strict=True)]
+        task = files.read_record(pairs / "manifest.json", PairsManifest).settings.task
+        probes += [Probe("tracking", *pair) for pair in zip(*held_out(pairs, count, task), strict=True)]
     return probes

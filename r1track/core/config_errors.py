@@ -82,6 +82,11 @@ def contradiction(settings: "Settings") -> str | None:
             f"track.max_tokens = {settings.track.max_tokens}: below train.max_tokens = {settings.train.max_tokens}, so "
             "that tracking would cut answers that training rewards; raise it, or lower train.max_tokens"
         )
-    if settings.task.think and "sft" in settings.train.arms:
-        return "train.arms: pairs hold no reasoning that sft could learn; leave sft out, or set task.think to false"
+    if settings.task.think and "sft" in settings.train.arms and settings.sample.hub is None:
+        return (
+            "train.arms: pairs hold no reasoning that sft could learn; leave sft out, set task.think to false, or let "
+            "sample.hub name a data set with thoughts"
+        )
+    if settings.task.prompt is not None and settings.task.templates == 2:
+        return "task.templates = 2: task.prompt has no place for a later template; take 1, or the question of r1track"
     return None

@@ -27,7 +27,7 @@ class Drafter:
 
     def example(self, prompt: str) -> list[int]:
         """An answer such as a prompt may get: the first box in it; empty where it has none."""
-        box = re.search(r"\[\d+(?:, \d+){3}\]", prompt)
+        box = re.search(r"\[\d+(?:, ?\d+){3}\]", prompt)
         if box is None:
             return []
         text = prompts.thoughtful("", box[0]) if self.think else box[0]

@@ -9,9 +9,10 @@ import pyarrow.compute
 import pyarrow.parquet
 from datasets import Dataset, Features, Image, List, Value, load_dataset
 
-from r1track.core import prompts, schema
+from r1track.core import prompts
 from r1track.core.errors import MissingFile, UserError, reading
 from r1track.core.records import Record
+from r1track.core.schema import Task
 
 _number, _integer, _text = Value("float64"), Value("int32"), Value("string")
 _box = List(_number, length=4)
@@ -20,7 +21,7 @@ _box = List(_number, length=4)
 class PairRow(TypedDict):
     """A row of a shard. Boxes in crops are x1, y1, x2, y2 in pixels of the crop; boxes in frames x, y, w, h.
 
-    The columns that need not be there are null in the pairs of sample.hub.
+    The columns that need not be there are null in the pairs of sample.hub, which alone have the column `thought`.
     """
 
     # Each has `bytes`, an image file, and no `path`: template, search region, then a later template if there is one.
@@ -35,14 +36,17 @@ class PairRow(TypedDict):
     crops: Annotated[NotRequired[list[list[float]]], List(List(_number))]  # their left, top, side, in image pixels
     visibility: Annotated[NotRequired[float], _number]  # of the target in the search frame, 0 to 1; NaN where unknown
     size: Annotated[int, _integer]  # side of the crops in their own pixels
-    problem: Annotated[str | None, _text]  # the question of another data set; null: `prompts.build` asks
+    problem: Annotated[str | None, _text]  # the question of another data set; null: `prompts.question` asks
+    thought: Annotated[NotRequired[str | None], _text]  # the text in <think> before another data set's answer, or null
 
 
-FEATURES = Features({name: kind.__metadata__[0] for name, kind in get_type_hints(PairRow, include_extras=True).items()})
+_columns = {name: kind.__metadata__[0] for name, kind in get_type_hints(PairRow, include_extras=True).items()}
+HUB_FEATURES = Features(_columns)
+FEATURES = Features({name: column for name, column in _columns.items() if name != "thought"})
 
 
 class _PairsSettings(Record):
-    task: schema.Task
+    task: Task
 
 
 class PairsManifest(Record):
@@ -74,17 +78,17 @@ def load(folder: Path, *, cache: Path | None = None) -> Dataset:
     return pairs
 
 
-def questions(pairs: Dataset, think: bool) -> list[prompts.Messages]:
+def questions(pairs: Dataset, task: Task) -> list[prompts.Messages]:
     """The question of every pair: its `problem`, or the tracking question; images in the order of `prompts.places`."""
     rows = zip(pairs["problem"], pairs["template_box"], pairs["second_box"], strict=True)
     return [
-        prompts.unflat(problem) if problem else prompts.build(box, second_box=second, think=think)
-        for problem, box, second in rows
+        prompts.unflat(problem) if problem else prompts.question(task, box, second) for problem, box, second in rows
     ]
 
 
-def held_out(folder: Path, count: int, think: bool) -> tuple[list[prompts.Messages], list[list[PIL.Image.Image]]]:
+def held_out(folder: Path, count: int, task: Task) -> tuple[list[prompts.Messages], list[list[PIL.Image.Image]]]:
     """Questions and images of the first `count` held-out pairs in `folder` (`.../pairs`), or of all where fewer."""
     rows = load(folder / "val")
     rows = rows.select(range(min(count, len(rows))))
-    return questions(rows, think), [prompts.places(images) for images in rows["images"]]
+    ordered = [prompts.places(*row) for row in zip(rows["images"], rows["problem"], strict=True)]
+    return questions(rows, task), ordered

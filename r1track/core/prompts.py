@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from r1track.core.boxes import Array
+from r1track.core.schema import BoxForm, Task
 
 TEMPLATE_HEAD = "The first image is the template. The target in it has the box "
 SECOND_HEAD = ". The second image shows it later:"
@@ -34,15 +35,21 @@ PLACE = "<image>"  # stands for an image in a question that is one text
 TOLERANCE = 0.05  # a box is valid up to this distance outside the crop, relative to the side of the crop
 
 _FENCE = "```"
-_THOUGHT_ENDS = re.compile(r"</think>\s*<answer>")
+_ORDINALS = ("first", "second", "third")
+# An image that a question names: `<image_2>`, `image 2`, `second image`; group 1: as that of a box that it gives.
+_IMAGE = rf"\bimage[ _](\d)\b|\b({'|'.join(_ORDINALS)})\s+image\b"
+_NAMED = re.compile(rf"(\d\]\s+in\s+(?:the\s+)?)?<?(?:{_IMAGE})", re.IGNORECASE)
 
 Messages = list[dict[str, Any]]
 Image = TypeVar("Image")
 
 
-def numbers(box: ArrayLike) -> str:
-    """A box as the model reads and writes it, `[x1, y1, x2, y2]`: rounded to whole numbers, half up."""
-    return "[" + ", ".join(str(math.floor(v + 0.5)) for v in np.asarray(box, dtype=np.float64)) + "]"
+def numbers(box: ArrayLike, form: BoxForm = "rounded") -> str:
+    """A box as the model reads and writes it: `[x1, y1, x2, y2]`, rounded to whole numbers, half up; or `truncated`."""
+    values = np.asarray(box, dtype=np.float64)
+    if form == "truncated":
+        return "[" + ",".join(str(math.trunc(v)) for v in values) + "]"
+    return "[" + ", ".join(str(math.floor(v + 0.5)) for v in values) + "]"
 
 
 def _text(text: str) -> dict[str, str]:
@@ -62,15 +69,28 @@ def build(template_box: ArrayLike, *, second_box: ArrayLike | None = None, think
     return [{"role": "user", "content": content}]
 
 
-def fill(form: str, box: ArrayLike, template: Image, search: Image) -> tuple[Messages, list[Image]]:
-    """The question of a third-party model's prompt template, and the images in order of their places.
+def question(task: Task, template_box: ArrayLike, second_box: ArrayLike | None = None) -> Messages:
+    """The tracking question of a configuration: task.prompt with its places filled, or `build`, whose boxes it takes.
 
-    form: has {template}, {search} and {box}. box: x1, y1, x2, y2 of the target in pixels of the template crop.
+    The images of task.prompt are template and search region in the order of their places: see `search_first`.
     """
-    images = {"{template}": template, "{search}": search}
-    parts = [part for part in re.split(r"(\{template\}|\{search\})", form.replace("{box}", numbers(box))) if part]
-    content = [{"type": "image"} if part in images else _text(part) for part in parts]
-    return [{"role": "user", "content": content}], [images[part] for part in parts if part in images]
+    if task.prompt is None:
+        return build(template_box, second_box=second_box, think=task.think)
+    words = task.prompt.replace("{box}", numbers(template_box, task.box))
+    parts = [part for part in re.split(r"(\{template\}|\{search\})", words) if part]
+    content = [{"type": "image"} if part in ("{template}", "{search}") else _text(part) for part in parts]
+    return [{"role": "user", "content": content}]
+
+
+def search_first(task: Task) -> bool:
+    """Whether the search region stands before the template in the tracking question."""
+    return bool(task.prompt) and str(task.prompt).index("{search}") < str(task.prompt).index("{template}")
+
+
+def pattern(task: Task) -> re.Pattern[str]:
+    """What the tracking question, as one text (`flat`), is whatever box it gives."""
+    box, form = (0.0, 0.0, 0.0, 0.0), "rounded" if task.prompt is None else task.box
+    return re.compile(re.escape(flat(question(task, box))).replace(re.escape(numbers(box, form)), r"\[[\d., ]+\]"))
 
 
 def ended(answer: str, think: bool = False) -> bool:
@@ -86,9 +106,28 @@ def thoughtful(thought: str, answer: str) -> str:
     return f"<think>{thought}</think><answer>{answer}</answer>"
 
 
-def places(images: Sequence[Image]) -> list[Image]:
-    """The images of a pair (template, search, then any later template) in the order of their places in the prompt."""
-    return [images[0], *images[2:], images[1]]
+def search_place(problem: str, images: int) -> int | None:
+    """Which of the `images` of a question is the search region, counted from 0; None where its words do not say.
+
+    It is the one that is named last, as `<image_2>`, `image 2` or `second image`, and not as that of a box that the
+    question gives (`[1, 2, 3, 4] in <image_1>`).
+    """
+    named = [match for match in _NAMED.finditer(problem) if not match[1]]
+    if not named:
+        return None
+    place = int(named[-1][2]) - 1 if named[-1][2] else _ORDINALS.index(named[-1][3].lower())
+    return place if 0 <= place < images else None
+
+
+def places(images: Sequence[Image], problem: str | None = None) -> list[Image]:
+    """The images of a pair (template, search, then any later template) in the order of their places in the prompt.
+
+    problem: the pair's own question, whose words say where the search region is; else it is the last.
+    """
+    place = search_place(problem, len(images)) if problem else None
+    ordered = [images[0], *images[2:]]
+    ordered.insert(len(ordered) if place is None else place, images[1])
+    return ordered
 
 
 def flat(messages: Messages) -> str:
@@ -97,8 +136,8 @@ def flat(messages: Messages) -> str:
 
 
 def unflat(text: str) -> Messages:
-    """A question from one text with PLACE for every image; white space between two images is dropped."""
-    parts = [part for part in re.split(f"({PLACE})", text) if part.strip()]
+    """A question from one text with PLACE for every image; white space between two images stays."""
+    parts = [part for part in re.split(f"({PLACE})", text) if part]
     return [{"role": "user", "content": [{"type": "image"} if part == PLACE else _text(part) for part in parts]}]
 
 
@@ -121,7 +160,7 @@ def parse_box(answer: str, *, size: float | tuple[float, float], think: bool = F
     """The box in an answer, an array x1, y1, x2, y2 in pixels, or None if there is no valid box.
 
     Valid forms are `[x1, y1, x2, y2]`, `{"bbox_2d": [x1, y1, x2, y2]}` and a list of one of these, fenced or not;
-    with `think`, only inside `<think>…</think><answer>…</answer>`. The box must be finite, ordered (x1 < x2, y1 < y2)
+    with `think`, only inside `<think>…</think>…<answer>…</answer>`. The box must be finite, ordered (x1 < x2, y1 < y2)
     and inside [0, size] up to TOLERANCE; it is not clipped. size: side of the crop, or (width, height), in pixels.
     """
     value = _value(answer, think)
@@ -142,14 +181,21 @@ def denies(answer: str, *, think: bool = False) -> bool:
     return _value(answer, think) == []
 
 
+def thought_tags(answer: str) -> tuple[int, int] | None:
+    """Where `</think>` and, anywhere after it, `<answer>` stand in an answer that begins with `<think>`."""
+    end = answer.find("</think>", len("<think>"))
+    start = answer.find("<answer>", end)
+    return (end, start) if answer.startswith("<think>") and end >= 0 and start >= 0 else None
+
+
 def _value(answer: str, think: bool) -> Any:
     """The JSON value in an answer, or None. The time grows with the length of the answer, and no faster."""
     answer = answer.strip()
     if think:
-        thought = _THOUGHT_ENDS.search(answer, len("<think>"))
-        if thought is None or not (answer.startswith("<think>") and answer.endswith("</answer>")):
+        tags = thought_tags(answer)
+        if tags is None or not answer.endswith("</answer>"):
             return None
-        answer = answer[thought.end() : -len("</answer>")].strip()
+        answer = answer[tags[1] + len("<answer>") : -len("</answer>")].strip()
     if len(answer) >= 2 * len(_FENCE) and answer.startswith(_FENCE) and answer.endswith(_FENCE):
         answer = answer[len(_FENCE) : -len(_FENCE)].lstrip(ascii_letters)  # the name of the language
     try:

@@ -12,6 +12,7 @@ Name = Annotated[str, Field(pattern=NAME)]
 Schedule = Literal["constant_with_warmup", "linear", "cosine"]
 Layout = Literal["auto", "got10k", "otb", "lasot", "tnl2k", "vot", "vot-flat", "nfs", "trackingnet", "uav123"]
 Peer = Literal["static", "template", "oracle", "csrt"]
+BoxForm = Literal["rounded", "truncated"]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Layer = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -20,6 +21,19 @@ class Section(BaseModel):
     """A group of fields: frozen, strict about types, and closed to unknown keys."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+def check_question(prompt: str | None) -> None:
+    """Raise ValueError for a text around questions that has no place for them."""
+    if prompt is not None and "{question}" not in prompt:
+        raise ValueError(f"prompt {prompt!r} has no place {{question}}; write it where the question belongs")
+
+
+def check_places(prompt: str | None) -> None:
+    """Raise ValueError for a tracking prompt without its places, each once."""
+    for place in ("{template}", "{search}", "{box}"):
+        if prompt is not None and prompt.count(place) != 1:
+            raise ValueError(f"prompt {prompt!r} must hold {place} once; write it where it belongs")
 
 
 class Model(Section):
@@ -58,6 +72,23 @@ class Task(Section):
     search_factor: float = Field(4.0, gt=1, description="side of the search crop / sqrt(w * h) of the last box")
     templates: Literal[1, 2] = Field(1, description="2 adds a third image: a later template of the target")
     think: bool = Field(False, description="whether the answer has reasoning in <think> in front of the box")
+    prompt: str | None = Field(
+        None, description="another question, with {template}, {search} and {box} (docs/sampling.md); null: ours"
+    )
+    box: BoxForm = Field(
+        "rounded",
+        description="boxes in `prompt` and in the answers that sft learns: `rounded`, [241, 66, 329, 154], or "
+        "`truncated`, without fractions and blanks, [241,66,329,154]",
+    )
+
+    @model_validator(mode="after")
+    def _has_places(self) -> Self:
+        check_places(self.prompt)
+        if self.prompt is not None and self.prompt.index("{search}") < self.prompt.index("{template}"):
+            raise ValueError(
+                f"prompt {self.prompt!r} has {{search}} before {{template}}; training needs the template first"
+            )
+        return self
 
 
 class Sample(Section):
@@ -81,7 +112,15 @@ class Sample(Section):
     layout: Layout = Field("auto", description="file layout of the training split (docs/sampling.md); `auto`: detected")
     hub: Place | None = Field(None, description="data set to use instead (docs/sampling.md): hub id or folder")
     hub_revision: str | None = Field(None, description="commit of that data set on the hub; null takes the newest")
+    hub_prompt: str = Field(
+        "{question}", description="text around its questions, with {question}, such as an instruction to think"
+    )
     shard_rows: int = Field(500, ge=1, description="pairs per Parquet file, approximately")
+
+    @model_validator(mode="after")
+    def _has_place(self) -> Self:
+        check_question(self.hub_prompt)
+        return self
 
 
 class Lora(Section):
@@ -202,14 +241,13 @@ class Extra(Section):
     model: Place | None = Field(None, description="folder or hub id; null: no third-party model")
     revision: str | None = Field(None, description="commit of the hub repository; null takes the newest")
     prompt: str | None = Field(None, description="its prompt template with {template}, {search}, {box}; null: ours")
+    box: BoxForm = Field("rounded", description="the box in `prompt`, as task.box")
     think: bool = Field(False, description="whether its answers are <think>…</think><answer>[x1, y1, x2, y2]</answer>")
     max_tokens: int = Field(64, ge=8, description="maximum length of an answer in tokens")
 
     @model_validator(mode="after")
     def _has_places(self) -> Self:
-        for place in ("{template}", "{search}", "{box}"):
-            if self.prompt is not None and self.prompt.count(place) != 1:
-                raise ValueError(f"prompt {self.prompt!r} must hold {place} once; write it where it belongs")
+        check_places(self.prompt)
         return self
 
 
@@ -275,8 +313,7 @@ class VqaSet(Section):
 
     @model_validator(mode="after")
     def _has_place(self) -> Self:
-        if self.prompt is not None and "{question}" not in self.prompt:
-            raise ValueError(f"prompt {self.prompt!r} has no place {{question}}; write it where the question belongs")
+        check_question(self.prompt)
         return self
 
     @property

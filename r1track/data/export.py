@@ -10,20 +10,22 @@ from pyarrow.parquet import read_table, write_table
 from r1track.core import files, prompts
 from r1track.core.folders import atomic_folder
 from r1track.core.pairs import PairRow
+from r1track.core.schema import Task
 from r1track.data import shards
 from r1track.data.formats import COLUMNS
 
 TAGS = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
 
 
-def export(pairs: Path, form: str, think: bool) -> None:
+def export(pairs: Path, form: str, task: Task) -> None:
     """Write the pairs in the folder `pairs` in a format, to the folder `pairs`-form beside it."""
-    columns, think = Features(COLUMNS[form]), think and form == "easyr1"  # pairs hold no reasoning to learn
+    columns = Features(COLUMNS[form])
+    task = task if form == "easyr1" else task.model_copy(update={"think": False})  # pairs hold no reasoning to learn
     provenance = files.Provenance("export", {"pairs": pairs / "manifest.json"})
     with atomic_folder(pairs.with_name(f"{pairs.name}-{form}"), "export") as folder:
         for shard in sorted(pairs.glob("*/*.parquet")):
             (folder / shard.parent.name).mkdir(exist_ok=True)
-            rows = [_converted(row, think) for row in read_table(shard).to_pylist()]
+            rows = [_converted(row, task) for row in read_table(shard).to_pylist()]
             table = Table.from_pylist(rows, columns.arrow_schema)
             write_table(table, folder / shard.parent.name / shard.name, row_group_size=shards.BATCH)
         if form == "sharegpt":
@@ -33,10 +35,14 @@ def export(pairs: Path, form: str, think: bool) -> None:
         provenance.write(folder / "provenance.json")
 
 
-def _converted(row: PairRow, think: bool) -> dict[str, Any]:
+def _converted(row: PairRow, task: Task) -> dict[str, Any]:
     """A pair as question and answer, with the columns of both formats; images in the order of their places."""
-    problem, answer = row["problem"], prompts.numbers(row["answer"])
-    if problem is None:
-        problem = prompts.flat(prompts.build(row["template_box"], second_box=row["second_box"], think=think))
+    answer = prompts.numbers(row["answer"], task.box)
+    problem = row["problem"] or prompts.flat(prompts.question(task, row["template_box"], row["second_box"]))
     messages = [{"role": "user", "content": problem}, {"role": "assistant", "content": answer}]
-    return {"images": prompts.places(row["images"]), "problem": problem, "answer": answer, "messages": messages}
+    return {
+        "images": prompts.places(row["images"], row["problem"]),
+        "problem": problem,
+        "answer": answer,
+        "messages": messages,
+    }

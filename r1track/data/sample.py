@@ -18,12 +18,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from datasets import disable_progress_bars
+from datasets import Features, disable_progress_bars
 from rich.progress import track as progress
 
 from r1track.core import config, files
 from r1track.core.errors import UserError
 from r1track.core.folders import resumed_folder
+from r1track.core.pairs import FEATURES, HUB_FEATURES
 from r1track.core.schema import Sample
 from r1track.core.sequences import detect, read_list
 from r1track.data import formats, shards
@@ -71,15 +72,17 @@ def _plan(settings: config.Settings, root: Path) -> tuple[dict[str, Any], Makers
     return {**source, "splits": {"train": {"sequences": train}, "val": {"sequences": val}}}, makers
 
 
-def _write_all(folder: Path, makers: Makers, processes: int) -> Generator[tuple[str, shards.Shard], None, None]:
+def _write_all(
+    folder: Path, makers: Makers, processes: int, columns: Features
+) -> Generator[tuple[str, shards.Shard], None, None]:
     """Write the shards, side by side; yields name and content of each as it is done. UserError when a process dies."""
     count = min(processes, len(makers))
     if count <= 1:
-        yield from ((name, shards.write(folder / name, make)) for name, make in makers.items())
+        yield from ((name, shards.write(folder / name, make, columns)) for name, make in makers.items())
         return
     pool = ProcessPoolExecutor(count, get_context("spawn"), shards.start)
     try:
-        names = {pool.submit(shards.write, folder / name, make): name for name, make in makers.items()}
+        names = {pool.submit(shards.write, folder / name, make, columns): name for name, make in makers.items()}
         for future in as_completed(names):
             yield names[future], future.result()
     except BrokenProcessPool as error:
@@ -94,7 +97,8 @@ def _write_all(folder: Path, makers: Makers, processes: int) -> Generator[tuple[
 def _write(folder: Path, makers: Makers, processes: int, sample: Sample) -> dict[str, shards.Shard]:
     """Write the shards; returns them by name, sorted. Raises UserError for too many rejected draws."""
     written, rejected, wanted = {}, Counter[str](), sample.pairs + sample.val_pairs
-    with closing(_write_all(folder, makers, processes)) as finished:
+    columns = HUB_FEATURES if sample.hub else FEATURES
+    with closing(_write_all(folder, makers, processes, columns)) as finished:
         for name, shard in progress(finished, "sample", len(makers)):
             written[name] = shard
             rejected.update(shard.rejected)
@@ -134,4 +138,4 @@ def run(settings: config.Settings, root: Path | None, out: Path, processes: int 
         files.write_json(folder / "manifest.json", manifest)
         provenance.write(folder / "provenance.json", seed=settings.seed, notes={"settings": manifest["settings"]})
     for form in forms:
-        export(out, form, settings.task.think)
+        export(out, form, settings.task)

@@ -17,6 +17,7 @@ from threading import Thread
 import cv2
 import numpy as np
 import pyarrow as pa
+from datasets import Features
 from pyarrow.parquet import ParquetWriter
 from pydantic import BaseModel
 
@@ -24,7 +25,7 @@ from r1track.core import boxes, files
 from r1track.core.crops import Crop, jitter_box
 from r1track.core.errors import UserError
 from r1track.core.images import read_reduced
-from r1track.core.pairs import FEATURES, PairRow
+from r1track.core.pairs import PairRow
 from r1track.core.schema import Settings
 from r1track.core.sequences import Sequence, read_sequence
 
@@ -164,19 +165,19 @@ def start() -> None:
     Thread(target=exit_with_parent, daemon=True).start()
 
 
-def write(path: Path, make: Maker) -> Shard:
+def write(path: Path, make: Maker, columns: Features) -> Shard:
     """Write the rows of a shard to the Parquet file `path`, BATCH rows in memory at a time; returns its content.
 
     The content is kept beside the file, as JSON, until the stage is done: a finished shard is not written again.
     """
-    record, rejected, count, columns = path.with_suffix(".json"), Counter[str](), 0, FEATURES.arrow_schema
+    record, rejected, count, stored = path.with_suffix(".json"), Counter[str](), 0, columns.arrow_schema
     if not record.is_file():
-        with files.atomic_file(path) as temp_path, ParquetWriter(temp_path, columns) as writer:
+        with files.atomic_file(path) as temp_path, ParquetWriter(temp_path, stored) as writer:
             items = iter(make())
             while batch := list(islice(items, BATCH)):
                 rejected.update(item for item in batch if isinstance(item, str))
                 if rows := [item for item in batch if isinstance(item, dict)]:
-                    writer.write_table(pa.Table.from_pylist(rows, schema=columns))
+                    writer.write_table(pa.Table.from_pylist(rows, schema=stored))
                     count += len(rows)
         shard = Shard(pairs=count, rejected=dict(sorted(rejected.items())), sha256=files.hash_file(path))
         files.write_json(record, shard.model_dump())

@@ -118,7 +118,12 @@ def _models(settings: config.Settings, model: memory.Model) -> Iterator[Line]:
 
 def _data(settings: config.Settings) -> Iterator[Line]:
     """The splits, the pairs that are drawn from one of them, and what describes the targets of those that need it."""
-    splits = {"data.train": settings.data.train} | {f"data.sets.{n}": path for n, path in settings.data.sets.items()}
+    splits = {f"data.sets.{name}": path for name, path in settings.data.sets.items()}
+    if not (hub_set := settings.sample.hub):
+        splits = {"data.train": settings.data.train, **splits}
+    elif not files.on_hub(hub_set):
+        remedy = "no such folder; give a folder, or the id of a data set on the hub"
+        yield _line(Path(hub_set).is_dir(), "sample.hub", hub_set, remedy)
     for field, path in splits.items():
         count, name = settings.toy.train_sequences, field.removeprefix("data.sets.")
         if path.startswith("toy/"):
@@ -134,7 +139,7 @@ def _data(settings: config.Settings) -> Iterator[Line]:
             count = len(sequences)
             if name in settings.data.sets and settings.track.start_of(name) == "text":
                 yield _texts(field, sequences)
-        if field == "data.train" and not settings.sample.hub:
+        if field == "data.train":
             yield _pairs(settings.sample.pairs, round((1 - settings.sample.val_share) * count) or 1)
 
 

@@ -172,8 +172,8 @@ def examples(folder: Path, count: int, think: bool) -> list[tuple[Example, list[
     for k in np.unique(np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int)).tolist():
         example = read_record(paths[k], Example)
         pictures = [_picture(folder / name, []) for name in example.images]
-        read = [parse_box(row.answer, size=pictures[1].width, think=think) for row in example.answers]
+        read = [parse_box(row.answer, size=pictures[-1].width, think=think) for row in example.answers]
         corners = [*(("answer", box) for box in read if box is not None), (TRUTH, np.array(example.target))]
         boxes = [(name, np.round(xyxy_to_xywh(box), 1).tolist()) for name, box in corners]
-        rows.append((example, [pictures[0], pictures[1]._replace(boxes=boxes), *pictures[2:]]))
+        rows.append((example, [*pictures[:-1], pictures[-1]._replace(boxes=boxes)]))
     return rows

@@ -13,7 +13,7 @@ from r1track.core.boxes import Array
 from r1track.core.crops import processed_size
 from r1track.core.errors import UserError
 from r1track.core.prompts import Messages
-from r1track.core.schema import Settings
+from r1track.core.schema import Settings, Task
 from r1track.tracking import peers
 from r1track.tracking.motion import clip_and_widen
 from r1track.tracking.views import Generate, Predict, Template, View
@@ -49,7 +49,7 @@ def settings_for(settings: Settings, model: str, start: Literal["box", "text"] |
         if extra.model is None:
             raise UserError("track.extra.model = null: there is no extra model; name its folder or hub id")
         changes["model"] = {"base": extra.model, "revision": extra.revision}
-        changes["task"] = {"think": extra.think, "templates": 1}
+        changes["task"] = {"think": extra.think, "templates": 1, "prompt": extra.prompt, "box": extra.box}
         changes["track"]["max_tokens"] = extra.max_tokens
     sections = {name: getattr(settings, name).model_copy(update=change) for name, change in changes.items()}
     return settings.model_copy(update=sections)
@@ -62,7 +62,6 @@ def load_predictor(settings: Settings, model: str) -> Predictor:
         if track.endpoint.url:
             raise UserError(f"track.endpoint.url: {model} needs no server; set it to null, or leave --endpoint out")
         return Predictor(peers.find(model.removeprefix(PEER)), None)
-    template = track.extra.prompt if model == EXTRA else None
     if track.endpoint.url:
         from r1track.tracking import endpoint
 
@@ -75,23 +74,21 @@ def load_predictor(settings: Settings, model: str) -> Predictor:
         def generate(questions: list[Messages], images: list[list[Image.Image]], max_tokens: int) -> list[str]:
             return models.generate(loaded, questions, images, max_tokens=max_tokens, batch=track.batch)
 
-        if track.reuse and not template:  # in other templates the search region may not come last
+        if track.reuse and not settings.task.prompt:  # in other questions the search region may not come last
             return Predictor(_reuse_prefixes(loaded, settings), generate)
 
     def predict(views: list[View]) -> list[str]:
-        questions, images = zip(*(_question(view, settings.task.think, template) for view in views), strict=True)
+        questions, images = zip(*(_question(view, settings.task) for view in views), strict=True)
         return generate(list(questions), list(images), track.max_tokens)
 
     return Predictor(predict, generate)
 
 
-def _question(view: View, think: bool, template: str | None = None) -> tuple[Messages, list[Image.Image]]:
-    """The question about a view and its images in order; template: a third-party prompt template instead of ours."""
-    if template:
-        return prompts.fill(template, view.template.box, view.template.image, view.search)
-    templates = [view.template, view.later] if view.later else [view.template]
-    question = prompts.build(view.template.box, second_box=view.later.box if view.later else None, think=think)
-    return question, [*(template.image for template in templates), view.search]
+def _question(view: View, task: Task) -> tuple[Messages, list[Image.Image]]:
+    """The question about a view, and its images in the order of their places."""
+    question = prompts.question(task, view.template.box, view.later.box if view.later else None)
+    images = [view.template.image, *([view.later.image] if view.later else []), view.search]
+    return question, images[::-1] if prompts.search_first(task) else images
 
 
 def _reuse_prefixes(loaded: Any, settings: Settings) -> Predict:
@@ -101,21 +98,21 @@ def _reuse_prefixes(loaded: Any, settings: Settings) -> Predict:
     """
     from r1track.core import generation
 
-    think = settings.task.think
-    decoder = generation.Decoder(loaded, max_tokens=settings.track.max_tokens, think=think)
+    task = settings.task
+    decoder = generation.Decoder(loaded, max_tokens=settings.track.max_tokens, think=task.think)
     prefixes: dict[tuple[Template, Template | None], generation.Prefix] = {}
     last: dict[Template, list[int]] = {}
 
     def predict(views: list[View]) -> list[str]:
         nonlocal prefixes, last
         by_templates = {(view.template, view.later): view for view in views}
-        new = {key: _question(view, think) for key, view in by_templates.items() if key not in prefixes}
+        new = {key: _question(view, task) for key, view in by_templates.items() if key not in prefixes}
         if new:
             questions, images = zip(*new.values(), strict=True)
             encoded = decoder.prefixes(list(questions), [row[:-1] for row in images])
             prefixes.update(zip(new, encoded, strict=True))
         prefixes = {key: prefixes[key] for key in by_templates}  # those of finished sequences go
-        question, _ = _question(views[0], think)
+        question, _ = _question(views[0], task)
         other = next(iter(last.values()), None) or decoder.drafter.example(prompts.flat(question))
         examples = [[last.get(view.template, []), other] for view in views]
         answers = decoder.answers(question, list(prefixes.values()), [view.search for view in views], examples)

@@ -75,7 +75,7 @@ def _agreements(
 
     Raises UserError when the agreement is below merge.min_agreement.
     """
-    questions, images = held_out(pairs, settings.merge.check_pairs, settings.task.think)
+    questions, images = held_out(pairs, settings.merge.check_pairs, settings.task)
     rows, tokens = settings.answer_size
 
     def answers(base: str, adapter: Path | None = None, quantize: Any = "none") -> list[str]:

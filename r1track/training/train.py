@@ -25,6 +25,7 @@ from transformers import PrinterCallback, ProgressCallback
 from trl import GRPOConfig, SFTConfig
 
 from r1track.core import config, files, models, prompts, schema
+from r1track.core.crops import processed_size
 from r1track.core.errors import UserError, naming
 from r1track.core.folders import atomic_folder, locked
 from r1track.core.pairs import load as open_pairs
@@ -115,14 +116,14 @@ def grpo_arguments(settings: config.Settings, scratch: Path, stop: list[int]) ->
     }  # fmt: skip
 
 
-def with_prompts(pairs: Dataset, think: bool, completions: list[Any] | None = None) -> Dataset:
+def with_prompts(pairs: Dataset, task: schema.Task, completions: list[Any] | None = None) -> Dataset:
     """The pairs with the columns of the trainers: `prompt`, and `images` in the order of their places, not copied.
 
     With completions also `completion`, for sft; without, the columns that the reward reads. Rows that are fetched
     together share one object for the same image.
     """
-    columns = ["images", "answer", "size"] if completions is None else ["images"]
-    rows = pairs.select_columns(columns).add_column("prompt", questions(pairs, think))
+    columns = ["images", "problem", *(["answer", "size"] if completions is None else [])]
+    rows = pairs.select_columns(columns).add_column("prompt", questions(pairs, task))
     if completions is not None:
         rows = rows.add_column("completion", completions)
     return rows.cast_column("images", List(Image(decode=False))).with_transform(_with_images)
@@ -132,20 +133,21 @@ def _with_images(batch: dict[str, Any]) -> dict[str, Any]:
     """The rows with their images decoded, each once, in the order of their places."""
     opened = functools.cache(lambda data, path: Image().decode_example({"bytes": data, "path": path}))
     rows = [[opened(image["bytes"], image["path"]) for image in row] for row in batch["images"]]
-    return {**batch, "images": [prompts.places(row) for row in rows]}
+    return {**batch, "images": [*map(prompts.places, rows, batch.pop("problem"))]}
 
 
-def with_answers(pairs: Dataset, think: bool) -> Dataset:
+def with_answers(pairs: Dataset, task: schema.Task) -> Dataset:
     """The pairs with the columns `prompt` and `completion`, for sft.
 
-    With `think` the pairs must have the column `thought`, the text before the box; else UserError.
+    With task.think the pairs must have the column `thought`, the text before the box, without nulls; else UserError.
     """
-    texts = [prompts.numbers(box) for box in pairs["answer"]]
-    if think:
-        if "thought" not in pairs.column_names:
-            raise UserError("task.think: sft needs pairs with a column `thought`, which `sample` does not write")
+    texts = [prompts.numbers(box, task.box) for box in pairs["answer"]]
+    if task.think:
+        if "thought" not in pairs.column_names or None in pairs["thought"]:
+            fault = "task.think: sft needs pairs with a column `thought`, which `sample` writes from a sample.hub"
+            raise UserError(f"{fault} in the format sharegpt alone; take such a data set, or leave the arm sft out")
         texts = [prompts.thoughtful(*both) for both in zip(pairs["thought"], texts, strict=True)]
-    return with_prompts(pairs, think, [[{"role": "assistant", "content": text}] for text in texts])
+    return with_prompts(pairs, task, [[{"role": "assistant", "content": text}] for text in texts])
 
 
 def make_watch(settings: config.Settings, arm: str, scratch: Path) -> progress.ProgressCallback:
@@ -162,6 +164,10 @@ def make_trainer(settings: config.Settings, arm: str, folder: Path, pairs: Path,
     """
     train, processor = settings.train, models.load_processor(folder, settings.model)
     rows = open_pairs(pairs / "train", cache=scratch / "cache")
+    for size in sorted(set(rows["size"])):
+        if processed_size((size, size), settings.model) != (size, size):
+            limits = f"model.min_pixels..max_pixels = {settings.model.min_pixels}..{settings.model.max_pixels}"
+            raise UserError(f"{pairs}: a search region of {size} x {size} pixels is resized by {limits}; widen them")
     prompts_per_rollout = train.prompts_per_step * train.rollout_steps
     if arm == "grpo" and len(rows) < prompts_per_rollout:  # the trainer would end at step 0, without an error
         raise UserError(
@@ -174,12 +180,12 @@ def make_trainer(settings: config.Settings, arm: str, folder: Path, pairs: Path,
     if arm == "sft":
         values = sft_arguments(settings, scratch)
         parts |= {"args": trl_patches.arguments(SFTConfig, values)}
-        parts |= {"train_dataset": with_answers(rows, settings.task.think)}
+        parts |= {"train_dataset": with_answers(rows, settings.task)}
     else:
         values = grpo_arguments(settings, scratch, models.suppressed(processor))
         parts |= {"args": trl_patches.arguments(GRPOConfig, values)}
         parts |= {"reward_funcs": make_reward(settings, scratch / "examples")}
-        parts |= {"train_dataset": with_prompts(rows, settings.task.think)}
+        parts |= {"train_dataset": with_prompts(rows, settings.task)}
         parts |= {"rollout_func": make_rollout(settings, processor)} if train.shared_prefix else {}
     trainer = trainer_class(**parts)
     if arm == "grpo":

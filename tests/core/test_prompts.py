@@ -106,7 +106,7 @@ def test_everything_up_to_the_search_image_is_the_same_for_every_frame(think: bo
 def test_answers_are_read_as_the_patterns_of_their_forms_say() -> None:
     """The patterns are plain to read but slow: a fence around 2000 blanks took 17 seconds."""
     fence = re.compile(r"^```[a-zA-Z]*\s*(.*?)\s*```$", re.DOTALL)
-    thought = re.compile(r"^\s*<think>.*?</think>\s*<answer>(?P<answer>.*?)</answer>\s*$", re.DOTALL)
+    thought = re.compile(r"^\s*<think>.*?</think>.*?<answer>(?P<answer>.*?)</answer>\s*$", re.DOTALL)
 
     def by_pattern(answer: str, think: bool) -> Any:
         if think:

@@ -13,7 +13,7 @@ import pytest
 from datasets import Dataset, DatasetDict, Features, Image, List, Value, load_dataset
 from PIL import Image as Picture
 
-from r1track.core import config, files, images, prompts
+from r1track.core import config, files, images, prompts, schema
 from r1track.core import pairs as pairs_module
 from r1track.core.errors import UserError
 from r1track.data import formats, sample, toy
@@ -63,7 +63,7 @@ def test_a_question_in_one_text_is_the_same_question(tmp_path: Path) -> None:
         assert flat.count("<image>") == (2 if second is None else 3)
         assert prompts.unflat(flat) == built
     kinds = [part["type"] for part in prompts.unflat("<image> <image>Where is <image_1>?")[0]["content"]]
-    assert kinds == ["image", "image", "text"]
+    assert kinds == ["image", "text", "image", "text"]
 
 
 def test_our_shards_train(pairs: Path, tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_sharegpt_export_trains_for_one_step(pairs: Path, tmp_path: Path, monk
     columns = info["r1track_train"]["columns"]
     tags = info["r1track_train"]["tags"]
 
-    def with_answers(pairs: Dataset, think: bool) -> Dataset:
+    def with_answers(pairs: Dataset, task: schema.Task) -> Dataset:
         rows = loaded(export)["train"]
         turns = [row[columns["messages"]] for row in rows]
         assert all([turn[tags["role_tag"]] for turn in row] == ["user", "assistant"] for row in turns)
@@ -171,13 +171,20 @@ BOMB = png(20_000, 20_000)
 
 
 def question(**changes: Any) -> dict[str, Any]:
-    good = {"images": [picture()] * 2, "problem": "<image> <image>Where?", "answer": "[10, 20, 30, 40]"}
+    good = {
+        "images": [picture()] * 2,
+        "problem": "<image> <image>Where in the second image?",
+        "answer": "[10, 20, 30, 40]",
+    }
     return {**good, **changes}
 
 
 BAD = {
     "an image too few": ({"images": [picture()]}, "images do not fit their places in the problem"),
-    "a place too few": ({"problem": "<image>Where?"}, "images do not fit their places in the problem"),
+    "a place too few": (
+        {"problem": "<image>In image 2?"},
+        "images do not fit their places in the problem",
+    ),
     "half an image": ({"images": [picture(), {"bytes": picture()["bytes"][:300], "path": None}]}, "cannot be decoded"),
     "an oblong search region": ({"images": [picture(), picture(112, 84)]}, "answer is no box in a square"),
     "a narrow template": ({"images": [picture(603, 3), picture()]}, "an image is too narrow for the model"),
@@ -186,6 +193,12 @@ BAD = {
     "words": ({"answer": "to the left"}, "answer is no box in a square search region"),
     "a box of which nothing is in the crop": ({"answer": "[85, 20, 88, 40]"}, "answer is no box in a square search"),
     "no answer": ({"answer": None}, "answer is no box in a square search region"),
+    "words that do not say where": ({"problem": "<image><image>?"}, "does not say which image is the search region"),
+    "words that name an image too many": (
+        {"problem": "<image><image>In <image_3>?"},
+        "does not say which image is the",
+    ),
+    "an odd size": ({"images": [picture(), picture(86, 86)]}, "the search region is no multiple of 28 pixels"),
     "no question": ({"problem": None}, "images do not fit their places in the problem"),
     "no images": ({"images": None}, "images do not fit their places in the problem"),
     "an empty list of images": ({"images": []}, "images do not fit their places in the problem"),
@@ -260,7 +273,11 @@ def test_an_image_may_be_a_file_in_the_folder_of_the_data_set(tmp_path: Path) ->
     assert len(pairs_module.load(tmp_path / "pairs" / "train")) == 3
     lines = [
         json.dumps(
-            {"problem": "<image><image>?", "answer": "[1, 2, 30, 40]", "images": ["images/a.jpg", "images/a.jpg"]}
+            {
+                "problem": "<image><image>In image 2?",
+                "answer": "[1, 2, 30, 40]",
+                "images": ["images/a.jpg", "images/a.jpg"],
+            }
         )
     ] * 4
     (tmp_path / "lines" / "images").mkdir(parents=True)
@@ -289,7 +306,7 @@ def test_a_data_set_with_too_few_rows_is_refused_at_once(tmp_path: Path) -> None
     empty = foreign([question()], foreign([], tmp_path / "empty"), "test")
     with pytest.raises(UserError, match=r"it cannot be loaded \(Instruction .train. corresponds to no data!\)"):
         sample.run(settings(hub=str(empty)), None, tmp_path / "none", 1)
-    two = foreign([question(), question(problem="<image><image>?")], tmp_path / "two")
+    two = foreign([question(), question(problem="<image><image>In image 2?")], tmp_path / "two")
     sample.run(settings(hub=str(two), val_share=0.99), None, tmp_path / "both", 1)
     assert [len(pairs_module.load(tmp_path / "both" / name)) for name in ("train", "val")] == [1, 1]
 
@@ -322,7 +339,7 @@ def test_a_data_set_that_is_not_there_or_has_another_split_only_is_refused(tmp_p
 
 
 def test_rows_are_held_out_at_random_where_there_is_no_other_split(tmp_path: Path) -> None:
-    rows = [question(problem=f"<image><image>Where? {k}") for k in range(20)]
+    rows = [question(problem=f"<image><image>Where in the second image? {k}") for k in range(20)]
     data = foreign(rows, tmp_path / "data")
     for name in ("pairs", "again"):
         sample.run(settings(hub=str(data), pairs=50), None, tmp_path / name, 1)

@@ -61,7 +61,7 @@ def test_adapter_on_and_merged_give_the_same_greedy_answers(merged: Path, adapte
     found = files.read_json(merged / "merge.json")
     assert found["agreement"] == 1
     assert 0 < found["agreement_as_trained"] <= 1
-    asked, images = held_out(pairs, 24, think=False)
+    asked, images = held_out(pairs, 24, settings().task)
     loaded = models.load("tiny", settings().model, adapter=adapter), models.load(str(merged), settings().model)
     on, off = (models.generate(each, asked, images, max_tokens=16, batch=24) for each in loaded)
     assert on == off

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from toys import toy_pairs
 
-from r1track.core import config, files, models, prompts
+from r1track.core import config, files, models, prompts, schema
 from r1track.core.pairs import load as open_pairs
 from r1track.training import rewards, train, trl_patches
 
@@ -93,7 +93,7 @@ def test_the_supervised_arm_learns_the_true_answers_and_nothing_else(pairs: Path
 
 
 def test_the_supervised_arm_is_told_the_rounded_box_after_the_trackers_question(pairs: Path) -> None:
-    rows = train.with_answers(open_pairs(pairs / "train"), think=False)
+    rows = train.with_answers(open_pairs(pairs / "train"), schema.Task())
     truth = open_pairs(pairs / "train")[0]
     assert rows[0]["completion"] == [{"role": "assistant", "content": prompts.numbers(truth["answer"])}]
     texts = [part["text"] for part in rows[0]["prompt"][0]["content"] if part["type"] == "text"]
@@ -167,7 +167,7 @@ def test_fewer_pairs_than_a_rollout_asks_are_refused(pairs: Path, tmp_path: Path
 
 def test_sft_with_thinking_needs_pairs_that_hold_thoughts(pairs: Path) -> None:
     with pytest.raises(ValueError, match="pairs with a column `thought`"):
-        train.with_answers(open_pairs(pairs / "train"), think=True)
+        train.with_answers(open_pairs(pairs / "train"), schema.Task(think=True))
 
 
 def test_the_vision_towers_layers_get_adapters_when_asked(pairs: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ rule toy:
 rule sample:
     input:
         config=f"{PLAN.results}/config/sample.json",
-        frames=plan.listing(PLAN.train),
+        frames=PLAN.pair_sources,
         sources=plan.sources("sample"),
     output:
         directory(f"{PLAN.results}/pairs"),
@@ -35,9 +35,10 @@ rule sample:
         "../../environment.yml"
     threads: workflow.cores
     params:
-        root=lambda w: PLAN.train,
+        root=lambda w: [] if PLAN.train is None else ["--root", PLAN.train],
+        source=lambda w: PLAN.train or PLAN.settings.sample.hub,
     message:
-        "Cutting pairs from {params.root}"
+        "Making pairs from {params.source}"
     shell:
-        "r1track --log {log} sample --config {input.config} --root {params.root:q} --out {output}"
+        "r1track --log {log} sample --config {input.config} {params.root:q} --out {output}"
         " --processes {threads}"

@@ -1,0 +1,265 @@
+"""The authors' data sets: every form of row is sampled, trained on and asked about in the words of its authors.
+
+The words are those of the public repository Wangbiao2/R1-Track at f585b82; the data sets themselves were not readable.
+"""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from datasets import Dataset, Features, Image, List, Value
+from PIL import Image as Picture
+
+from r1track import plan
+from r1track.core import config, files, models, prompts
+from r1track.core import pairs as pairs_module
+from r1track.core.errors import UserError
+from r1track.core.schema import Task
+from r1track.data import sample
+from r1track.preflight import doctor
+from r1track.training import train
+
+PLAIN_5K = (
+    "<image><image>Please identify the target specified by the bounding box [10,20,30,40] in the first image and "
+    "locate it in the second image. \n Return the coordinates in [x_min,y_min,x_max,y_max] format."
+)
+PLAIN_100K = (
+    "<image> <image>Given two images, you need to:\n"
+    "1. Analyze and Identify the target object marked by bounding box [10,20,30,40] in <image_1>;\n"
+    "2. Re-locate this target in <image_2>;\n"
+    "3. Return [x_min, y_min, x_max, y_max] coordinates of the target in <image_2>."
+)
+INSTRUCTION = (
+    "You FIRST think about the reasoning process as an internal monologue and then provide the final answer. \n The "
+    "reasoning process MUST BE enclosed within <think> </think> tags. The final answer MUST BE put in <answer> "
+    "</answer> tags. "
+)
+THREE = (
+    "<image> <image> <image>Given three images:\n1. The target is marked by bounding box [10,20,30,40] in <image_1> "
+    "and by bounding box [5,6,50,60] in <image_{}>;\n2. Return its [x_min, y_min, x_max, y_max] in <image_{}>."
+)
+STEP = {"steps": 1, "save_every": 1, "prompts_per_step": 2, "group": 4, "micro_batch": 4, "learning_rate": 1e-3,
+        "max_tokens": 16, "sft": {"steps": 1, "batch": 4, "micro_batch": 2}}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def settings(preset: str, hub: Path, task: dict[str, Any] | None = None, **changes: Any) -> config.Settings:
+    """A preset's question on the tiny model and a local data set; tracking as in the demo."""
+    asked = config.resolve({"preset": preset}).task
+    words = {"prompt": asked.prompt, "box": asked.box, **(task or {})}
+    few = {"pairs": 12, "val_pairs": 4, "val_share": 0.25, "hub": str(hub), **changes}
+    model = {"min_pixels": 784, "max_pixels": 336 * 336}
+    return config.resolve({"preset": "demo", "task": words, "sample": few, "train": STEP, "model": model})
+
+
+def picture(size: int, colour: int) -> dict[str, Any]:
+    stream = io.BytesIO()
+    Picture.new("RGB", (size, size), (colour, 120, 40)).save(stream, "PNG")
+    return {"bytes": stream.getvalue(), "path": "image_1.jpg"}
+
+
+def row(problem: str, size: int = 84, answer: str = "[10,20,30,40]") -> dict[str, Any]:
+    images = [picture(size, 40 * k) for k in range(problem.count("<image>"))]
+    return {"images": images, "problem": problem, "answer": answer}
+
+
+def chat(question: str, answer: str, *others: dict[str, str]) -> dict[str, Any]:
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return {"images": [picture(84, 0), picture(84, 40)], "messages": [*others, *turns]}
+
+
+def data_set(
+    folder: Path, rows: list[dict[str, Any]], split: str = "train", names: tuple[str, str] = ("role", "content")
+) -> Path:
+    turns = {"messages": List({"role": Value("string"), "content": Value("string")})}
+    texts = {"problem": Value("string"), "answer": Value("string")}
+    features = Features({"images": List(Image()), **(turns if "messages" in rows[0] else texts)})
+    table = Dataset.from_list(rows, features=features)
+    if names != ("role", "content"):
+        renamed = [[dict(zip(names, turn.values(), strict=True)) for turn in row["messages"]] for row in rows]
+        table = table.remove_columns("messages").add_column("conversations", renamed)
+    (folder / split).mkdir(parents=True, exist_ok=True)
+    table.to_parquet(folder / split / "0.parquet")
+    return folder
+
+
+def sampled(chosen: config.Settings, out: Path) -> Dataset:
+    sample.run(chosen, None, out, 1)
+    return pairs_module.load(out / "train")
+
+
+def trained(chosen: config.Settings, pairs: Path, folder: Path, *arms: str) -> None:
+    for arm in arms:
+        train.run(chosen, arm, "tiny", pairs, folder / arm / "scratch", folder / arm / "adapter")
+        assert (folder / arm / "adapter" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("preset", "problem"), [("r1track-5k-hub", PLAIN_5K), ("r1track-100k-hub", PLAIN_100K)])
+def test_a_preset_asks_in_tracking_byte_for_byte_what_its_data_set_asks(preset: str, problem: str) -> None:
+    task = config.resolve({"preset": preset}).task
+    question = prompts.question(task, [10.9, 20.2, 30.99, 40.0])
+    assert prompts.flat(question) == problem
+    assert question == prompts.unflat(problem)
+
+
+@pytest.mark.parametrize(("preset", "problem"), [("r1track-5k-hub", PLAIN_5K), ("r1track-100k-hub", PLAIN_100K)])
+def test_rows_of_336_pixels_and_mixed_sizes_are_sampled_and_each_arm_trains_a_step(
+    preset: str, problem: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes = [336] * 16 if preset == "r1track-5k-hub" else [112, 224, 336, 84] * 4
+    chosen = settings(preset, data_set(tmp_path / "data", [row(problem, size) for size in sizes]))
+    rows = sampled(chosen, tmp_path / "pairs")
+    assert set(rows["problem"]) == {problem}
+    assert set(rows["size"]) <= set(sizes)
+    assert "questions are not the one that the tracker asks" not in caplog.text
+    processor = models.load_processor(models.TINY, chosen.model)
+    (text,) = processor.apply_chat_template(train.with_prompts(rows, chosen.task)[:1]["prompt"], tokenize=False)
+    mark = "<|vision_start|><|image_pad|><|vision_end|>"
+    assert problem.replace("<image>", mark) in text
+    trained(chosen, tmp_path / "pairs", tmp_path, "sft", "grpo")
+    answers = train.with_answers(rows, chosen.task)["completion"]
+    assert answers[0][0]["content"] == "[10,20,30,40]"
+
+
+def test_in_rows_of_three_images_the_words_say_which_is_the_search_region(tmp_path: Path) -> None:
+    last, middle = THREE.format(2, 3), THREE.format(3, 2)
+    data = data_set(tmp_path / "data", [row(last), row(middle), row("<image><image><image>Where is it?")] * 4)
+    chosen = settings("r1track-100k-hub", data, val_pairs=0)
+    rows = sampled(chosen, tmp_path / "pairs")
+    rejected = files.read_json(tmp_path / "pairs" / "manifest.json")["splits"]["train"]["rejected"]
+    assert rejected == {"the question does not say which image is the search region": 4}
+    assert sorted(rows["problem"]) == sorted([last, middle] * 4)
+    for pair in rows:
+        reds = [np.asarray(image)[0, 0, 0] for image in pair["images"]]
+        assert reds == ([0, 80, 40] if pair["problem"] == last else [0, 40, 80])  # template, search, other
+    shown = train.with_prompts(rows, chosen.task)[:]["images"]
+    assert {tuple(int(np.asarray(image)[0, 0, 0]) for image in images) for images in shown} == {(0, 40, 80)}
+    trained(chosen, tmp_path / "pairs", tmp_path, "sft", "grpo")
+
+
+@pytest.mark.parametrize(
+    ("problem", "place"),
+    [
+        (PLAIN_5K, 1),
+        (PLAIN_100K, 1),
+        (THREE.format(2, 3), 2),
+        (THREE.format(3, 2), 1),
+        ("Locate the target in <image_2>, that has the box [1, 2, 3, 4] in <image_1>.", 1),
+        ("The box [1, 2, 3, 4] in the second image: where is it in the First image?", 0),
+        (prompts.flat(prompts.build([1, 2, 3, 4])), 1),
+        (prompts.flat(prompts.build([1, 2, 3, 4], second_box=[1, 2, 3, 4], think=True)), 2),
+        ("Where is it?", None),
+        ("Find [1, 2, 3, 4] in <image_1>.", None),
+        ("In the third image.", None),
+    ],
+)
+def test_the_search_region_is_the_image_named_last_without_its_box(problem: str, place: int | None) -> None:
+    assert prompts.search_place(problem, 3 if place == 2 else 2) == place
+
+
+def test_an_instruction_to_think_stands_around_the_question_where_the_configuration_says(tmp_path: Path) -> None:
+    data = data_set(tmp_path / "data", [row(PLAIN_5K)] * 16)
+    preset = str(config.resolve({"preset": "r1track-5k-hub"}).task.prompt)
+    think = {"think": True, "prompt": INSTRUCTION + preset}
+    chosen = settings("r1track-5k-hub", data, think, hub_prompt=INSTRUCTION + "{question}")
+    rows = sampled(chosen, tmp_path / "pairs")
+    assert set(rows["problem"]) == {INSTRUCTION + PLAIN_5K}
+    assert prompts.pattern(chosen.task).fullmatch(rows["problem"][0])
+    trained(chosen, tmp_path / "pairs", tmp_path, "grpo")
+    with pytest.raises(UserError, match="sft needs pairs with a column `thought`"):
+        train.with_answers(rows, chosen.task)
+
+
+SYSTEM = {"role": "system", "content": "You are a helpful assistant."}
+
+
+@pytest.mark.parametrize("names", [("role", "content"), ("from", "value")])
+def test_the_sharegpt_form_is_read_and_sft_learns_its_answers(names: tuple[str, str], tmp_path: Path) -> None:
+    who = ("user", "assistant") if names[0] == "role" else ("human", "gpt")
+    rows = [chat(PLAIN_5K, "[10,20,30,40]", SYSTEM) for _ in range(16)]
+    for turn in (turn for one in rows for turn in one["messages"] if turn is not SYSTEM):
+        turn["role"] = who[turn["role"] == "assistant"]
+    chosen = settings("r1track-5k-hub", data_set(tmp_path / "data", rows, names=names))
+    pairs = sampled(chosen, tmp_path / "pairs")
+    assert (set(pairs["problem"]), pairs["answer"][0], set(pairs["thought"])) == ({PLAIN_5K}, [10, 20, 30, 40], {None})
+    trained(chosen, tmp_path / "pairs", tmp_path, "sft")
+
+
+def test_sft_learns_thoughts_from_the_sharegpt_form_and_rows_without_are_counted(tmp_path: Path) -> None:
+    thought = "<think>red, left</think> So: <answer>[10,20,30,40]</answer>"
+    rows = [chat(PLAIN_5K, thought)] * 16 + [chat(PLAIN_5K, "[10,20,30,40]")] * 2
+    rows += [chat(PLAIN_5K, thought, {"role": "system", "content": "Be brief."}), {**chat("", ""), "messages": []}]
+    chosen = settings("r1track-5k-hub", data_set(tmp_path / "data", rows), {"think": True}, pairs=50, val_pairs=0)
+    pairs = sampled(chosen, tmp_path / "pairs")
+    rejected = files.read_json(tmp_path / "pairs" / "manifest.json")["splits"]["train"]["rejected"]
+    assert rejected == {"messages are not one question and one answer": 2, "the answer has no thoughts": 2}
+    assert pairs["thought"] == ["red, left"] * 16
+    told = train.with_answers(pairs, chosen.task)["completion"][0][0]["content"]
+    assert told == "<think>red, left</think><answer>[10,20,30,40]</answer>"
+    trained(chosen, tmp_path / "pairs", tmp_path, "sft")
+
+
+@pytest.mark.parametrize("split", ["val", "validation", "dev", "test"])
+def test_a_held_out_split_is_known_by_each_of_its_names(split: str, tmp_path: Path) -> None:
+    data_set(tmp_path / "data", [row(PLAIN_5K)] * 6)
+    data_set(tmp_path / "data", [row(PLAIN_5K, answer="[1,2,3,4]")] * 3, split)
+    assert len(sampled(settings("r1track-5k-hub", tmp_path / "data"), tmp_path / "pairs")) == 6
+    assert pairs_module.load(tmp_path / "pairs" / "val")["answer"] == [[1, 2, 3, 4]] * 3
+
+
+def test_rows_are_drawn_from_the_whole_of_a_split_by_the_seed(tmp_path: Path) -> None:
+    """Rows stand by size, as the generator writes them; 20 of 60 are all from one size once in 10^15 draws."""
+    data_set(tmp_path / "data", [row(PLAIN_100K, size) for size in (84, 112, 140) for _ in range(20)])
+    drawn = []
+    for k, seed in enumerate((0, 0, 1)):
+        chosen = settings("r1track-100k-hub", tmp_path / "data", pairs=20, val_pairs=10)
+        sampled(chosen.model_copy(update={"seed": seed}), tmp_path / str(k))
+        splits = [pairs_module.load(tmp_path / str(k) / name)["size"] for name in ("train", "val")]
+        assert [len(set(sizes)) for sizes in splits] == [3, 3]
+        drawn.append(files.hash_path(tmp_path / str(k) / "train"))
+    assert drawn[0] == drawn[1]
+
+
+def test_questions_in_other_words_than_the_trackers_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data_set(tmp_path / "data", [row(PLAIN_5K)] * 4 + [row(PLAIN_100K)] * 8)
+    sampled(settings("r1track-5k-hub", tmp_path / "data", val_pairs=0), tmp_path / "pairs")
+    assert "train: 8 of 12 questions are not the one that the tracker asks, which is task.prompt" in caplog.text
+
+
+def test_a_search_region_that_the_processor_would_resize_is_refused_before_training(tmp_path: Path) -> None:
+    chosen = settings("r1track-5k-hub", data_set(tmp_path / "data", [row(PLAIN_5K, 448)] * 12))
+    sampled(chosen, tmp_path / "pairs")
+    with pytest.raises(UserError, match=r"448 x 448 pixels is resized by .* = 784\.\.112896"):
+        train.run(chosen, "grpo", "tiny", tmp_path / "pairs", tmp_path / "scratch", tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("preset", ["r1track-5k-hub", "r1track-100k-hub"])
+def test_the_presets_need_no_training_split(preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "GOT-10k" / "val" / "GOT-10k_Val_000001").mkdir(parents=True)
+    (tmp_path / "data" / "GOT-10k" / "val" / "list.txt").write_text("GOT-10k_Val_000001\n")
+    made = plan.make_plan(config.resolve({"preset": preset}))
+    assert (made.train, made.pair_sources) == (None, [])
+    local = {"preset": preset, "sample": {"hub": str(tmp_path / "mine")}}
+    assert plan.make_plan(config.resolve(local)).pair_sources == [str(tmp_path / "mine")]
+    settings = config.resolve({"preset": preset})
+    states = {line[1]: line[0] for line in [*doctor._data(settings), *doctor._sources(settings, online=False)]}
+    assert states["sample.hub"] == "warning"  # to be downloaded
+    assert "data.train" not in states
+    assert ("error", "sample.hub") in {line[:2] for line in doctor._data(config.resolve(local))}
+
+
+def test_a_question_of_ones_own_is_asked_in_training_on_cut_pairs_too() -> None:
+    task = Task(prompt="{template}At {box}. Where in {search}?", box="truncated")
+    assert prompts.flat(prompts.question(task, [1.9, 2, 30, 40])) == "<image>At [1,2,30,40]. Where in <image>?"
+    with pytest.raises(ValueError, match="before"):
+        Task(prompt="{search}{template}{box}")
+    with pytest.raises(UserError, match="has no place for a later template"):
+        config.resolve({"task": {"prompt": task.prompt, "templates": 2}})
