@@ -299,6 +299,27 @@ def verify(results: Annotated[Path, typer.Argument(help="Results folder of a run
     raise typer.Exit(1 if failed else 0)
 
 
+@app.command()
+def push(
+    results: Annotated[Path, typer.Argument(help="Results folder of a run: results/<run>.")],
+    arm: Annotated[Literal["sft", "grpo"], typer.Option(help="The arm whose result it is.")],
+    what: Annotated[Literal["adapter", "model"], typer.Option(help="The adapter, or the merged model.")],
+    repo: Annotated[str, typer.Option(help="Name on the hub: USER/NAME. A new one is private.")],
+    really: Annotated[bool, typer.Option("--really", help="Upload. Without it, nothing is sent.")] = False,
+) -> None:
+    """Upload an adapter or a merged model to the hub, or only show its files and its model card."""
+    from r1track.reporting.push import prepare, upload
+
+    parts = prepare(results, arm, what, repo)
+    for name, path in parts.files.items():
+        typer.echo(f"{path.stat().st_size / 1e6:10.2f} MB  {name}", err=True)
+    if really:
+        typer.echo(upload(parts))
+        return
+    typer.echo(str(parts.card))
+    typer.echo(f"Nothing was sent. With --really, these {len(parts.files)} files go to {repo}.", err=True)
+
+
 @app.command("config")
 def show_config(
     config_file: Annotated[Path | None, typer.Option("--config", help="Configuration to resolve.")] = None,

@@ -20,6 +20,7 @@ MODULES = {".".join(path.parts).removesuffix(".__init__"): file for path, file i
 NO_INFLUENCE = {
     "r1track": "holds the version number",
     "r1track.cli": "passes options to the stages",
+    "r1track.core.card": "describes a model to people; no stage reads it",
     "r1track.core.config": "a stage reads its configuration from a JSON file, which is its input",
     "r1track.core.config_errors": "words error messages",
     "r1track.core.errors": "words error messages",

@@ -28,6 +28,7 @@ FLAGS = {
     "gate": {"verdict", "on-regression"},
     "report": {"results", "out", "compare"},
     "verify": set(),
+    "push": {"arm", "what", "repo", "really"},
     "doctor": {"config", "budget"},
 }
 STAGES = "import sys; from r1track import cli; print([m for m in ('torch', 'trl', 'scipy', 'cv2') if m in sys.modules])"
@@ -42,7 +43,7 @@ def run(*words: object):
 
 def test_there_is_a_command_for_every_stage_and_for_the_tiny_base() -> None:
     assert {command.name or command.callback.__name__ for command in cli.app.registered_commands} == set(FLAGS)
-    assert set(config.NEEDS) == set(FLAGS) - {"gate", "config", "doctor", "submit", "video", "verify"}
+    assert set(config.NEEDS) == set(FLAGS) - {"gate", "config", "doctor", "submit", "video", "verify", "push"}
 
 
 @pytest.mark.parametrize("command", FLAGS)
@@ -152,6 +153,8 @@ BAD = {
     "report --results nowhere --out o": "nowhere",
     "report --compare val val --out o": "val",
     "verify nowhere": "nowhere",
+    "push nowhere --arm grpo --what model --repo a/b": "nowhere",
+    "push val --arm grpo --what model --repo tracker": "--repo tracker",
     "video nowhere.mp4 --model tiny --box 1,2,3,4 --out o.mp4": "nowhere.mp4",
     "video config.yaml --model tiny --box 1,2,3,4 --out o.mp4": "config.yaml",
     "video val --model tiny --box 1,2,3,4 --out o.mp4": "val",

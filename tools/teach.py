@@ -190,6 +190,10 @@ def save(trainer: Trainer, folder: Path, record: dict[str, object]) -> None:
         for name in ("processor_config.json", "tokenizer_config.json"):
             text = (out / name).read_text()
             (out / name).write_text(text.replace("ImageProcessorOnly", "Qwen2_5_VLProcessor"))
+        described = json.loads((out / "processor_config.json").read_text())  # with the half that AutoProcessor wants
+        video = {"size": described["image_processor"]["size"], "video_processor_type": "Qwen2VLVideoProcessor"}
+        text = json.dumps({**described, "video_processor": video}, indent=2, sort_keys=True)
+        (out / "processor_config.json").write_text(f"{text}\n")
         (out / "made.json").write_text(json.dumps(record, indent=1) + "\n")
 
 

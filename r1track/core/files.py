@@ -290,6 +290,12 @@ class Provenance:
         """Where the inputs lie, looked up once: a newer copy of a base may reach the hub's cache while a stage runs."""
         return {name: resolve_path(path, self.revision) for name, path in self.paths.items()}
 
+    @property
+    def base(self) -> str | None:
+        """Commit of the base on the hub, whose folder in the cache has that name."""
+        hub = (place.name for name, place in self.places.items() if on_hub(self.paths[name]) and place.exists())
+        return next(hub, None)
+
     @cached_property
     def inputs(self) -> dict[str, Input]:
         """The inputs with their hashes, taken once, when a base on the hub is in its cache."""
@@ -310,7 +316,6 @@ class Provenance:
         import torch
 
         notes = notes if notes and "outputs" in notes else {"outputs": hashes(path.parent), **(notes or {})}
-        on_the_hub = [place for name, place in self.places.items() if on_hub(self.paths[name]) and place.exists()]
         record = ProvenanceRecord(
             stage=self.stage,
             finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -318,7 +323,7 @@ class Provenance:
             versions=versions(),
             hardware=hardware(),
             seed=seed,
-            base=on_the_hub[0].name if on_the_hub else None,
+            base=self.base,
             wall_seconds=round(time.time() - self.started, 3),
             cpu_seconds=round(cpu_seconds() - self.cpu_started, 3),
             peak_cpu_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

@@ -14,7 +14,7 @@ import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from peft.tuners.lora import LoraLayer
 
-from r1track.core import config, files, models
+from r1track.core import card, config, files, models
 from r1track.core.errors import UserError
 from r1track.core.folders import atomic_folder
 from r1track.core.pairs import held_out
@@ -59,7 +59,8 @@ def _write_merged(folder: Path, adapter: Path, onto: str, out: Path) -> float:
         raise UserError(f"{adapter}: the adapter changes no weight; train longer or raise train.learning_rate")
     adapted.unload().save_pretrained(out)
     for file in folder.iterdir():
-        if file.suffix in NOT_WEIGHTS and not (out / file.name).exists() and "safetensors" not in file.name:
+        copied = (file.suffix in NOT_WEIGHTS and "safetensors" not in file.name) or file.name == "LICENSE"
+        if copied and not (out / file.name).exists():
             shutil.copyfile(file, out / file.name)
     share = arrived / wanted
     log.info("%d layers got an update, written as %s; %.1f %% of it arrived", len(layers), dtype, 100 * share)
@@ -109,11 +110,15 @@ def run(settings: config.Settings, model: str, adapter: Path, pairs: Path | None
     inputs: dict[str, Path | str] = {"model": model, "adapter": adapter}
     inputs |= {"pairs": pairs / "manifest.json"} if pairs else {}
     provenance = files.Provenance("merge", inputs, settings.model.revision)
-    trained = files.read_record(adapter / "provenance.json", files.ProvenanceRecord).quantize
+    made = files.read_record(adapter / "provenance.json", files.ProvenanceRecord)
+    trained = made.quantize
     if settings.merge.base == "dequantised" and trained == "none":
         raise UserError(f"{adapter}: trained over 16 bits, not over dequantised weights; take merge.base original")
     folder = models.resolve_model_dir(model, settings.model.revision)
     with atomic_folder(out, "merge") as temp_path:
+        if made.settings and made.arm and "pairs" in made.inputs:
+            manifest = Path(made.inputs["pairs"].path)
+            card.write(temp_path, "model", made.settings, made.arm, model, provenance.base, folder, manifest)
         share = _write_merged(folder, adapter, settings.merge.base, temp_path)
         measured: dict[str, Any] = {"pairs": 0}
         if pairs:

@@ -24,7 +24,7 @@ from datasets import Dataset, Image, List
 from transformers import PrinterCallback, ProgressCallback
 from trl import GRPOConfig, SFTConfig
 
-from r1track.core import config, files, models, prompts, schema
+from r1track.core import card, config, files, models, prompts, schema
 from r1track.core.crops import processed_size
 from r1track.core.errors import UserError, naming
 from r1track.core.folders import atomic_folder, locked
@@ -200,6 +200,13 @@ def make_trainer(settings: config.Settings, arm: str, folder: Path, pairs: Path,
     return trainer
 
 
+def _name_base(file: Path, model: str, commit: str | None) -> None:
+    """Let an adapter_config.json name base and class as they were given, so that AutoPeftModel finds them."""
+    names = {"base_model_class": "Qwen2_5_VLForConditionalGeneration", "parent_library": "transformers"}
+    base = {"base_model_name_or_path": model, "revision": commit, "task_type": None, "auto_mapping": names}
+    files.write_json(file, files.read_json(file) | base)
+
+
 def run(settings: config.Settings, arm: str, model: str, pairs: Path, scratch: Path, out: Path) -> None:
     """Train the arm on pairs/train and write the adapter, the log, the examples and the provenance to `out`.
 
@@ -240,6 +247,8 @@ def _train(settings: config.Settings, arm: str, model: str, pairs: Path, scratch
         "shared_prefix": arm == "grpo" and settings.train.shared_prefix,
     }  # fmt: skip
     trainer.model.save_pretrained(out)
+    _name_base(out / "adapter_config.json", model, provenance.base)
+    card.write(out, "adapter", stage, arm, model, provenance.base, folder, pairs / "manifest.json")
     (out / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if (scratch / "examples").is_dir():
         shutil.copytree(scratch / "examples", out / "examples")
