@@ -247,9 +247,9 @@ def verdict(
 @app.command()
 def gate(
     verdict_file: Annotated[Path, typer.Option("--verdict", help="Verdict, as written by `verdict`.")],
-    on_regression: Annotated[str, typer.Option(help="`fail` stops on REGRESSED or INVALID, `warn` never does.")],
+    on_regression: Annotated[str, typer.Option(help="`fail`: REGRESSED or INVALID is an error; `warn`: neither is.")],
 ) -> None:
-    """End with an error if general ability was lost."""
+    """End with an error if general ability was lost, or its check is invalid."""
     from r1track.ability.verdict import gate
 
     gate(verdict_file, on_regression)

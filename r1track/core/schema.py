@@ -157,7 +157,7 @@ class Train(Section):
     arms: list[Literal["sft", "grpo"]] = Field(
         ["grpo"], min_length=1, description="models to train; the verdict is about the last"
     )
-    start: Literal["base", "sft"] = Field("base", description="initial model of grpo: the base or the sft model")
+    start: Literal["base", "sft"] = Field("base", description="initial model of grpo: the base or the merged sft model")
     backend: Literal["auto", "unsloth", "transformers"] = Field(
         "auto",
         description="layers of the model in training: `auto` takes Unsloth's where it is installed and there is a CUDA "
@@ -263,8 +263,8 @@ class Endpoint(Section):
 class Track(Section):
     """track: one question per frame, starting from the first box or from a description."""
 
-    start: Literal["box", "text"] = Field("box", description="tracking starts from the first box or a description")
-    starts: dict[str, Literal["box", "text"]] = Field({}, description="`start` of single sets, by name")
+    start: Literal["box", "text"] = Field("box", description="start from the first box, or from a description")
+    starts: dict[str, Literal["box", "text"]] = Field({}, description="another `start` for some sets, by name")
     batch: int = Field(16, ge=1, description="sequences tracked in one batch")
     max_tokens: int = Field(64, ge=8, description="maximum length of an answer in tokens, train.max_tokens or more")
     reuse: bool = Field(True, description="encode the prompt before the search image once per sequence")
@@ -341,13 +341,15 @@ class Verdict(Section):
     alpha: float = Field(0.05, gt=0, lt=0.5, description="one-sided error rate; half of it for score bounds")
     min_items: int = Field(300, ge=1, description="smallest number of items of a set, else INVALID")
     max_box_share: float = Field(0.01, ge=0, le=1, description="largest fraction of box answers, else INVALID")
-    max_unparsed_gap: float = Field(2.0, ge=0, description="largest gap of unparsed rates (points), else INVALID")
-    max_self_gap: float = Field(0.5, ge=0, description="largest gap of the base asked twice (points), else INVALID")
+    max_unparsed_gap: float = Field(2.0, ge=0, description="largest gap of unreadable shares (points), else INVALID")
+    max_self_gap: float = Field(0.5, ge=0, description="largest gap when the base answers twice (points), else INVALID")
     max_published_gap: float = Field(8.0, ge=0, description="largest gap to the published score (points), else INVALID")
     draws: int = Field(10000, ge=100, description="bootstrap resamples of the images")
     seed: int = Field(0, ge=0, description="seed of the bootstrap")
     power: float = Field(0.8, gt=0.5, lt=1, description="power for which the needed number of items is computed")
-    on_regression: Literal["fail", "warn"] = Field("fail", description="whether a loss ends the workflow with an error")
+    on_regression: Literal["fail", "warn"] = Field(
+        "fail", description="`fail`: REGRESSED or INVALID ends the workflow with an error; `warn`: neither does"
+    )
 
 
 class Report(Section):

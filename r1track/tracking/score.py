@@ -148,7 +148,9 @@ def one_pass(predicted: Array, sequence: Sequence, layout: str) -> dict[str, flo
 def attributes(sequence: Sequence) -> list[str]:
     """What makes a sequence hard, by its annotation: those attributes that one of its frames has.
 
-    docs/tracking.md gives definitions and sources. Frames without a target have no size and no motion.
+    Fast motion is LaSOT's (table of attributes; Fan et al. 2019), scale change and occlusion those of OTB (Wu et al.
+    2015), aspect change and out of view those of UAV123 (Mueller et al. 2016); docs/tracking.md has them in words.
+    Frames without a target have no size and no motion.
     """
     sides = np.where(sequence.absent[:, None], np.nan, sequence.boxes[:, 2:])
     area, aspect = sides.prod(1), sides[:, 0] / sides[:, 1]
