@@ -20,7 +20,7 @@ from r1track.core.folders import atomic_folder
 from r1track.reporting import plots, strips
 from r1track.reporting.records import Json, Summary
 from r1track.reporting.summary import BASE, NONE, Run, interval, number, read_run, summarise
-from r1track.tracking.score import Scores
+from r1track.tracking.score import SEED, Scores
 
 log = logging.getLogger(__name__)
 HERE = Path(__file__).parent
@@ -84,6 +84,7 @@ def environment() -> Environment:
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     filters = {"number": number, "interval": interval, "duration": _duration, "gib": _gib, "setting": _setting}
+    filters["seeds"] = _seeds
     environment.filters |= {**filters, "markdown": _markdown}
     environment.globals |= {kind: Markup((HERE / f"page.{kind}").read_text(encoding="utf-8")) for kind in ("css", "js")}
     return environment
@@ -97,6 +98,13 @@ def _duration(seconds: float) -> str:
 
 def _gib(size: int | None) -> str:
     return NONE if size is None else f"{size / 2**30:.2f} GiB"
+
+
+def _seeds(settings: Json) -> str:
+    """The seeds of a run in one sentence."""
+    uses = {"toy": "toy world", "vqa": "questions", "verdict": "bootstrap of the verdict"}
+    parts = [f"{use} {settings[name]['seed']}" for name, use in uses.items() if name in settings]
+    return f"Seeds: pairs and training {settings['seed']}, {', '.join(parts)}, bootstrap of the scores {SEED}."
 
 
 def _setting(value: Any) -> str:

@@ -349,6 +349,23 @@ def test_the_warning_about_the_toy_world_stands_once_in_page_and_text(run):
     assert (out / "summary.md").read_text().count(note) == 1
 
 
+def test_the_seeds_of_a_run_are_named_in_page_and_text(run):
+    results, _, make = run
+    for stage, section, seed in (
+        ("sample", None, 11),
+        ("train", None, 11),
+        ("vqa", "vqa", 12),
+        ("verdict", "verdict", 13),
+    ):
+        values = files.read_json(results / f"config/{stage}.json")
+        (values[section] if section else values)["seed"] = seed
+        files.write_json(results / f"config/{stage}.json", values)
+    out = make()
+    seeds = "pairs and training 11, toy world 0, questions 12, bootstrap of the verdict 13, bootstrap of the scores 0"
+    assert f"Seeds: {seeds}." in (out / "index.html").read_text()
+    assert f"Seeds: {seeds}." in (out / "summary.md").read_text()
+
+
 def test_sampled_answers_stand_with_their_reward_and_only_readable_ones_have_a_box(run):
     _, _, make = run
     text = (make() / "index.html").read_text()
