@@ -15,6 +15,8 @@ from scipy.stats import binomtest
 
 from r1track.core.boxes import Array
 
+BLOCK = 2**20  # picks of a bootstrap that are held at a time
+
 
 def _check(b: float, c: float, n: float) -> None:
     if min(b, c) < 0 or n <= 0 or b + c > n + 1e-9:
@@ -78,6 +80,30 @@ def clustered_bootstrap(
     (sums, sizes), counts = np.unique(kinds, axis=1, return_counts=True)
     resamples = np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), size=draws)
     return (resamples @ sums) / (resamples @ sizes)
+
+
+def crossed_bootstrap(first: Array, second: Array, sizes: Array, draws: int, seed: int, *, paired: bool) -> Array:
+    """Differences of two pooled scores over resamples of seeds and of items: shape (3, draws).
+
+    The rows: both are drawn, the seeds alone, the items alone. first, second: sums over n items, shape (seeds, n), at
+    least two seeds each. sizes: what each item weighs, shape (n,). paired: whether row k of both is of one seed, which
+    are drawn together. Sources: Owen 2007 (seeds and items are drawn apart); McCarthy and Snowden 1985 (of m seeds
+    m - 1 are drawn: by m, the variance of few would be too small).
+    """
+    random, n, block = np.random.default_rng(seed), len(sizes), max(1, BLOCK // len(sizes))
+    mean, values = first.mean(0) - second.mean(0), np.empty((3, draws))
+
+    def shares(seeds: int, count: int) -> Array:
+        return random.multinomial(seeds - 1, np.full(seeds, 1 / seeds), size=count) / (seeds - 1)
+
+    for start in range(0, draws, block):
+        part = values[:, start : start + block]
+        one = shares(len(first), part.shape[1])
+        sums = one @ first - (one if paired else shares(len(second), part.shape[1])) @ second
+        items = random.multinomial(n, np.full(n, 1 / n), size=part.shape[1])
+        weights = items @ sizes
+        part[:] = (sums * items).sum(1) / weights, sums.sum(1) / sizes.sum(), items @ mean / weights
+    return values
 
 
 def bootstrap_p(draws: Array) -> float:

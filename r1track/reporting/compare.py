@@ -6,7 +6,6 @@ Runs form a group when nothing but seed and name differ. Tests pair sequences, e
 that of a permutation of signs, exact up to 2^n = PERMUTATIONS. docs/report.md says more.
 """
 
-from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
@@ -18,20 +17,23 @@ from scipy.stats import permutation_test
 from r1track.core import config, files
 from r1track.core.boxes import Array
 from r1track.core.errors import UserError
-from r1track.core.statistics import holm
+from r1track.core.statistics import BLOCK, bootstrap_p, crossed_bootstrap, holm
 from r1track.reporting.records import Json
 from r1track.reporting.report import write
 from r1track.reporting.summary import BASE, number, read_run, summarise
-from r1track.tracking.score import BLOCK, SEED, Scores, SequenceScore, paired_difference
+from r1track.tracking.score import SEED, Scores, SequenceScore, paired_difference
 
 PERMUTATIONS = 2**14
 NOTES = {
     "Runs": "Runs of one group differ in the seed alone. Times and memory are those of the machines they ran on.",
     "Spread over seeds": "sd: the sample standard deviation; a group of one run has none.",
     "What the groups differ in": "Settings; the SHA-256 of the true boxes' split and of the training split's list.",
+    "AO over seeds and sequences": "As below, but other seeds are drawn too: m - 1 of the m of a group, the same ones "
+    "for both sides where their seeds are equal. Share of seeds: in the variance of the difference; the rest is that "
+    "of sequences. Groups of one seed are left out; with less than five seeds the interval is a rough one.",
     "Paired tests of AO": "Each sequence is averaged over the seeds of its group first. So the interval (95 %, "
     "bootstrap) and p (permuted signs; adjusted by Holm) tell how the result may vary with other sequences. How it "
-    "varies with other seeds, only the spread tells.",
+    "varies with other seeds, the table before this one tells.",
 }
 
 
@@ -72,6 +74,18 @@ class PairedTest(NamedTuple):
     p_holm: float | None = None  # adjusted for the number of tests
 
 
+class CrossedTest(NamedTuple):
+    """A difference as in PairedTest; its interval and p (bootstrap) are over seeds and sequences; share: of seeds."""
+
+    difference: str
+    set: str
+    value: float
+    low: float
+    high: float
+    p: float
+    share: float  # of the variance, 0 to 1
+
+
 class Comparison(NamedTuple):
     """fields: those in which groups differ, with the value of each group."""
 
@@ -79,6 +93,7 @@ class Comparison(NamedTuple):
     groups: dict[str, dict[str, Spread]]
     fields: dict[str, Json]
     tests: list[PairedTest]
+    crossed: list[CrossedTest]
 
     def as_json(self) -> Json:
         """The content of compare.json; a test has the fields that it has values for."""
@@ -88,6 +103,7 @@ class Comparison(NamedTuple):
             "groups": {name: {k: spread._asdict() for k, spread in row.items()} for name, row in self.groups.items()},
             "fields": self.fields,
             "tests": [{k: value for k, value in test._asdict().items() if value is not None} for test in self.tests],
+            "crossed": [test._asdict() for test in self.crossed],
         }
 
 
@@ -103,7 +119,8 @@ class Table(NamedTuple):
 def run(folders: list[Path], out: Path) -> None:
     """Write index.html, compare.json, compare.md and provenance.json about the runs at `folders` to the folder `out`.
 
-    Raises UserError for fewer than two folders or one given twice, MissingFile naming the file that a run lacks.
+    Raises UserError for fewer than two folders, one given twice and two runs of one seed, MissingFile naming the file
+    that a run lacks.
     """
     if len({folder.resolve() for folder in folders}) < max(2, len(folders)):
         raise UserError(f"{' '.join(map(str, folders))}: give two or more results folders, none of them twice")
@@ -119,13 +136,31 @@ def compare(folders: list[Path]) -> Comparison:
         kinds += [] if run.fields in kinds else [run.fields]
         runs.append(run._replace(group=chr(ord("A") + kinds.index(run.fields))))
         groups.setdefault(runs[-1].group, []).append(runs[-1])
+    for one, two in combinations(runs, 2):
+        if (one.group, one.seed) == (two.group, two.seed):
+            fault = f"have the same settings and seed {one.seed}, so they say nothing about other seeds"
+            raise UserError(f"{one.run} and {two.run} {fault}; leave one of them out")
+    if titles := _variants(groups):
+        runs = [run._replace(group=titles[run.group]) for run in runs]
+    groups = {titles.get(name, name): sorted(rows, key=lambda run: run.seed) for name, rows in groups.items()}
     names = sorted({field for fields in kinds for field in fields})
     values = {field: {name: members[0].fields.get(field) for name, members in groups.items()} for field in names}
-    fields = {field: row for field, row in values.items() if any(value != row["A"] for value in row.values())}
-    tests = list(_tests(groups))
+    fields = {field: row for field, row in values.items() if len(set(map(repr, row.values()))) > 1}
+    tests, crossed = _tests(groups)
     adjusted = iter(holm([test.p for test in tests if test.p is not None]))
     tests = [test if test.p is None else test._replace(p_holm=next(adjusted)) for test in tests]
-    return Comparison(runs, {name: _spreads(members) for name, members in groups.items()}, fields, tests)
+    return Comparison(runs, {name: _spreads(members) for name, members in groups.items()}, fields, tests, crossed)
+
+
+def _variants(groups: dict[str, list[Run]]) -> dict[str, str]:
+    """The titles of a study's groups, from the folders <variant>-seed<k> of their runs; {} for other folders."""
+    titles = dict[str, str]()
+    for group, runs in groups.items():
+        names = {Path(run.run).name.removesuffix(f"-seed{run.seed}") for run in runs}
+        if len(names) > 1 or any(not Path(run.run).name.endswith(f"-seed{run.seed}") for run in runs):
+            return {}
+        titles[group] = names.pop()
+    return titles if len({*titles.values()}) == len(groups) else {}
 
 
 def _read(folder: Path) -> Run:
@@ -160,8 +195,9 @@ def _spreads(members: list[Run]) -> dict[str, Spread]:
     return spreads
 
 
-def _tests(groups: dict[str, list[Run]]) -> Iterator[PairedTest]:
+def _tests(groups: dict[str, list[Run]]) -> tuple[list[PairedTest], list[CrossedTest]]:
     """Every group against its base, and every two groups, on every set; p is not adjusted yet."""
+    tests, crossed = list[PairedTest](), list[CrossedTest]()
     pairs = [(f"{name} − {BASE} of {name}", members, members, 1) for name, members in groups.items()]
     pairs += [(f"{two} − {one}", groups[two], groups[one], 0) for one, two in combinations(groups, 2)]
     for title, first, second, side in pairs:  # side: of the second, 0 tuned, 1 base
@@ -169,13 +205,25 @@ def _tests(groups: dict[str, list[Run]]) -> Iterator[PairedTest]:
             one, two = (str(members[0].fields.get(f"true boxes of {name}", "")) for members in (first, second))
             if not one or one != two:
                 why = f"other true boxes: {one[:12]}, {two[:12]}" if one and two else "not in both"
-                yield PairedTest(title, name, f"not paired, {why}")
+                tests.append(PairedTest(title, name, f"not paired, {why}"))
                 continue
             a, b = (_averaged([run.scores[name][k] for run in runs]) for runs, k in ((first, 0), (second, side)))
             change = paired_difference(a, b, first[0].draws)
-            names = [key for key, row in b.sequences.items() if row.frames]
-            gaps = np.array([a.sequences[key].overlap_sum - b.sequences[key].overlap_sum for key in names])
-            yield PairedTest(title, name, None, len(names), *change, _sign_test(gaps) if len(names) > 1 else None)
+            frames = {key: row.frames for key, row in b.sequences.items() if row.frames}
+            sums = [
+                np.array([[run.scores[name][k].sequences[key].overlap_sum for key in frames] for run in runs])
+                for runs, k in ((first, 0), (second, side))
+            ]
+            p = _sign_test(sums[0].mean(0) - sums[1].mean(0)) if len(frames) > 1 else None
+            tests.append(PairedTest(title, name, None, len(frames), *change, p))
+            if len(frames) > 1 and min(map(len, sums)) > 1:
+                paired = [run.seed for run in first] == [run.seed for run in second]
+                sizes = np.array([*frames.values()])
+                both, seeds, items = crossed_bootstrap(sums[0], sums[1], sizes, first[0].draws, SEED, paired=paired)
+                low, high = np.percentile(both, [2.5, 97.5]).tolist()
+                share = float(seeds.var() / (seeds.var() + items.var() or 1))
+                crossed.append(CrossedTest(title, name, change.value, low, high, bootstrap_p(both), share))
+    return tests, crossed
 
 
 def _sign_test(gaps: Array) -> float:
@@ -212,6 +260,11 @@ def _tables(comparison: Comparison) -> list[Table]:
          number(test.p, 4), number(test.p_holm, 4)] for test in comparison.tests
     ]  # fmt: skip
     columns = [["figure", *(run.run for run in runs)], ["figure", *Spread._fields], ["field", *comparison.groups]]
+    crossed = [
+        [test.difference, test.set, *(number(value, 3, "+") for value in (test.value, test.low, test.high)),
+         number(test.p, 4), number(test.share)] for test in comparison.crossed
+    ]  # fmt: skip
+    columns += [["difference", "set", "AO", "low", "high", "p", "share of seeds"]]
     columns += [["difference", "set", "sequences", "AO", "low", "high", "p", "p adjusted"]]
-    tables = map(Table, NOTES, NOTES.values(), columns, (figures, spreads, fields, tests))
+    tables = map(Table, NOTES, NOTES.values(), columns, (figures, spreads, fields, crossed, tests))
     return [table for table in tables if table.rows]

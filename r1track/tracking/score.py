@@ -18,12 +18,12 @@ from r1track.core.boxes import Array, iou, xywh_to_xyxy
 from r1track.core.errors import UserError
 from r1track.core.files import Provenance, json_text
 from r1track.core.sequences import Sequence, detect, read_list, read_split
+from r1track.core.statistics import BLOCK
 from r1track.tracking.track_files import Track, read_track
 
 log = logging.getLogger(__name__)
 THRESHOLDS = np.linspace(0, 1, 101)
 SEED = 0  # of the bootstrap, so that equal tracks have equal scores
-BLOCK = 2**20  # picks of the bootstrap that are held at a time
 FIGURES = ("success_auc", "precision_20px", "norm_precision_20pct")  # of one-pass evaluation
 OVERLAPS, NEAR, NEAR_SHARE = np.linspace(0, 1, 21), 20, 0.2  # IoU; pixels; shares of the true sides
 # Layouts whose toolkits count frames without a target in the total, as misses; the others leave such frames out.

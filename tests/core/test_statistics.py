@@ -9,6 +9,7 @@ from scipy import optimize, special, stats
 from r1track.core.statistics import (
     bootstrap_p,
     clustered_bootstrap,
+    crossed_bootstrap,
     holm,
     mcnemar,
     mean_bounds,
@@ -184,3 +185,33 @@ def test_that_many_items_find_the_difference_at_the_stated_power():
     lost = random.binomial(n, (0.08 - 0.03) / 2, runs), random.binomial(n, (0.08 + 0.03) / 2, runs)
     z = (lost[1] - lost[0]) / np.sqrt(lost[0] + lost[1])
     assert (z > Z).mean() == pytest.approx(0.8, abs=0.03)
+
+
+def test_the_crossed_bootstrap_has_the_variances_of_seeds_and_items() -> None:
+    """Closed forms: s^2 / m of m seeds, and the population's variance / n of n items of equal size."""
+    random = np.random.default_rng(0)
+    first, second = random.normal(1, 1, (4, 1)) + random.normal(0, 3, 50), np.zeros((3, 50))
+    second += random.normal(0, 1, (3, 1))
+    sizes = np.ones(50)
+    both, seeds, items = crossed_bootstrap(first, second, sizes, 20000, 0, paired=False)
+    of_seeds = first.mean(1).var(ddof=1) / 4 + second.mean(1).var(ddof=1) / 3
+    of_items = (first.mean(0) - second.mean(0)).var() / 50
+    assert seeds.var() == pytest.approx(of_seeds, rel=0.03)
+    assert items.var() == pytest.approx(of_items, rel=0.03)
+    assert both.var() == pytest.approx(of_seeds + of_items, rel=0.03), "without interaction they add up"
+    assert both.mean() == pytest.approx(first.mean() - second.mean(), abs=0.02)
+
+
+def test_seeds_that_both_sides_share_cancel_when_they_are_paired() -> None:
+    shift = np.array([[0.0], [5.0], [9.0]])
+    first, second, sizes = shift + np.arange(8.0) + 1, shift + np.arange(8.0), np.ones(8)
+    paired = crossed_bootstrap(first, second, sizes, 50, 0, paired=True)
+    assert paired == pytest.approx(np.ones((3, 50)))
+    assert np.ptp(crossed_bootstrap(first, second, sizes, 50, 0, paired=False)[1]) > 1
+
+
+def test_the_crossed_bootstrap_weighs_items_by_their_size() -> None:
+    first, sizes = np.array([[2.0, 30.0], [4.0, 30.0]]), np.array([1.0, 9.0])
+    _, seeds, items = crossed_bootstrap(first, np.zeros((2, 2)), sizes, 200, 0, paired=True)
+    assert {*seeds.round(9)} == {3.2, 3.4}
+    assert {*items.round(9)} == {3.0, 3.3, round(60 / 18, 9)}

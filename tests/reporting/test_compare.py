@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from r1track import cli
 from r1track.core import files
+from r1track.core.errors import UserError
 from r1track.reporting import compare
 from r1track.tracking import score
 
@@ -124,6 +125,40 @@ def test_all_gains_of_one_sign_have_the_p_of_the_signed_rank_test(runs, comparis
     assert test.p == pytest.approx(stats.wilcoxon(tuned, base, method="exact").pvalue)
 
 
+def test_what_seeds_do_to_a_difference_is_in_its_interval_and_its_share(runs, comparison):
+    test = next(test for test in comparison.crossed if test.difference == "A − base of A")
+    assert [other.difference for other in comparison.crossed] == [other.difference for other in comparison.tests]
+    gains = []
+    for seed in SHIFTS:
+        (tuned, frames), (base, _) = (averaged(runs, [f"seed{seed}"], model) for model in ("grpo", "base"))
+        gains.append(tuned - base)
+    by_seed = np.sum(gains, axis=1) / frames.sum()
+    of_seeds = by_seed.var(ddof=1) / 3
+    residuals = np.mean(gains, axis=0) - by_seed.mean() * frames
+    of_sequences = (residuals**2).sum() / frames.sum() ** 2  # to first order
+    assert test.value == pytest.approx(by_seed.mean())
+    assert test.share == pytest.approx(of_seeds / (of_seeds + of_sequences), abs=0.05)
+    narrow = next(other for other in comparison.tests if other.difference == test.difference)
+    assert test.low < narrow.low < narrow.high < test.high
+
+
+def test_two_runs_of_one_seed_and_the_same_settings_are_refused_and_named(runs, tmp_path):
+    twin = shutil.copytree(runs / "seed0", tmp_path / "twin")
+    with pytest.raises(UserError, match=r"seed0 and \S+twin have the same settings and seed 0, so they say nothing"):
+        compare.compare([runs / "seed0", runs / "seed1", twin])
+
+
+def test_groups_of_a_study_have_the_names_of_its_variants(runs, tmp_path):
+    places = {"seed0": "paper-seed0", "seed1": "paper-seed1", "rate0": "fast-seed0", "rate1": "fast-seed1"}
+    folders = [shutil.copytree(runs / name, tmp_path / place) for name, place in places.items()]
+    found = compare.compare(folders)
+    assert [run.group for run in found.runs] == ["paper", "paper", "fast", "fast"]
+    assert [test.difference for test in found.crossed][-1] == "fast − paper"
+    assert found.fields["train.learning_rate"] == {"paper": SETTINGS.train.learning_rate, "fast": 3e-5}
+    folders[0] = folders[0].rename(tmp_path / "fast-seed0-again")
+    assert {run.group for run in compare.compare(folders).runs} == {"A", "B"}, "one folder has another name"
+
+
 def test_p_is_adjusted_for_the_number_of_tests(comparison):
     raw, adjusted = ([getattr(test, key) for test in comparison.tests] for key in ("p", "p_holm"))
     assert len(raw) == 3
@@ -226,7 +261,7 @@ def test_page_text_and_data_have_the_same_figures_from_a_shell(runs, tmp_path):
         [cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line.startswith("| ")
     ]
     assert page.rows == rows
-    assert page.captions == 3
+    assert page.captions == 4
     assert page.loads == []
     comparison = json.loads((tmp_path / "out/compare.json").read_text())
     spread = comparison["groups"]["A"]["toy-val: AO"]
