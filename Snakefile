@@ -6,11 +6,12 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from r1track import failures, plan
+from r1track import failures, plan, study
 from r1track.core import config as configuration
 from r1track.core.errors import UserError
 from r1track.core.files import write_json
-from r1track.core.folders import locked
+from r1track.core.folders import link_folder, locked
+from r1track.study import any_of
 
 # The rules run `r1track` from the environment that runs Snakemake, activated or not.
 os.environ.update(PATH=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
@@ -29,22 +30,28 @@ try:
         configuration.parse_change(text, "--config")
         for text in workflow.config_settings.config_args
     ]
-    PLAN = plan.make_plan(
-        configuration.combine(configuration.read_layers(FILES, CHANGES))
-    )
+    STUDY = study.make_study(configuration.read_layers(FILES, CHANGES))
 except UserError as error:
     sys.exit(f"error: {error}")
 
-STALE = plan.stale(PLAN)  # see the rule `settings`
-if STALE and workflow.is_main_process:
-    print(
-        f"Changed since {PLAN.results} was made:",
-        *dict.fromkeys(sum(STALE.values(), [])),
-        sep="\n  ",
-        file=sys.stderr,
-    )
+# Results are made in the folder of their run or, in a study of several runs, in shared ones: the wildcard `home`.
+PLANS = STUDY.plans
+STALE = {}  # see the rule `settings`
+for each in PLANS.values():
+    changes = plan.stale(each)
+    STALE |= changes
+    if changes and workflow.is_main_process:
+        print(
+            f"Changed since {each.results} was made:",
+            *dict.fromkeys(sum(changes.values(), [])),
+            sep="\n  ",
+            file=sys.stderr,
+        )
 
-if workflow.is_main_process and (DOWNLOADS := plan.downloads(PLAN.settings)):
+DOWNLOADS = dict.fromkeys(
+    name for each in STUDY.runs.values() for name in plan.downloads(each.settings)
+)
+if DOWNLOADS and workflow.is_main_process:
     print(
         "To be downloaded; `r1track fetch` does it beforehand, `r1track doctor --online` checks it:",
         *DOWNLOADS,
@@ -53,33 +60,36 @@ if workflow.is_main_process and (DOWNLOADS := plan.downloads(PLAN.settings)):
     )
 
 BEGAN = time.time()
-LOCK = ExitStack()
-atexit.register(LOCK.close)
+LOCKS = ExitStack()
+atexit.register(LOCKS.close)
 shell.prefix(failures.SHELL_PREFIX)
 
 
 # In place of Snakemake's own lock, which stays after a kill until somebody removes it.
 onstart:
     try:
-        LOCK.enter_context(locked(Path(PLAN.results)))
+        for folder in STUDY.folders:
+            LOCKS.enter_context(locked(Path(folder)))
     except UserError as error:
         sys.exit(f"error: {error}")
 
 
 # At exit, so that the summary or the failures stand below Snakemake's own messages.
 onsuccess:
-    atexit.register(failures.show_end, PLAN.results, BEGAN)
+    atexit.register(failures.show_end, STUDY.summary, STUDY.folders, BEGAN)
 
 
 onerror:
-    atexit.register(failures.show_end, PLAN.results, BEGAN)
+    atexit.register(failures.show_end, STUDY.summary, STUDY.folders, BEGAN)
 
 
 wildcard_constraints:
-    stage="|".join(configuration.NEEDS),
-    arm="|".join(PLAN.arms),
-    model="|".join(PLAN.models),
-    set="|".join(map(re.escape, PLAN.sets)),
+    run=any_of(PLANS),
+    home=any_of(STUDY.makers),
+    stage=any_of(configuration.STAGE_FILES),
+    arm=any_of(arm for each in PLANS.values() for arm in each.arms),
+    model=any_of(model for each in PLANS.values() for model in each.models),
+    set=any_of(name for each in PLANS.values() for name in each.sets),
 
 
 localrules:
@@ -91,11 +101,13 @@ localrules:
 rule all:
     default_target: True
     input:
-        PLAN.scores,
-        PLAN.submissions,
-        f"{PLAN.results}/vqa/verdict.json",
-        f"{PLAN.results}/report/index.html",
-        f"{PLAN.results}/vqa/kept",
+        [each.scores + each.submissions for each in STUDY.runs.values()],
+        expand(
+            "results/{run}/{result}",
+            run=STUDY.runs,
+            result=["vqa/verdict.json", "report/index.html", "vqa/kept"],
+        ),
+        STUDY.page or [],
 
 
 include: "workflow/rules/settings.smk"
@@ -104,3 +116,8 @@ include: "workflow/rules/training.smk"
 include: "workflow/rules/tracking.smk"
 include: "workflow/rules/ability.smk"
 include: "workflow/rules/reporting.smk"
+
+
+if STUDY.page:
+
+    include: "workflow/rules/study.smk"

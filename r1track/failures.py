@@ -1,6 +1,7 @@
 """Failures: what the workflow prints at its end: the summary of its results, or why a stage failed and what to do."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -35,15 +36,14 @@ def cause(log: str, status: str) -> str:
     return f"{message}; {[*remedies, default][0]}"
 
 
-def show_end(results: str, began: float) -> None:
-    """Print the summary and the failed stages of the run in the folder `results` that began at the time `began`.
+def show_end(summary: Path, folders: Sequence[str], began: float) -> None:
+    """Print the summary of a run or study, and the stages that failed, by the logs below the folders of results.
 
-    began: seconds, as of `time.time`; files of an earlier run are left out.
+    began: when it began, in seconds, as of `time.time`; files of an earlier one are left out.
     """
-    summary = Path(results, "report", "summary.md")
     if _is_new(summary, began):
         Console().print(Markdown(summary.read_text(encoding="utf-8")))
-    for file in sorted(Path(results, "logs").rglob("*.failed")):
+    for file in sorted(file for folder in folders for file in Path(folder, "logs").rglob("*.failed")):
         if _is_new(file, began):
             log, (stage, status, *_) = file.with_suffix(""), [*file.read_text(encoding="utf-8").split(), "?", "?"]
             text = log.read_text(encoding="utf-8", errors="replace") if _is_new(log, began) else ""

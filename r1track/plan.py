@@ -5,11 +5,11 @@ Errors that can be known before a job runs are raised here. This module imports 
 
 import ast
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from r1track.core import files, hub
-from r1track.core.config import NEEDS, ConfigError, Settings, flat, load, stage_values
+from r1track.core.config import SFT, STAGE_FILES, ConfigError, Settings, flat, load, stage_values
 from r1track.core.errors import UserError
 from r1track.core.sequences import read_list
 
@@ -47,6 +47,7 @@ class Plan:
     test: str | None  # the set that is GOT-10k's test split, whose true boxes only the GOT-10k server has
     arms: list[str]
     peers: list[str]
+    homes: dict[str, str] = field(default_factory=dict)  # in a study, of each result that is made in a shared folder
 
     @property
     def pair_sources(self) -> list[str]:
@@ -76,10 +77,22 @@ class Plan:
     def tracks(self) -> list[str]:
         return [f"{self.results}/tracks/{model}/{name}" for model, name in self.scored]
 
+    @property
+    def stage_files(self) -> list[str]:
+        """The settings of all stages of the run, which its report lists."""
+        data = self.settings.data
+        toy = any(path.startswith("toy/") for path in (data.train, *data.sets.values()))
+        unused = {SFT: "sft" not in self.arms, "toy": not toy}
+        return [f"{self.results}/config/{name}.json" for name in STAGE_FILES if not unused.get(name)]
+
+    def place(self, result: str) -> str:
+        """Where a result, such as `pairs`, is made: in the folder of the run, or, in a study, in a shared one."""
+        return f"{self.homes.get(result, self.results)}/{result}"
+
     def model(self, name: str) -> str:
         """The value of `--model` for a model of the results: the base, an arm's merged folder, `extra`, or a peer."""
         places = {"base": self.settings.model.base, "extra": "extra"} | {peer: f"peer:{peer}" for peer in self.peers}
-        return places.get(name, f"{self.results}/models/{name}")
+        return places.get(name) or self.place(f"models/{name}")
 
     def initial_model(self, arm: str) -> str:
         """Name of the model that an arm is trained from and that its adapter is merged into: `base` or `sft`."""
@@ -95,8 +108,11 @@ class Plan:
         return [os.path.relpath(file) for file in sorted(files.resolve_path(base).glob("*")) if file.is_file()]
 
 
-def make_plan(settings: Settings) -> Plan:
-    """The plan of a run. Raises ConfigError when the workflow cannot use a field or data are missing."""
+def make_plan(settings: Settings, toy: str = "") -> Plan:
+    """The plan of a run; toy: the folder of its synthetic sequences, if not its own.
+
+    Raises ConfigError when the workflow cannot use a field or data are missing.
+    """
     if not settings.sample.val_pairs:
         raise ConfigError("sample.val_pairs = 0: `merge` compares answers on held-out pairs; give at least 1")
     _check_sources(settings)
@@ -106,8 +122,9 @@ def make_plan(settings: Settings) -> Plan:
     if settings.track.endpoint.url:
         raise ConfigError("track.endpoint.url: the workflow loads its models here; set it to null (docs/tracking.md)")
     scratch = f"scratch/{settings.run}"
-    train = None if settings.sample.hub else _split(settings.data.train, "data.train", scratch)[0]
-    splits = {name: _split(path, f"data.sets.{name}", scratch) for name, path in settings.data.sets.items()}
+    toy = toy or f"{scratch}/toy"
+    train = None if settings.sample.hub else _split(settings.data.train, "data.train", toy)[0]
+    splits = {name: _split(path, f"data.sets.{name}", toy) for name, path in settings.data.sets.items()}
     tests = [name for name, (_, first) in splits.items() if first.startswith("GOT-10k_Test_")]
     if len(tests) > 1 or len(tests) == len(splits):
         fault = f"{tests} of {[*splits]} are test splits"
@@ -133,12 +150,12 @@ def downloads(settings: Settings) -> list[str]:
     return [f"{source.field} ({source.title})" for source in lacking]
 
 
-def _split(path: str, field: str, scratch: str) -> tuple[str, str]:
+def _split(path: str, field: str, toy: str) -> tuple[str, str]:
     """The folder of a split, and the name of its first sequence; none before the stage `toy` has run."""
     if path.startswith("toy/"):
         if path not in ("toy/train", "toy/val"):
             raise ConfigError(f"{field} = {path!r}: no such split; take toy/train or toy/val")
-        return f"{scratch}/{path}", ""
+        return f"{toy}/{path.removeprefix('toy/')}", ""
     try:
         return path, next(iter(read_list(Path(path))))
     except UserError as error:
@@ -153,10 +170,10 @@ def listing(split: str) -> str:
 def stale(plan: Plan) -> dict[str, list[str]]:
     """The present files of stages that do not say what the settings say, with what is different in each."""
     changes: dict[str, list[str]] = {}
-    for stage in NEEDS:
-        file, new = f"{plan.results}/config/{stage}.json", flat(stage_values(plan.settings, stage))
+    for name in STAGE_FILES:
+        file, new = f"{plan.results}/config/{name}.json", flat(stage_values(plan.settings, name))
         try:
-            old = flat(stage_values(load(Path(file)), stage)) if Path(file).exists() else new
+            old = flat(stage_values(load(Path(file)), name)) if Path(file).exists() else new
             paths = [path for path in old | new if old.get(path) != new.get(path)]
             lines = [f"{path}: {old.get(path, 'not set')} -> {new.get(path, 'not set')}" for path in paths]
         except UserError:  # damaged, or by a version with other fields

@@ -132,14 +132,14 @@ CASES = {
 def test_cause_and_remedy_are_shown(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, text, message = CASES[case]
     log = end_stage(tmp_path, status, BEFORE + text)
-    failures.show_end(str(tmp_path), 0)
+    failures.show_end(tmp_path / "report/summary.md", [str(tmp_path)], 0)
     assert capsys.readouterr().err == f"{message}\n    log: {log}\n"
 
 
 def test_a_stage_that_succeeds_after_a_failure_is_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     end_stage(tmp_path, 1, "")
     end_stage(tmp_path, 0, "")
-    failures.show_end(str(tmp_path), 0)
+    failures.show_end(tmp_path / "report/summary.md", [str(tmp_path)], 0)
     assert capsys.readouterr().err == ""
 
 
@@ -150,13 +150,13 @@ def test_a_log_and_a_summary_of_an_earlier_run_are_not_shown(
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "summary.md").write_text("# the summary\n")
     later = log.stat().st_mtime + 60
-    failures.show_end(str(tmp_path), later)
+    failures.show_end(tmp_path / "report/summary.md", [str(tmp_path)], later)
     assert capsys.readouterr() == ("", "")
     os.utime(f"{log}.failed", (later, later))  # killed before it wrote a log of its own
-    failures.show_end(str(tmp_path), later)
+    failures.show_end(tmp_path / "report/summary.md", [str(tmp_path)], later)
     printed = capsys.readouterr()
     assert "Old" not in printed.err
     assert "its log names no error" in printed.err
     assert printed.out == ""
-    failures.show_end(str(tmp_path), 0)
+    failures.show_end(tmp_path / "report/summary.md", [str(tmp_path)], 0)
     assert "the summary" in capsys.readouterr().out

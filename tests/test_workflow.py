@@ -115,7 +115,7 @@ def reruns(finished: Path) -> dict[str, Counter[str]]:
 
 
 def test_every_section_has_a_changed_field_below() -> None:
-    assert set(RERUNS) == set(config.Settings.model_fields) - {"preset", "run"}
+    assert set(RERUNS) == set(config.Settings.model_fields) - {"preset", "run", "study"}
 
 
 @pytest.mark.parametrize("section", RERUNS)
@@ -284,11 +284,12 @@ def test_commands_of_the_rules_are_ones_that_the_command_line_takes(finished: Pa
 def test_every_stage_takes_its_own_configuration_and_source_files_as_inputs() -> None:
     text = "\n".join(file.read_text() for file in (ROOT / "workflow" / "rules").glob("*.smk"))
     rules = dict(re.findall(r"^rule (\w+):\n(.*?)(?=^rule |\Z)", text, re.MULTILINE | re.DOTALL))
-    assert set(rules) == {"settings", "gate", "submit", *config.NEEDS}
+    assert set(rules) == {"settings", "gate", "submit", "link", "compare", *config.NEEDS}
     assert 'sources=plan.sources("submit")' in rules["submit"]
     for stage in config.NEEDS:
         assert f'sources=plan.sources("{stage}")' in rules[stage]
-        assert f"config/{stage}.json" in rules[stage]
+        file = "{configuration.stage_file('train', w.arm)}" if stage == "train" else stage
+        assert f"/config/{file}.json" in rules[stage]
 
 
 def test_a_stage_has_the_sources_that_it_imports_and_no_others() -> None:

@@ -90,10 +90,11 @@ def _type(annotation: Any) -> str:
         return " or ".join(f"`{choice}`" for choice in get_args(annotation))
     if get_origin(annotation) in (list, dict):
         inner = _type(get_args(annotation)[-1])
-        return f"list of {inner}" if get_origin(annotation) is list else f"{inner} by name"
+        return f"list of {inner}" if get_origin(annotation) is list else f"{inner.removesuffix(' by name')} by name"
     if get_args(annotation):
         return " or ".join("null" if arg is type(None) else _type(arg) for arg in get_args(annotation))
-    return {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}[annotation.__name__]
+    names = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false", "Any": "value"}
+    return names[annotation.__name__]
 
 
 def _limits(info: Any) -> str:
@@ -137,7 +138,7 @@ def reference() -> str:
         if section := _section(info.annotation):
             stages = [stage for stage, needs in NEEDS.items() if name in needs]
             handed = " The workflow hands the folders to the other stages." if name == "data" else ""
-            read = f"Read by: {', '.join(stages)}.{handed}"
+            read = f"Read by: {', '.join(stages) or 'the workflow'}.{handed}"
             parts.append(f"\n## {section.__doc__}\n\n{read}\n\n{_table(section, (name,), presets)}")
     return "".join(parts)
 

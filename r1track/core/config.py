@@ -35,6 +35,12 @@ NEEDS = {
     "verdict": ("verdict",),
     "report": ("preset", "data", "report"),  # it lists the differences from the preset and from the paper's data
 }
+# The arm sft has a file of its own, with these fields of `train`: another reward does not train it again.
+SFT = "train-sft"
+SFT_FIELDS = {
+    "backend", "quantize", "optimizer", "warmup", "weight_decay", "clip_norm", "save_every", "report_to", "lora", "sft"
+}  # fmt: skip
+STAGE_FILES = (*NEEDS, SFT)
 
 
 class ConfigError(UserError):
@@ -229,10 +235,17 @@ def load(path: Path | None, changes: Sequence[str] | None = None) -> Settings:
     return settings
 
 
-def stage_values(settings: Settings, stage: str) -> dict[str, Any]:
-    """The sections that a stage depends on: the content of results/<run>/config/<stage>.json."""
-    sections = {name: getattr(settings, name) for name in NEEDS[stage]}
-    return {name: v.model_dump(mode="json") if isinstance(v, BaseModel) else v for name, v in sections.items()}
+def stage_file(stage: str, arm: str | None = None) -> str:
+    """The name in STAGE_FILES of the settings that a stage reads; arm: which one `train` trains."""
+    return SFT if (stage, arm) == ("train", "sft") else stage
+
+
+def stage_values(settings: Settings, name: str) -> dict[str, Any]:
+    """The sections that a stage depends on: the content of results/<run>/config/<name>.json, a name of STAGE_FILES."""
+    fields = SFT_FIELDS if name == SFT else None
+    sections = {key: getattr(settings, key) for key in NEEDS["train" if name == SFT else name]}
+    values = {k: v.model_dump(mode="json") if isinstance(v, BaseModel) else v for k, v in sections.items()}
+    return values | {"train": {k: v for k, v in values["train"].items() if k in fields}} if fields else values
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -92,6 +92,23 @@ def atomic_folder(path: Path, stage: str | None = None) -> Iterator[Path]:
             shutil.rmtree(temp_path, ignore_errors=True)
 
 
+def link_folder(source: Path, path: Path) -> None:
+    """Make `path` a folder of the files of `source`, without hidden ones: hard links, or copies where there are none.
+
+    What writes results replaces files, and changes none: so the links stay as they are when `source` is made anew.
+    """
+
+    def link(file: str, name: str) -> None:
+        try:
+            os.link(file, name)
+        except OSError:
+            shutil.copy2(file, name)
+
+    with atomic_folder(path) as temp_path:
+        ignore = shutil.ignore_patterns(".*")
+        shutil.copytree(source, temp_path, ignore=ignore, copy_function=link, dirs_exist_ok=True)
+
+
 @contextmanager
 def resumed_folder(path: Path, identity: dict[str, Any], stage: str) -> Iterator[Path]:
     """As atomic_folder, but what the block wrote, atomically, stays for a next run with an equal `identity` (JSON)."""

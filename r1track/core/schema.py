@@ -2,7 +2,7 @@
 
 import math
 from os.path import expanduser
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -359,6 +359,23 @@ class Report(Section):
     strip_frames: int = Field(10, ge=1, description="frames per strip")
 
 
+class Study(Section):
+    """study: several runs by one command, and a page that compares them (docs/study.md)."""
+
+    seeds: list[Annotated[int, Field(ge=0)]] = Field([], description="a run for each; empty: one of `seed`")
+    variants: dict[Name, dict[str, dict[str, Any]]] = Field(
+        {}, description="by name, the sections and fields that it changes; empty: one without changes"
+    )
+
+    @model_validator(mode="after")
+    def _runs_differ(self) -> Self:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds {self.seeds} names one twice; name each once")
+        if "study" in {section for changes in self.variants.values() for section in changes}:
+            raise ValueError("a variant has a section `study`; write it over the variants")
+        return self
+
+
 class Settings(Section):
     """Everything that a run depends on."""
 
@@ -377,6 +394,7 @@ class Settings(Section):
     vqa: Vqa = Field(Vqa(), description="the general questions")
     verdict: Verdict = Field(Verdict(), description="the rule about general ability")
     report: Report = Field(Report(), description="the page")
+    study: Study = Field(Study(), description="several runs")
 
     @property
     def answer_size(self) -> tuple[int, int]:

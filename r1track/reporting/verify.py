@@ -12,6 +12,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,8 +61,9 @@ class Run:
             if "/." not in f"/{path}":
                 try:
                     self.records[path] = files.read_record(results / path, Record)
-                    tracks = self.records[path].inputs.get("tracks")
-                    self.names |= set(Path(tracks.path).parts[-4:-3]) if tracks else set()
+                    parts = {name: Path(source.path).parts for name, source in self.records[path].inputs.items()}
+                    self.names |= set(parts.get("tracks", ())[-4:-3])
+                    self.names |= {name for p in parts.values() for at, name in pairwise(p) if at == "shared"}  # study
                 except UserError as error:
                     self.unread.append(Finding("altered", str(path), str(error)))
 
@@ -126,7 +128,7 @@ def _sources(run: Run, place: Path, record: Record) -> Iterator[Finding]:
             yield Finding("missing", result_of(place), f"{origin}, which is not here")
         else:
             yield run.compare(record, result_of(place), {origin: source.sha256}, {origin: run.hash(path)}, "stale")
-    path = run.results / "config" / f"{record.stage}.json"
+    path = run.results / "config" / f"{config.stage_file(record.stage, record.arm)}.json"
     if record.settings is not None and path.is_file():
         yield run.compare(record, result_of(place), record.settings, files.read_json(path), "stale")
 

@@ -221,7 +221,7 @@ def _train(settings: config.Settings, arm: str, model: str, pairs: Path, scratch
     kind = backend.enter(settings.train.backend, scratch)
     provenance = files.Provenance("train", {"pairs": pairs / "manifest.json", "model": model}, settings.model.revision)
     folder = models.resolve_model_dir(model, settings.model.revision)
-    stage = config.stage_values(settings, "train")
+    stage = config.stage_values(settings, config.stage_file("train", arm))
     inputs = {name: file.model_dump() for name, file in provenance.inputs.items()}
     steps = settings.train.sft.steps if arm == "sft" else settings.train.steps
     identity = {"arm": arm, "settings": stage, "backend": kind, "inputs": inputs}

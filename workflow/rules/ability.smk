@@ -1,17 +1,17 @@
 rule vqa:
     input:
-        config=f"{PLAN.results}/config/vqa.json",
-        weights=lambda w: PLAN.weights(w.model),
-        pairs=lambda w: [] if w.model == "base" else f"{PLAN.results}/pairs",
+        config="results/{home}/config/vqa.json",
+        weights=lambda w: PLANS[w.home].weights(w.model),
+        pairs=lambda w: [] if w.model == "base" else PLANS[w.home].place("pairs"),
         sources=plan.sources("vqa"),
     output:
-        directory(f"{PLAN.results}/vqa/{{model}}"),
+        directory("results/{home}/vqa/{model}"),
     log:
-        f"{PLAN.results}/logs/vqa/{{model}}.log",
+        "results/{home}/logs/vqa/{model}.log",
     benchmark:
-        f"{PLAN.results}/benchmarks/vqa/{{model}}.tsv"
+        "results/{home}/benchmarks/vqa/{model}.tsv"
     wildcard_constraints:
-        model="|".join(["base", *PLAN.arms]),
+        model="base|sft|grpo",
     priority: lambda w: 10 if w.model == "base" else 0  # see the rule `track`
     conda:
         "../../environment.yml"
@@ -19,7 +19,7 @@ rule vqa:
     resources:
         gpu=1,
     params:
-        model=lambda w: PLAN.model(w.model),
+        model=lambda w: PLANS[w.home].model(w.model),
         # For the KL divergence of an arm from the base, on held-out pairs.
         pairs=lambda w, input: f"--pairs {input.pairs}" if input.pairs else "",
     message:
@@ -30,16 +30,18 @@ rule vqa:
 
 rule verdict:
     input:
-        config=f"{PLAN.results}/config/verdict.json",
-        base=f"{PLAN.results}/vqa/base",
-        tuned=expand(f"{PLAN.results}/vqa/{{arm}}", arm=PLAN.arms),
+        config="results/{run}/config/verdict.json",
+        base="results/{run}/vqa/base",
+        tuned=lambda w: expand(
+            "results/{run}/vqa/{arm}", run=w.run, arm=PLANS[w.run].arms
+        ),
         sources=plan.sources("verdict"),
     output:
-        f"{PLAN.results}/vqa/verdict.json",
+        "results/{run}/vqa/verdict.json",
     log:
-        f"{PLAN.results}/logs/verdict.log",
+        "results/{run}/logs/verdict.log",
     benchmark:
-        f"{PLAN.results}/benchmarks/verdict.tsv"
+        "results/{run}/benchmarks/verdict.tsv"
     conda:
         "../../environment.yml"
     threads: 1
@@ -52,18 +54,18 @@ rule verdict:
 
 
 rule gate:
-    # After the report: with verdict.on_regression `fail`, a loss of general ability of the last arm is an error.
+    # After the report, and in a study after the comparison: with verdict.on_regression `fail`, a loss of general ability of the last arm is an error.
     input:
-        verdict=f"{PLAN.results}/vqa/verdict.json",
-        report=f"{PLAN.results}/report/index.html",
+        verdict="results/{run}/vqa/verdict.json",
+        report=STUDY.page or "results/{run}/report/index.html",
     output:
-        touch(f"{PLAN.results}/vqa/kept"),
+        touch("results/{run}/vqa/kept"),
     log:
-        f"{PLAN.results}/logs/gate.log",
+        "results/{run}/logs/gate.log",
     conda:
         "../../environment.yml"
     params:
-        on_regression=PLAN.settings.verdict.on_regression,
+        on_regression=lambda w: PLANS[w.run].settings.verdict.on_regression,
     message:
         "Checking that general ability is retained"
     shell:

@@ -1,14 +1,14 @@
 rule toy:
     input:
-        config=f"{PLAN.results}/config/toy.json",
+        config="results/{home}/config/toy.json",
         sources=plan.sources("toy"),
     output:
-        train=f"{PLAN.scratch}/toy/train/list.txt",
-        val=f"{PLAN.scratch}/toy/val/list.txt",
+        train="scratch/{home}/toy/train/list.txt",
+        val="scratch/{home}/toy/val/list.txt",
     log:
-        f"{PLAN.results}/logs/toy.log",
+        "results/{home}/logs/toy.log",
     benchmark:
-        f"{PLAN.results}/benchmarks/toy.tsv"
+        "results/{home}/benchmarks/toy.tsv"
     conda:
         "../../environment.yml"
     threads: 1
@@ -22,21 +22,21 @@ rule toy:
 
 rule sample:
     input:
-        config=f"{PLAN.results}/config/sample.json",
-        frames=PLAN.pair_sources,
+        config="results/{home}/config/sample.json",
+        frames=lambda w: PLANS[w.home].pair_sources,
         sources=plan.sources("sample"),
     output:
-        directory(f"{PLAN.results}/pairs"),
+        directory("results/{home}/pairs"),
     log:
-        f"{PLAN.results}/logs/sample.log",
+        "results/{home}/logs/sample.log",
     benchmark:
-        f"{PLAN.results}/benchmarks/sample.tsv"
+        "results/{home}/benchmarks/sample.tsv"
     conda:
         "../../environment.yml"
     threads: workflow.cores
     params:
-        root=lambda w: [] if PLAN.train is None else ["--root", PLAN.train],
-        source=lambda w: PLAN.train or PLAN.settings.sample.hub,
+        root=lambda w: ["--root", PLANS[w.home].train] if PLANS[w.home].train else [],
+        source=lambda w: PLANS[w.home].train or PLANS[w.home].settings.sample.hub,
     message:
         "Making pairs from {params.source}"
     shell:

@@ -1,29 +1,34 @@
 rule report:
     input:
-        config=f"{PLAN.results}/config/report.json",
-        pairs=f"{PLAN.results}/pairs",
-        adapters=expand(f"{PLAN.results}/adapters/{{arm}}", arm=PLAN.arms),
-        models=expand(f"{PLAN.results}/models/{{arm}}", arm=PLAN.arms),
-        tracks=PLAN.tracks,
-        scores=PLAN.scores,
-        verdict=f"{PLAN.results}/vqa/verdict.json",
+        config="results/{run}/config/report.json",
+        settings=lambda w: PLANS[w.run].stage_files,
+        pairs="results/{run}/pairs",
+        arms=lambda w: expand(
+            "results/{run}/{part}/{arm}",
+            run=w.run,
+            part=["adapters", "models"],
+            arm=PLANS[w.run].arms,
+        ),
+        tracks=lambda w: PLANS[w.run].tracks,
+        scores=lambda w: PLANS[w.run].scores,
+        verdict="results/{run}/vqa/verdict.json",
         sources=plan.sources("report"),
     output:
         page=report(
-            f"{PLAN.results}/report/index.html",
+            "results/{run}/report/index.html",
             caption="../report/page.rst",
             category="Results",
         ),
-        summary=f"{PLAN.results}/report/summary.json",
+        summary="results/{run}/report/summary.json",
         text=report(
-            f"{PLAN.results}/report/summary.md",
+            "results/{run}/report/summary.md",
             caption="../report/summary.rst",
             category="Results",
         ),
     log:
-        f"{PLAN.results}/logs/report.log",
+        "results/{run}/logs/report.log",
     benchmark:
-        f"{PLAN.results}/benchmarks/report.tsv"
+        "results/{run}/benchmarks/report.tsv"
     conda:
         "../../environment.yml"
     threads: 1

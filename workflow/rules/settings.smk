@@ -4,9 +4,9 @@ rule settings:
         # None; but a file that is not as the configuration has it is written anew, whatever --rerun-triggers says.
         lambda w: workflow.dag.forcefiles.update(STALE) or [],
     output:
-        f"{PLAN.results}/config/{{stage}}.json",
+        "results/{run}/config/{stage}.json",
     log:
-        f"{PLAN.results}/logs/settings/{{stage}}.log",
+        "results/{run}/logs/settings/{stage}.log",
     # First of all, so that nothing waits for it that has a priority itself.
     priority: 20
     message:
@@ -14,5 +14,7 @@ rule settings:
     run:
         write_json(
             Path(output[0]),
-            configuration.stage_values(PLAN.settings, wildcards.stage),
+            configuration.stage_values(
+                PLANS[wildcards.run].settings, wildcards.stage
+            ),
         )

@@ -1,26 +1,26 @@
 rule track:
     input:
-        config=f"{PLAN.results}/config/track.json",
-        frames=lambda w: plan.listing(PLAN.sets[w.set]),
-        weights=lambda w: PLAN.weights(w.model),
+        config="results/{home}/config/track.json",
+        frames=lambda w: plan.listing(PLANS[w.home].sets[w.set]),
+        weights=lambda w: PLANS[w.home].weights(w.model),
         sources=plan.sources("track"),
     output:
-        directory(f"{PLAN.results}/tracks/{{model}}/{{set}}"),
+        directory("results/{home}/tracks/{model}/{set}"),
     log:
-        f"{PLAN.results}/logs/track/{{model}}/{{set}}.log",
+        "results/{home}/logs/track/{model}/{set}.log",
     benchmark:
-        f"{PLAN.results}/benchmarks/track/{{model}}/{{set}}.tsv"
+        "results/{home}/benchmarks/track/{model}/{set}.tsv"
     # The base goes before the training, so that what would stop its own tracking and questions stops them at once.
     priority: lambda w: 10 if w.model == "base" else 0
     conda:
         "../../environment.yml"
-    threads: lambda w: 1 if w.model in PLAN.peers else workflow.cores
+    threads: lambda w: 1 if w.model in PLANS[w.home].peers else workflow.cores
     resources:
-        gpu=lambda w: 0 if w.model in PLAN.peers else 1,
+        gpu=lambda w: 0 if w.model in PLANS[w.home].peers else 1,
     params:
-        model=lambda w: PLAN.model(w.model),
-        root=lambda w: PLAN.sets[w.set],
-        start=lambda w: PLAN.settings.track.start_of(w.set),
+        model=lambda w: PLANS[w.home].model(w.model),
+        root=lambda w: PLANS[w.home].sets[w.set],
+        start=lambda w: PLANS[w.home].settings.track.start_of(w.set),
     message:
         "Tracking {wildcards.set} with {wildcards.model}"
     shell:
@@ -30,22 +30,22 @@ rule track:
 
 rule score:
     input:
-        config=f"{PLAN.results}/config/score.json",
-        frames=lambda w: plan.listing(PLAN.sets[w.set]),
-        tracks=f"{PLAN.results}/tracks/{{model}}/{{set}}",
+        config="results/{run}/config/score.json",
+        frames=lambda w: plan.listing(PLANS[w.run].sets[w.set]),
+        tracks="results/{run}/tracks/{model}/{set}",
         sources=plan.sources("score"),
     output:
-        f"{PLAN.results}/scores/{{model}}/{{set}}.json",
+        "results/{run}/scores/{model}/{set}.json",
     log:
-        f"{PLAN.results}/logs/score/{{model}}/{{set}}.log",
+        "results/{run}/logs/score/{model}/{set}.log",
     benchmark:
-        f"{PLAN.results}/benchmarks/score/{{model}}/{{set}}.tsv"
+        "results/{run}/benchmarks/score/{model}/{set}.tsv"
     conda:
         "../../environment.yml"
     threads: 1
     params:
-        root=lambda w: PLAN.sets[w.set],
-        draws=PLAN.settings.score.draws,
+        root=lambda w: PLANS[w.run].sets[w.set],
+        draws=lambda w: PLANS[w.run].settings.score.draws,
     message:
         "Scoring {wildcards.model} on {wildcards.set}"
     shell:
@@ -55,18 +55,18 @@ rule score:
 rule submit:
     # GOT-10k's test split is not scored here: only the GOT-10k server has its true boxes.
     input:
-        frames=lambda w: plan.listing(PLAN.sets[PLAN.test]),
-        tracks=f"{PLAN.results}/tracks/{{model}}/{PLAN.test}",
+        frames=lambda w: plan.listing(PLANS[w.run].sets[PLANS[w.run].test]),
+        tracks=lambda w: f"results/{w.run}/tracks/{w.model}/{PLANS[w.run].test}",
         sources=plan.sources("submit"),
     output:
-        f"{PLAN.results}/submission/{{model}}.zip",
+        "results/{run}/submission/{model}.zip",
     log:
-        f"{PLAN.results}/logs/submit/{{model}}.log",
+        "results/{run}/logs/submit/{model}.log",
     conda:
         "../../environment.yml"
     threads: 1
     params:
-        root=lambda w: PLAN.sets[PLAN.test],
+        root=lambda w: PLANS[w.run].sets[PLANS[w.run].test],
     message:
         "Packing the test tracks of {wildcards.model}"
     shell:

@@ -1,24 +1,25 @@
 rule train:
     input:
-        config=f"{PLAN.results}/config/train.json",
-        base=lambda w: PLAN.weights(PLAN.initial_model(w.arm)),
-        pairs=f"{PLAN.results}/pairs",
+        # That of `train`, or that of the arm sft alone.
+        config=lambda w: f"results/{w.home}/config/{configuration.stage_file('train', w.arm)}.json",
+        base=lambda w: PLANS[w.home].weights(PLANS[w.home].initial_model(w.arm)),
+        pairs=lambda w: PLANS[w.home].place("pairs"),
         sources=plan.sources("train"),
     output:
-        directory(f"{PLAN.results}/adapters/{{arm}}"),
+        directory("results/{home}/adapters/{arm}"),
     log:
-        f"{PLAN.results}/logs/train/{{arm}}.log",
+        "results/{home}/logs/train/{arm}.log",
     benchmark:
-        f"{PLAN.results}/benchmarks/train/{{arm}}.tsv"
+        "results/{home}/benchmarks/train/{arm}.tsv"
     conda:
         "../../environment.yml"
     threads: workflow.cores
     resources:
         gpu=1,
     params:
-        model=lambda w: PLAN.model(PLAN.initial_model(w.arm)),
+        model=lambda w: PLANS[w.home].model(PLANS[w.home].initial_model(w.arm)),
         # Not an output: Snakemake deletes the outputs of a job that fails, and with them its checkpoints.
-        scratch=lambda w: f"{PLAN.scratch}/train/{w.arm}",
+        scratch=lambda w: f"{PLANS[w.home].scratch}/train/{w.arm}",
     message:
         "Training {wildcards.arm}"
     shell:
@@ -28,24 +29,24 @@ rule train:
 
 rule merge:
     input:
-        config=f"{PLAN.results}/config/merge.json",
-        base=lambda w: PLAN.weights(PLAN.initial_model(w.arm)),
-        adapter=f"{PLAN.results}/adapters/{{arm}}",
-        pairs=f"{PLAN.results}/pairs",
+        config="results/{home}/config/merge.json",
+        base=lambda w: PLANS[w.home].weights(PLANS[w.home].initial_model(w.arm)),
+        adapter=lambda w: PLANS[w.home].place(f"adapters/{w.arm}"),
+        pairs=lambda w: PLANS[w.home].place("pairs"),
         sources=plan.sources("merge"),
     output:
-        directory(f"{PLAN.results}/models/{{arm}}"),
+        directory("results/{home}/models/{arm}"),
     log:
-        f"{PLAN.results}/logs/merge/{{arm}}.log",
+        "results/{home}/logs/merge/{arm}.log",
     benchmark:
-        f"{PLAN.results}/benchmarks/merge/{{arm}}.tsv"
+        "results/{home}/benchmarks/merge/{arm}.tsv"
     conda:
         "../../environment.yml"
     threads: workflow.cores
     resources:
         gpu=1,
     params:
-        model=lambda w: PLAN.model(PLAN.initial_model(w.arm)),
+        model=lambda w: PLANS[w.home].model(PLANS[w.home].initial_model(w.arm)),
     message:
         "Merging {wildcards.arm}"
     shell:

@@ -1,0 +1,160 @@
+"""Studies: the runs that a configuration asks for, what they share, and what a changed variant makes again."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from test_workflow import jobs, snakemake
+
+from r1track import study
+from r1track.core import config, folders
+
+SMALL = {"run": "small", "toy": {"train_sequences": 1, "val_sequences": 2, "length": 3}, "score": {"draws": 100}}
+VARIANTS: dict[str, Any] = {"iou": {}, "paper": {"train": {"reward": "paper"}}}
+TWO_BY_TWO = {**SMALL, "study": {"seeds": [0, 1], "variants": VARIANTS}}
+NAMES = ["iou-seed0", "iou-seed1", "paper-seed0", "paper-seed1"]
+
+
+def make(values: dict[str, Any]) -> study.Study:
+    return study.make_study(config.read_layers([], [config.Layer("study.yaml", values)]))
+
+
+def with_variants(**variants: Any) -> study.Study:
+    return make({**SMALL, "study": {"seeds": [0, 1], "variants": variants}})
+
+
+def differing(one: study.Study, run: str, two: study.Study, other: str) -> set[str]:
+    """The results that two runs do not share."""
+    a, b = one.runs[run].homes, two.runs[other].homes
+    assert a.keys() == b.keys()
+    return {result for result in a if a[result] != b[result]}
+
+
+def test_each_seed_of_each_variant_is_a_run_with_its_own_settings() -> None:
+    made = make(TWO_BY_TWO)
+    found = [(name, run.settings.seed, run.settings.train.reward) for name, run in made.runs.items()]
+    assert found == [(name, int(name[-1]), name.split("-")[0]) for name in NAMES]
+    assert made.runs["paper-seed1"].results == "results/paper-seed1"
+    assert made.page == "results/small/compare/index.html"
+
+
+def test_seeds_alone_or_variants_alone_are_a_study_and_neither_is_one_run() -> None:
+    assert [*make({**SMALL, "study": {"seeds": [3, 5]}}).runs] == ["small-seed3", "small-seed5"]
+    assert [*make({**SMALL, "seed": 4, "study": {"variants": VARIANTS}}).runs] == ["iou-seed4", "paper-seed4"]
+    single = make(SMALL)
+    assert (single.page, single.linked, single.folders) == (None, [], ["results/small"])
+    assert single.runs is single.makers
+    assert single.runs["small"].place("pairs") == "results/small/pairs"
+
+
+TRAINED = {"adapters/grpo", "models/grpo", "tracks/grpo/toy-val", "vqa/grpo"}
+
+
+def test_variants_share_all_that_does_not_follow_from_what_they_differ_in() -> None:
+    made = make(TWO_BY_TWO)
+    assert differing(made, "iou-seed0", made, "paper-seed0") == TRAINED
+    assert differing(made, "iou-seed0", made, "iou-seed1") == {"pairs"} | TRAINED
+
+
+def test_another_reward_does_not_train_sft_again_which_grpo_starts_from() -> None:
+    both = {"arms": ["sft", "grpo"], "start": "sft"}
+    made = with_variants(iou={"train": both}, paper={"train": {**both, "reward": "paper"}})
+    assert "adapters/sft" in made.runs["iou-seed0"].homes
+    assert differing(made, "iou-seed0", made, "paper-seed0") == TRAINED
+    longer = with_variants(iou={"train": {**both, "sft": {"steps": 9}}})
+    after = {result.replace("grpo", "sft") for result in TRAINED} | TRAINED
+    assert differing(made, "iou-seed0", longer, "iou-seed0") == after
+
+
+def test_only_grpo_s_fields_are_left_out_of_the_file_of_the_arm_sft() -> None:
+    made = config.resolve({"train": {"arms": ["sft"], "reward": "paper", "temperature": 0.5}})
+    alone = config.stage_values(made, config.stage_file("train", "sft"))
+    assert alone == config.stage_values(config.resolve({"train": {"arms": ["sft"]}}), "train-sft")
+    assert alone["train"].keys() == config.SFT_FIELDS
+    assert config.stage_values(made, config.stage_file("train", "grpo"))["train"]["reward"] == "paper"
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [("sample", "shift", 0.5), ("track", "min_side", 5.0), ("train", "steps", 9), ("vqa", "batch", 3)],
+)
+@pytest.mark.parametrize("changed", ["iou", "paper"])
+def test_a_changed_variant_changes_no_result_of_another_one(changed: str, section: str, field: str, value: Any) -> None:
+    other = {"iou": "paper", "paper": "iou"}[changed]
+    fields = {**VARIANTS[changed].get(section, {}), field: value}
+    before, after = make(TWO_BY_TWO), with_variants(**{**VARIANTS, changed: {**VARIANTS[changed], section: fields}})
+    assert differing(before, f"{other}-seed0", after, f"{other}-seed0") == set()
+    assert differing(before, f"{changed}-seed0", after, f"{changed}-seed0")
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"seeds": [0, 0]}, r"study: seeds \[0, 0\] names one twice"),
+        ({"seeds": [1]}, r"study: one run, \['small-seed1'\]; give two seeds or variants"),
+        ({"variants": {"a/b": {}}}, "cannot name a folder"),
+        ({"variants": {"a": {"seed": 1}}}, r"study\.variants\.a\.seed = 1: Input should be a valid dictionary"),
+        ({"variants": {"a": {"study": {"seeds": [1]}}}}, "a variant has a section `study`"),
+        (
+            {"seeds": [0, 1], "variants": {"a": {"train": {"gruop": 4}}}},
+            r"study\.variants\.a: cannot be used\n  train\.gruop = 4: unknown field; did you mean 'group'\?",
+        ),
+    ],
+)
+def test_a_study_that_cannot_be_is_refused_with_its_field(section: dict[str, Any], message: str) -> None:
+    with pytest.raises(config.ConfigError, match=message):
+        make({**SMALL, "study": section})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("study")
+    (place / "config.yaml").write_text(yaml.safe_dump(TWO_BY_TWO))
+    return place
+
+
+def test_one_command_plans_every_shared_stage_once_and_ends_with_the_comparison(folder: Path) -> None:
+    done = snakemake(folder, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    found = jobs(done.stdout + done.stderr)
+    assert found["settings"] == 24 + 4 * 9, "of 24 shared results, and of each run for its report"
+    assert {rule: count for rule, count in found.items() if rule != "settings"} == {
+        "toy": 1, "sample": 2, "train": 4, "merge": 4, "track": 4 + 4, "vqa": 1 + 4, "link": 4 * 10,
+        "score": 4 * 5, "verdict": 4, "report": 4, "compare": 1, "gate": 4, "all": 1,
+    }  # fmt: skip
+
+
+def test_a_real_study_of_a_peer_makes_it_once_and_a_changed_variant_alone_again(folder: Path) -> None:
+    targets = [f"results/{name}/scores/static/toy-val.json" for name in NAMES]
+    counts = []
+    for values in (TWO_BY_TWO, TWO_BY_TWO, {**TWO_BY_TWO, "study": {"seeds": [0, 1], "variants": {
+        "iou": {"track": {"min_side": 5.0}}, "paper": VARIANTS["paper"]}}}):  # fmt: skip
+        (folder / "config.yaml").write_text(yaml.safe_dump(values))
+        done = snakemake(folder, *targets, "--nolock", "--force-use-threads")
+        output = done.stdout + done.stderr
+        assert done.returncode == 0, output
+        counts.append(Counter() if "Nothing to be done" in output else jobs(output))
+        counts[-1].pop("settings", None)
+    assert counts == [{"toy": 1, "track": 1, "link": 4, "score": 4}, {}, {"track": 1, "link": 2, "score": 2}]
+    tracks = [folder / "results" / name / "tracks/static/toy-val" for name in NAMES]
+    files = [next(place.glob("*_000001/*_001.txt")) for place in tracks]
+    assert files[2].samefile(files[3])
+    assert not files[1].samefile(files[2])
+    assert not [place for place in tracks if (place / ".snakemake_timestamp").stat().st_nlink > 1]
+
+
+def test_a_linked_folder_keeps_what_it_had_when_its_source_is_made_again(tmp_path: Path) -> None:
+    for text in ("old", "new"):
+        with folders.atomic_folder(tmp_path / "shared") as part:
+            (part / "below").mkdir()
+            (part / "below" / "file").write_text(text)
+            (part / "provenance.json").write_text('{"stage": "test"}')
+            (part / ".hidden").touch()
+        if text == "old":
+            folders.link_folder(tmp_path / "shared", tmp_path / "run")
+            assert (tmp_path / "shared/below/file").samefile(tmp_path / "run/below/file")
+            (tmp_path / "shared").rename(tmp_path / "moved")
+    assert (tmp_path / "run/below/file").read_text() == "old"
+    assert not (tmp_path / "run/.hidden").exists()
