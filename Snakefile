@@ -59,6 +59,13 @@ if DOWNLOADS and workflow.is_main_process:
         file=sys.stderr,
     )
 
+# With `--resources gpu=N`, N jobs run at once on the cards of this machine (core/cards.py), and share its cores.
+gpu = workflow.global_resources.get("gpu")
+CARDS = (gpu.value if gpu else None) or 1
+CORES = max(1, workflow.cores // CARDS)
+if CARDS > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(CORES))
+
 BEGAN = time.time()
 LOCKS = ExitStack()
 atexit.register(LOCKS.close)

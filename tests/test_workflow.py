@@ -490,3 +490,24 @@ def test_a_set_may_be_started_from_text_by_its_name(finished: Path) -> None:
     assert [run.settings.track.start_of(name) for name in sets] == ["box", "text"]
     with pytest.raises(config.ConfigError, match=r"track\.starts: 'tld' is no set; take one of \['toy-val'\]"):
         make_plan({"track": {"starts": {"tld": "text"}}})
+
+
+@pytest.fixture(scope="module")
+def talking(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workflow without messages, in place of which Snakemake prints everything about a job."""
+    root = tmp_path_factory.mktemp("talking")
+    for name in ("r1track", "workflow"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "Snakefile", root)
+    for file in root.glob("workflow/rules/*.smk"):
+        file.write_text(re.sub(r" {4}message:\n.*\n", "", file.read_text()))
+    return root
+
+
+@pytest.mark.parametrize(("cards", "cores", "threads"), [(1, 4, 4), (2, 4, 2), (3, 2, 1)])
+def test_jobs_on_several_cards_share_the_cores(cards: int, cores: int, threads: int, talking: Path) -> None:
+    words = ("results/cards/adapters/grpo", "--config", "run=cards", "--resources", f"gpu={cards}")
+    done = snakemake(talking, "--dry-run", "--nolock", *words, root=talking, cores=str(cores))
+    (block,) = re.findall(r"rule train:\n.*?(?=Shell command|\n\n)", done.stdout + done.stderr, re.DOTALL)
+    found = re.search(r"threads: (\d+)", block)
+    assert (int(found[1]) if found else 1) == threads, block

@@ -15,7 +15,7 @@ rule vqa:
     priority: lambda w: 10 if w.model == "base" else 0  # see the rule `track`
     conda:
         "../../environment.yml"
-    threads: workflow.cores
+    threads: CORES
     resources:
         gpu=1,
     params:

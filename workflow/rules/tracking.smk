@@ -14,7 +14,7 @@ rule track:
     priority: lambda w: 10 if w.model == "base" else 0
     conda:
         "../../environment.yml"
-    threads: lambda w: 1 if w.model in PLANS[w.home].peers else workflow.cores
+    threads: lambda w: 1 if w.model in PLANS[w.home].peers else CORES
     resources:
         gpu=lambda w: 0 if w.model in PLANS[w.home].peers else 1,
     params:

@@ -13,7 +13,7 @@ rule train:
         "results/{home}/benchmarks/train/{arm}.tsv"
     conda:
         "../../environment.yml"
-    threads: workflow.cores
+    threads: CORES
     resources:
         gpu=1,
     params:
@@ -42,7 +42,7 @@ rule merge:
         "results/{home}/benchmarks/merge/{arm}.tsv"
     conda:
         "../../environment.yml"
-    threads: workflow.cores
+    threads: CORES
     resources:
         gpu=1,
     params:

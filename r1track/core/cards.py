@@ -1,0 +1,38 @@
+"""Cards: a card of its own for each process of a machine with several, where no scheduler has shared them out."""
+
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+from typing import TextIO
+
+from r1track.core.files import open_locked
+
+log = logging.getLogger(__name__)
+_locks = list[TextIO]()  # open until the process ends: then the kernel gives the card back, however it ends
+
+
+def take_card(cards: Sequence[str] | None = None) -> None:
+    """Let this process see one card that no other process of this user has taken; wait while there is none.
+
+    cards: their numbers; by default all of this machine. Nothing happens with fewer than two, and where
+    CUDA_VISIBLE_DEVICES is set, as schedulers do. Call it before anything starts CUDA.
+    """
+    found = cards or [file.name.removeprefix("nvidia") for file in sorted(Path("/dev").glob("nvidia[0-9]*"))]
+    if "CUDA_VISIBLE_DEVICES" in os.environ or len(found) < 2:
+        return
+    for attempt in count():
+        for card in found:
+            try:
+                _locks.append(open_locked(Path(tempfile.gettempdir(), f"r1track-{os.getuid()}-card-{card}.lock")))
+            except BlockingIOError:
+                continue
+            os.environ |= {"CUDA_VISIBLE_DEVICES": card, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+            log.info("card %s", card)
+            return
+        if not attempt:
+            log.warning("all %d cards are taken by other processes of r1track; waiting for one", len(found))
+        time.sleep(1)
