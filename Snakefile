@@ -72,11 +72,18 @@ atexit.register(LOCKS.close)
 shell.prefix(failures.SHELL_PREFIX)
 
 
+# The image of the Dockerfile, in the working directory, with `--sdm apptainer` alone (docs/cluster.md).
+container: "r1track.sif"
+
+
 # In place of Snakemake's own lock, which stays after a kill until somebody removes it.
 onstart:
     try:
         for folder in STUDY.folders:
             LOCKS.enter_context(locked(Path(folder)))
+            # What a stage that the user must mend leaves: a retry does not repeat it, but this start does.
+            for file in Path(folder, "logs").rglob("*.failed"):
+                file.unlink()
     except UserError as error:
         sys.exit(f"error: {error}")
 

@@ -11,10 +11,11 @@ from rich.text import Text
 from r1track.core.errors import MEMORY
 
 # The start of every rule's shell command. In it `r1track --log LOG STAGE ...` writes "STAGE STATUS" to LOG.failed when
-# its exit status is not 0: a process that was killed can write no log.
+# its exit status is not 0: a process that was killed can write no log. A retry does not repeat what the user must mend.
 SHELL_PREFIX = (
     "set -euo pipefail; "
-    'r1track() ( rm -f "$2.failed"; command r1track "$@" || ( s=$?; echo "$3 $s" >"$2.failed"; exit $s ) );'
+    'r1track() ( if grep -qs " 2$" "$2.failed"; then exit 2; fi; rm -f "$2.failed"; '
+    'command r1track "$@" || ( s=$?; echo "$3 $s" >"$2.failed"; exit $s ) );'
 )
 # The error that cli.Guarded wrote to the log of a stage: `stopped` by wrong input, or `failed` by any other error.
 ERROR = re.compile(r"(?s) r1track\.cli: (stopped|failed): (.*?)\n(?:Traceback|\S+RemoteTraceback:) ")

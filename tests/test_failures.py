@@ -143,6 +143,14 @@ def test_a_stage_that_succeeds_after_a_failure_is_not_shown(tmp_path: Path, caps
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize(("status", "expected"), [(2, ""), (1, "again"), (137, "again")])
+def test_a_retry_does_not_repeat_what_the_user_must_mend(status: int, expected: str, tmp_path: Path) -> None:
+    log = end_stage(tmp_path, status, "first")
+    log.write_text("")
+    end_stage(tmp_path, status, "again")
+    assert log.read_text() == expected
+
+
 def test_a_log_and_a_summary_of_an_earlier_run_are_not_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

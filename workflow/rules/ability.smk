@@ -13,8 +13,6 @@ rule vqa:
     wildcard_constraints:
         model="base|sft|grpo",
     priority: lambda w: 10 if w.model == "base" else 0  # see the rule `track`
-    conda:
-        "../../environment.yml"
     threads: CORES
     resources:
         gpu=1,
@@ -42,8 +40,6 @@ rule verdict:
         "results/{run}/logs/verdict.log",
     benchmark:
         "results/{run}/benchmarks/verdict.tsv"
-    conda:
-        "../../environment.yml"
     threads: 1
     params:
         tuned=lambda w, input: [f"--tuned {folder}" for folder in input.tuned],
@@ -62,8 +58,6 @@ rule gate:
         touch("results/{run}/vqa/kept"),
     log:
         "results/{run}/logs/gate.log",
-    conda:
-        "../../environment.yml"
     params:
         on_regression=lambda w: PLANS[w.run].settings.verdict.on_regression,
     message:

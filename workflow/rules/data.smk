@@ -9,8 +9,6 @@ rule toy:
         "results/{home}/logs/toy.log",
     benchmark:
         "results/{home}/benchmarks/toy.tsv"
-    conda:
-        "../../environment.yml"
     threads: 1
     params:
         out=subpath(output.train, ancestor=2),
@@ -31,8 +29,6 @@ rule sample:
         "results/{home}/logs/sample.log",
     benchmark:
         "results/{home}/benchmarks/sample.tsv"
-    conda:
-        "../../environment.yml"
     threads: workflow.cores
     params:
         root=lambda w: ["--root", PLANS[w.home].train] if PLANS[w.home].train else [],

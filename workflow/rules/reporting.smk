@@ -29,8 +29,6 @@ rule report:
         "results/{run}/logs/report.log",
     benchmark:
         "results/{run}/benchmarks/report.tsv"
-    conda:
-        "../../environment.yml"
     threads: 1
     params:
         results=subpath(output.page, ancestor=2),

@@ -28,8 +28,6 @@ rule compare:
         ),
     log:
         f"{STUDY.results}/logs/compare.log",
-    conda:
-        "../../environment.yml"
     params:
         runs=[each.results for each in STUDY.runs.values()],
         out=subpath(output[0], parent=True),

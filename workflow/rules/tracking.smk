@@ -12,8 +12,6 @@ rule track:
         "results/{home}/benchmarks/track/{model}/{set}.tsv"
     # The base goes before the training, so that what would stop its own tracking and questions stops them at once.
     priority: lambda w: 10 if w.model == "base" else 0
-    conda:
-        "../../environment.yml"
     threads: lambda w: 1 if w.model in PLANS[w.home].peers else CORES
     resources:
         gpu=lambda w: 0 if w.model in PLANS[w.home].peers else 1,
@@ -40,8 +38,6 @@ rule score:
         "results/{run}/logs/score/{model}/{set}.log",
     benchmark:
         "results/{run}/benchmarks/score/{model}/{set}.tsv"
-    conda:
-        "../../environment.yml"
     threads: 1
     params:
         root=lambda w: PLANS[w.run].sets[w.set],
@@ -62,8 +58,6 @@ rule submit:
         "results/{run}/submission/{model}.zip",
     log:
         "results/{run}/logs/submit/{model}.log",
-    conda:
-        "../../environment.yml"
     threads: 1
     params:
         root=lambda w: PLANS[w.run].sets[PLANS[w.run].test],

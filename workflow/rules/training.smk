@@ -11,8 +11,6 @@ rule train:
         "results/{home}/logs/train/{arm}.log",
     benchmark:
         "results/{home}/benchmarks/train/{arm}.tsv"
-    conda:
-        "../../environment.yml"
     threads: CORES
     resources:
         gpu=1,
@@ -40,8 +38,6 @@ rule merge:
         "results/{home}/logs/merge/{arm}.log",
     benchmark:
         "results/{home}/benchmarks/merge/{arm}.tsv"
-    conda:
-        "../../environment.yml"
     threads: CORES
     resources:
         gpu=1,
