@@ -164,15 +164,19 @@ def track(
     out: OutDir,
     start: Annotated[Literal["box", "text"] | None, typer.Option(help="Overrides track.start.")] = None,
     endpoint: Server = None,
+    part: Annotated[int, typer.Option(min=0, help="Track part K of track.parts alone; 0: all.")] = 0,
+    joined: Annotated[list[Path] | None, typer.Option("--join", help="Join this part, given for each.")] = None,
     changes: Changes = None,
 ) -> None:
     """Track every sequence of a split from its first box or from its description."""
-    from r1track.tracking.track import run
+    from r1track.tracking.track import join, run
 
+    if joined:
+        return join(joined, out)
     settings = config.load(config_file, _with(changes, "track.endpoint.url", endpoint))
     if not (model.startswith("peer:") or settings.track.endpoint.url):
         take_card()
-    run(settings, model, root, out, start)
+    run(settings, model, root, out, start, part)
 
 
 @app.command()

@@ -94,6 +94,11 @@ class Plan:
         places = {"base": self.settings.model.base, "extra": "extra"} | {peer: f"peer:{peer}" for peer in self.peers}
         return places.get(name) or self.place(f"models/{name}")
 
+    def parts(self, model: str, name: str) -> list[str]:
+        """The folders of the parts in which a set is tracked with a model; none where it is tracked as a whole."""
+        count = self.settings.track.parts if model not in self.peers else 1
+        return [f"{self.scratch}/parts/{model}/{name}/{k}" for k in range(1, count + 1)] if count > 1 else []
+
     def initial_model(self, arm: str) -> str:
         """Name of the model that an arm is trained from and that its adapter is merged into: `base` or `sft`."""
         return "sft" if arm == "grpo" and self.settings.train.start == "sft" else "base"

@@ -19,7 +19,7 @@ FLAGS = {
     "sample": {"config", "root", "out", "processes", "export"},
     "train": {"config", "arm", "model", "pairs", "scratch", "out"},
     "merge": {"config", "model", "adapter", "out", "pairs"},
-    "track": {"config", "model", "root", "out", "start", "endpoint"},
+    "track": {"config", "model", "root", "out", "start", "endpoint", "part", "join"},
     "video": {"model", "out", "box", "text", "config", "preview", "endpoint"},
     "submit": {"tracks", "out", "root"},
     "score": {"tracks", "root", "out", "draws"},

@@ -11,7 +11,7 @@ RULES = set(re.findall(r"(?m)^rule (\w+):", "".join(file.read_text() for file in
 
 def test_the_profile_for_slurm_plans_memory_and_time_for_rules_that_there_are() -> None:
     profile = yaml.safe_load((ROOT / "profiles/slurm/profile.yaml").read_text())
-    asking = {rule for rule in RULES if rule in ("train", "merge", "track", "vqa", "sample")}
+    asking = {rule for rule in RULES if rule in ("train", "merge", "track", "part", "vqa", "sample")}
     assert profile["set-resources"].keys() == asking
     assert all(row.keys() == {"runtime", "mem_mb"} for row in profile["set-resources"].values())
     assert {group.split("=")[0] for group in profile["groups"]} < RULES

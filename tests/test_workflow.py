@@ -284,7 +284,7 @@ def test_commands_of_the_rules_are_ones_that_the_command_line_takes(finished: Pa
 def test_every_stage_takes_its_own_configuration_and_source_files_as_inputs() -> None:
     text = "\n".join(file.read_text() for file in (ROOT / "workflow" / "rules").glob("*.smk"))
     rules = dict(re.findall(r"^rule (\w+):\n(.*?)(?=^rule |\Z)", text, re.MULTILINE | re.DOTALL))
-    assert set(rules) == {"settings", "gate", "submit", "link", "compare", *config.NEEDS}
+    assert set(rules) == {"settings", "gate", "submit", "part", "link", "compare", *config.NEEDS}
     assert 'sources=plan.sources("submit")' in rules["submit"]
     for stage in config.NEEDS:
         assert f'sources=plan.sources("{stage}")' in rules[stage]
@@ -511,3 +511,14 @@ def test_jobs_on_several_cards_share_the_cores(cards: int, cores: int, threads: 
     (block,) = re.findall(r"rule train:\n.*?(?=Shell command|\n\n)", done.stdout + done.stderr, re.DOTALL)
     found = re.search(r"threads: (\d+)", block)
     assert (int(found[1]) if found else 1) == threads, block
+
+
+def test_a_set_may_be_tracked_in_parts_that_are_joined_and_peers_are_not(finished: Path) -> None:
+    found = planned(finished, {"run": "parts", "track": {"parts": 3}}, "parts")
+    assert (found["part"], found["track"], found["score"]) == (6, 5, 5)
+    done = snakemake(finished, "--dry-run", "--nolock", "--printshellcmds", "--configfile", "parts.yaml")
+    place = "scratch/parts/parts/grpo/toy-val"
+    joins = re.findall(
+        r"r1track --log \S+ track .*--out results/parts/tracks/grpo/toy-val (.*)", done.stdout + done.stderr
+    )
+    assert joins[0].split()[2:] == [word for k in (1, 2, 3) for word in ("--join", f"{place}/{k}")]

@@ -266,6 +266,7 @@ class Track(Section):
     start: Literal["box", "text"] = Field("box", description="start from the first box, or from a description")
     starts: dict[str, Literal["box", "text"]] = Field({}, description="another `start` for some sets, by name")
     batch: int = Field(16, ge=1, description="sequences tracked in one batch")
+    parts: int = Field(1, ge=1, description="jobs that share the sequences of a set, for several cards; not for peers")
     max_tokens: int = Field(64, ge=8, description="maximum length of an answer in tokens, train.max_tokens or more")
     reuse: bool = Field(True, description="encode the prompt before the search image once per sequence")
     min_side: float = Field(4.0, gt=0, description="smallest width and height of a box, in image pixels")

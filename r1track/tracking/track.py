@@ -28,8 +28,8 @@ from r1track.core.boxes import Array
 from r1track.core.config import stage_values
 from r1track.core.crops import fits
 from r1track.core.errors import UserError
-from r1track.core.files import Provenance, cores
-from r1track.core.folders import resumed_folder
+from r1track.core.files import Provenance, ProvenanceRecord, cores, hashes, read_record, write_json
+from r1track.core.folders import atomic_folder, link_folder, resumed_folder
 from r1track.core.images import read_image
 from r1track.core.schema import Settings, Task
 from r1track.core.sequences import Sequence, read_split
@@ -184,13 +184,16 @@ def _locate(sequences: list[Sequence], generate: Generate, settings: Settings, f
             write_track(folder, Track(sequence.name, np.zeros((n, 4)), np.zeros(n), statuses, answers))
 
 
-def run(settings: Settings, model: str, root: Path, out: Path, start: Literal["box", "text"] | None = None) -> None:
+def run(
+    settings: Settings, model: str, root: Path, out: Path, start: Literal["box", "text"] | None = None, part: int = 0
+) -> None:
     """Track every sequence of the split at `root` and write the track files to `out`, see track_files.py.
 
     model: a folder, a hub id, `tiny`, `peer:NAME`, `extra`, or the name that the server of track.endpoint knows. start:
-    replaces track.start. `out` appears when all sequences are done. Until then the finished ones are in a hidden folder
-    beside it, from which a run with the same settings, model, server and sequences goes on. Raises UserError,
-    with file or URL and remedy, for data that cannot be tracked and for servers that do not answer.
+    replaces track.start. part: the only one of the track.parts to track, from 1; 0: all. `out` appears when all is
+    done. Until then the finished sequences are in a hidden folder beside it, from which a run with the same settings,
+    model, server and sequences goes on. Raises UserError, with file or URL and remedy, for data that cannot be tracked
+    and for servers that do not answer.
     """
     stage = stage_values(settings, "track")
     settings, oracle = predictors.settings_for(settings, model, start), model == "peer:oracle"
@@ -200,6 +203,10 @@ def run(settings: Settings, model: str, root: Path, out: Path, start: Literal["b
     inputs: dict[str, Path | str] = {"split": root, **({"model": base} if loads else {})}
     provenance = Provenance("track", inputs, settings.model.revision)
     sequences = read_split(root)
+    if part > settings.track.parts:
+        raise UserError(f"--part {part}: track.parts = {settings.track.parts}; take one from 1 to that")
+    if part:
+        sequences = sequences[part - 1 :: settings.track.parts]
     _check(sequences, root, settings.track.start, oracle)
     predict, generate = predictors.load_predictor(settings, model)
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
@@ -222,3 +229,29 @@ def run(settings: Settings, model: str, root: Path, out: Path, start: Literal["b
         notes: dict[str, Any] = {"model": model, "start": begun, "sequences": len(sequences), "frames": frames}
         provenance.write(temp_path / "provenance.json", notes={"settings": stage, "endpoint": served, **notes})
     log.info("%s: %d frames of %d sequences", model, frames, len(sequences))
+
+
+def join(parts: list[Path], out: Path) -> None:
+    """Write to `out` what tracking the whole split would have written, from the results of its parts.
+
+    The provenance has the sums of times, sequences and frames, and the largest memory. Raises UserError for parts of
+    other settings, inputs or models.
+    """
+    records = [read_record(part / "provenance.json", ProvenanceRecord) for part in parts]
+    for part, record in zip(parts, records, strict=True):
+        for name in ("settings", "inputs", "model", "start"):
+            if getattr(record, name) != getattr(records[0], name):
+                raise UserError(f"{part}: its {name} are not those of {parts[0]}; track it again")
+    sums = ("wall_seconds", "cpu_seconds", "sequences", "frames")
+    figures: dict[str, Any] = {name: sum(getattr(record, name) for record in records) for name in sums}
+    for name in ("peak_cpu_bytes", "peak_gpu_bytes"):
+        figures[name] = max((value for record in records if (value := getattr(record, name))), default=None)
+    with atomic_folder(out, "track") as temp_path:
+        for sequence in (path for part in parts for path in sorted(part.iterdir()) if path.is_dir()):
+            if (temp_path / sequence.name).exists():
+                raise UserError(f"{sequence}: its sequence is in another part, too; give each part once")
+            link_folder(sequence, temp_path / sequence.name)
+        last = max(records, key=lambda record: record.finished)
+        record = last.model_copy(update={**figures, "outputs": hashes(temp_path)})
+        write_json(temp_path / "provenance.json", record.model_dump(exclude_unset=True))
+    log.info("%s: joined from %d parts", out, len(parts))

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from toys import REAL, bare_sequence, brightest, needs_real, toy_split
 
-from r1track.core import config, prompts, schema
+from r1track.core import config, files, prompts, schema
 from r1track.core.boxes import clip, xywh_to_xyxy
 from r1track.core.crops import Crop
+from r1track.core.errors import UserError
 from r1track.core.sequences import read_split
 from r1track.tracking import motion, peers, score, track
 from r1track.tracking.track_files import read_track
@@ -107,6 +108,45 @@ def test_batches_and_prefixes_change_no_box_of_the_tiny_model(templates, long_to
         }
     assert all(track_boxes == tracks[1, False] for track_boxes in tracks.values())
     assert len({str(track_boxes) for track_boxes in tracks[1, False].values()}) == 6
+
+
+def in_parts(folder, root, configured):
+    """The folders in which a split is tracked in three parts by the tiny model."""
+    places = [folder / str(part) for part in (1, 2, 3)]
+    for part, place in enumerate(places, 1):
+        track.run(configured, "tiny", root, place, part=part)
+    return places
+
+
+def test_parts_are_joined_to_the_bytes_of_a_whole(long_toy, tmp_path):
+    configured = config.resolve({"track": {"batch": 4, "parts": 3}})
+    track.run(configured, "tiny", long_toy, tmp_path / "whole")
+    places = in_parts(tmp_path, long_toy, configured)
+    assert [len([*place.glob("*/")]) for place in places] == [2, 2, 2]
+    track.join(places, tmp_path / "joined")
+    one, two = (files.hashes(tmp_path / name) for name in ("whole", "joined"))
+    assert one.keys() == two.keys()
+    assert {name for name in one if one[name] != two[name]} <= {name for name in one if name.endswith("_time.txt")}
+    whole, joined, *parts = (files.read_json(place / "provenance.json") for place in
+                             (tmp_path / "whole", tmp_path / "joined", *places))  # fmt: skip
+    same = ("stage", "settings", "inputs", "model", "start", "sequences", "frames")
+    assert {key: joined[key] for key in same} == {key: whole[key] for key in same}
+    assert joined["wall_seconds"] == pytest.approx(sum(part["wall_seconds"] for part in parts))
+    assert joined["outputs"] == two
+    with pytest.raises(UserError, match="its sequence is in another part, too; give each part once"):
+        track.join([*places, places[0]], tmp_path / "again")
+
+
+def test_parts_of_other_settings_are_not_joined_and_there_are_no_more_than_asked_for(toy, tmp_path):
+    for name, side in (("one", 4.0), ("two", 5.0)):
+        track.run(
+            config.resolve({"track": {"parts": 2, "min_side": side}}), "peer:static", toy, tmp_path / name, part=1
+        )
+    with pytest.raises(UserError, match=r"two: its settings are not those of \S+one; track it again"):
+        track.join([tmp_path / "one", tmp_path / "two"], tmp_path / "joined")
+    assert not (tmp_path / "joined").exists()
+    with pytest.raises(UserError, match=r"--part 2: track\.parts = 1; take one from 1 to that"):
+        track.run(config.resolve({}), "peer:static", toy, tmp_path / "three", part=2)
 
 
 def test_the_later_template_is_cut_from_a_found_frame_now_and_then(toy):

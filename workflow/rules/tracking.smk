@@ -1,8 +1,36 @@
+rule part:
+    # With track.parts above 1: some of the sequences, as a job of its own. `track` joins them.
+    input:
+        config="results/{home}/config/track.json",
+        frames=lambda w: plan.listing(PLANS[w.home].sets[w.set]),
+        weights=lambda w: PLANS[w.home].weights(w.model),
+        sources=plan.sources("track"),
+    output:
+        temp(directory("scratch/{home}/parts/{model}/{set}/{part}")),
+    log:
+        "results/{home}/logs/track/{model}/{set}.{part}.log",
+    wildcard_constraints:
+        part=r"\d+",
+    threads: CORES
+    resources:
+        gpu=1,
+    params:
+        model=lambda w: PLANS[w.home].model(w.model),
+        root=lambda w: PLANS[w.home].sets[w.set],
+        start=lambda w: PLANS[w.home].settings.track.start_of(w.set),
+    message:
+        "Tracking part {wildcards.part} of {wildcards.set} with {wildcards.model}"
+    shell:
+        "r1track --log {log} track --config {input.config} --model {params.model:q} --root {params.root:q}"
+        " --out {output} --start {params.start} --part {wildcards.part}"
+
+
 rule track:
     input:
         config="results/{home}/config/track.json",
         frames=lambda w: plan.listing(PLANS[w.home].sets[w.set]),
         weights=lambda w: PLANS[w.home].weights(w.model),
+        parts=lambda w: PLANS[w.home].parts(w.model, w.set),
         sources=plan.sources("track"),
     output:
         directory("results/{home}/tracks/{model}/{set}"),
@@ -14,16 +42,17 @@ rule track:
     priority: lambda w: 10 if w.model == "base" else 0
     threads: lambda w: 1 if w.model in PLANS[w.home].peers else CORES
     resources:
-        gpu=lambda w: 0 if w.model in PLANS[w.home].peers else 1,
+        gpu=lambda w, input: 0 if w.model in PLANS[w.home].peers or input.parts else 1,
     params:
         model=lambda w: PLANS[w.home].model(w.model),
         root=lambda w: PLANS[w.home].sets[w.set],
         start=lambda w: PLANS[w.home].settings.track.start_of(w.set),
+        parts=lambda w, input: [f"--join {part}" for part in input.parts],
     message:
         "Tracking {wildcards.set} with {wildcards.model}"
     shell:
         "r1track --log {log} track --config {input.config} --model {params.model:q} --root {params.root:q}"
-        " --out {output} --start {params.start}"
+        " --out {output} --start {params.start} {params.parts}"
 
 
 rule score:
