@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 import yaml
+from small_run import record
 from test_workflow import jobs, snakemake
 
 from r1track import study
 from r1track.core import config, folders
+from r1track.core.files import write_json
+from r1track.reporting import verify
 
 SMALL = {"run": "small", "toy": {"train_sequences": 1, "val_sequences": 2, "length": 3}, "score": {"draws": 100}}
 VARIANTS: dict[str, Any] = {"iou": {}, "paper": {"train": {"reward": "paper"}}}
@@ -158,3 +161,13 @@ def test_a_linked_folder_keeps_what_it_had_when_its_source_is_made_again(tmp_pat
             (tmp_path / "shared").rename(tmp_path / "moved")
     assert (tmp_path / "run/below/file").read_text() == "old"
     assert not (tmp_path / "run/.hidden").exists()
+
+
+def test_a_linked_result_is_verified_by_the_files_of_its_run_when_the_shared_folders_are_gone(tmp_path: Path) -> None:
+    results, recorded = tmp_path / "a-seed0", "results/shared/pairs-12ab/pairs/manifest.json"
+    write_json(results / "report/summary.json", {"run": "a-seed0"})
+    write_json(results / "pairs/manifest.json", {})
+    source = {"pairs": {"path": recorded, "sha256": None}}
+    write_json(results / "adapters/grpo/provenance.json", record("train", inputs=source))
+    assert verify.Run(results).find(recorded) == (results / "pairs/manifest.json").resolve()
+    assert verify.Run(results).find("results/shared/other/pairs/manifest.json") is None
