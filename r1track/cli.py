@@ -21,8 +21,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
-from r1track.core import config, schema
-from r1track.core.cards import take_card
+from r1track.core import cards, config, schema
 from r1track.core.errors import UserError, environment_fault
 
 log = logging.getLogger(__name__)
@@ -127,7 +126,7 @@ def train(
     """Train an adapter on the pairs."""
     from r1track.training import backend
 
-    take_card()
+    cards.take_card()
     settings = config.load(config_file, changes)
     backend.enter(settings.train.backend, scratch)  # before anything imports TRL
     from r1track.training.train import run
@@ -147,7 +146,7 @@ def merge(
     """Merge an adapter into 16-bit weights, and compare both on held-out pairs."""
     from r1track.training.merge import run
 
-    take_card()
+    cards.take_card()
     run(config.load(config_file, changes), model, adapter, pairs, out)
 
 
@@ -175,7 +174,7 @@ def track(
         return join(joined, out)
     settings = config.load(config_file, _with(changes, "track.endpoint.url", endpoint))
     if not (model.startswith("peer:") or settings.track.endpoint.url):
-        take_card()
+        cards.take_card()
     run(settings, model, root, out, start, part)
 
 
@@ -237,7 +236,7 @@ def vqa(
     """Ask a model general visual questions."""
     from r1track.ability.vqa import run
 
-    take_card()
+    cards.take_card()
     run(config.load(config_file, changes), model, out, pairs)
 
 

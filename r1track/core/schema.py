@@ -364,9 +364,7 @@ class Study(Section):
     """study: several runs by one command, and a page that compares them (docs/study.md)."""
 
     seeds: list[Annotated[int, Field(ge=0)]] = Field([], description="a run for each; empty: one of `seed`")
-    variants: dict[Name, dict[str, dict[str, Any]]] = Field(
-        {}, description="by name, the sections and fields that it changes; empty: one without changes"
-    )
+    variants: dict[Name, dict[str, dict[str, Any]]] = Field({}, description="changed fields by section; empty: none")
 
     @model_validator(mode="after")
     def _runs_differ(self) -> Self:
