@@ -201,6 +201,21 @@ def video(
 
 
 @app.command()
+def play(
+    source: Annotated[Path | None, typer.Argument(metavar="[INPUT]", help="Video file, or folder of images.")] = None,
+    model: Annotated[str | None, typer.Option(help="As for `video`. Without it, model.base.")] = None,
+    config_file: Annotated[Path | None, typer.Option("--config", help="config.yaml. Without it, the defaults.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 is any free one.")] = 8765,
+    changes: Changes = None,
+) -> None:
+    """Open a page on this machine, to track targets in videos and correct the tracker."""
+    from r1track.tracking.play import run
+
+    settings = config.load(config_file, changes)
+    run(settings, model or settings.model.base, source, port)
+
+
+@app.command()
 def submit(
     tracks: Annotated[Path, typer.Option(help="Folder of tracks on GOT-10k's test split.")],
     out: Annotated[Path, typer.Option(help="Zip file to write.")],

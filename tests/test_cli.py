@@ -21,6 +21,7 @@ FLAGS = {
     "merge": {"config", "model", "adapter", "out", "pairs"},
     "track": {"config", "model", "root", "out", "start", "endpoint", "part", "join"},
     "video": {"model", "out", "box", "text", "config", "preview", "endpoint"},
+    "play": {"model", "config", "port"},
     "submit": {"tracks", "out", "root"},
     "score": {"tracks", "root", "out", "draws"},
     "vqa": {"config", "model", "out", "pairs"},
@@ -43,7 +44,7 @@ def run(*words: object):
 
 def test_there_is_a_command_for_every_stage_and_for_the_tiny_base() -> None:
     assert {command.name or command.callback.__name__ for command in cli.app.registered_commands} == set(FLAGS)
-    assert set(config.NEEDS) == set(FLAGS) - {"gate", "config", "doctor", "submit", "video", "verify", "push"}
+    assert set(config.NEEDS) == set(FLAGS) - {"gate", "config", "doctor", "play", "submit", "video", "verify", "push"}
 
 
 @pytest.mark.parametrize("command", FLAGS)
