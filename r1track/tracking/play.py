@@ -217,7 +217,8 @@ def make_app(session: Session) -> FastAPI:
     app = FastAPI(openapi_url=None)
     templates = Environment(loader=FileSystemLoader(HERE), autoescape=True)
     reads = session.predictor.generate is not None
-    page = templates.get_template("play.html.j2").render(model=session.model, reads=reads, most=MOST_BYTES)
+    values = {"model": session.model, "url": session.settings.track.endpoint.url, "reads": reads, "most": MOST_BYTES}
+    page = templates.get_template("play.html.j2").render(values)
 
     def stream(work: Generator[Any]) -> Response:
         return StreamingResponse(session.lines(work), media_type="application/x-ndjson")

@@ -239,6 +239,14 @@ def test_work_that_is_stopped_leaves_what_is_done_and_can_go_on(open_page, clip,
     assert numbers[-2:] == [399, 400]
     assert numbers[:-2] == [*range(1, len(numbers) - 1)]  # a frame without a box has no row
     assert len(numbers) < 400
+    page.locator("#slider").fill("0")
+    page.locator("#go").click()
+    page.locator("#count", has_text=re.compile(r"frame \d\d of 400")).wait_for()
+    page.locator("#stop").click()
+    page.locator("#status", has_text="Stopped.").wait_for()
+    numbers = [int(row.split(b",")[0]) for row in download(page, "#get-boxes").splitlines()[1:]]
+    assert numbers == [*range(1, len(numbers) + 1)]  # boxes after the new start are forgotten
+    assert len(numbers) < 398
 
 
 def test_a_broken_video_of_a_hostile_name_is_named_in_plain_words(open_page, server):
