@@ -199,6 +199,15 @@ def test_frames_of_a_folder_are_tracked_from_a_description(open_page, clip, tmp_
     page.locator("#status.error, #status:has-text('Done.')").wait_for()
 
 
+def test_a_folder_that_is_dropped_is_read(open_page, clip):
+    page = open_page()
+    data = {"items": [], "files": [str(clip.frames[0].parent)], "dragOperationsMask": 1}
+    driver = page.context.new_cdp_session(page)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        driver.send("Input.dispatchDragEvent", {"type": kind, "x": 300, "y": 200, "data": data})
+    page.locator("#status", has_text="10 frames of 192 × 144 pixels. Draw a box").wait_for()
+
+
 def test_the_keyboard_alone_draws_a_box_and_tracks(open_page, movie):
     page = open_page()
     choose(page, movie)
