@@ -66,7 +66,7 @@ OutDir = Annotated[Path, typer.Option(help="Folder to write. It appears when it 
 OutFile = Annotated[Path, typer.Option(help="JSON file to write.")]
 BaseModel = Annotated[str, typer.Option(help="Model to start from: folder, hub id, or `tiny`.")]
 Tracker = Annotated[
-    str, typer.Option(help="Model that tracks: folder, hub id, `tiny`, `extra`, or peer:static|template|oracle|csrt.")
+    str, typer.Option(help="Model that tracks: folder, hub id, `tiny`, extra:NAME, peer:static|template|oracle|csrt.")
 ]
 Server = Annotated[str | None, typer.Option("--endpoint", help="URL of an OpenAI-compatible server with the model.")]
 

@@ -58,7 +58,7 @@ class Plan:
 
     @property
     def models(self) -> list[str]:
-        return ["base", *self.arms, *(["extra"] if self.settings.track.extra.model else []), *self.peers]
+        return ["base", *self.arms, *self.settings.track.extra, *self.peers]
 
     @property
     def scored(self) -> list[tuple[str, str]]:
@@ -90,8 +90,9 @@ class Plan:
         return f"{self.homes.get(result, self.results)}/{result}"
 
     def model(self, name: str) -> str:
-        """The value of `--model` for a model of the results: the base, an arm's merged folder, `extra`, or a peer."""
-        places = {"base": self.settings.model.base, "extra": "extra"} | {peer: f"peer:{peer}" for peer in self.peers}
+        """The value of `--model` for a model of the results."""
+        places = {"base": self.settings.model.base} | {peer: f"peer:{peer}" for peer in self.peers}
+        places |= {extra: f"extra:{extra}" for extra in self.settings.track.extra}
         return places.get(name) or self.place(f"models/{name}")
 
     def parts(self, model: str, name: str) -> list[str]:
@@ -107,10 +108,12 @@ class Plan:
         """Files or folders that a model is read from; none for a peer and for a model on the hub."""
         if name in self.arms:
             return [self.model(name)]
-        base = str(self.settings.track.extra.model) if name == "extra" else self.settings.model.base
-        if name in self.peers or files.on_hub(base):
-            return []
-        return [os.path.relpath(file) for file in sorted(files.resolve_path(base).glob("*")) if file.is_file()]
+        extra = self.settings.track.extra.get(name)
+        bases = (
+            [self.settings.model.base] if extra is None else [extra.model, *([extra.adapter] if extra.adapter else [])]
+        )
+        places = [files.resolve_path(base) for base in bases if name not in self.peers and not files.on_hub(base)]
+        return [os.path.relpath(file) for place in places for file in sorted(place.glob("*")) if file.is_file()]
 
 
 def make_plan(settings: Settings, toy: str = "") -> Plan:
@@ -121,6 +124,10 @@ def make_plan(settings: Settings, toy: str = "") -> Plan:
     if not settings.sample.val_pairs:
         raise ConfigError("sample.val_pairs = 0: `merge` compares answers on held-out pairs; give at least 1")
     _check_sources(settings)
+    if not settings.train.arms:
+        raise ConfigError(
+            "train.arms = []: the workflow compares a trained model with the base; name one, or use `track`"
+        )
     unknown = settings.track.starts.keys() - settings.data.sets.keys()
     if unknown:
         raise ConfigError(f"track.starts: {min(unknown)!r} is no set; take one of {list(settings.data.sets)}")

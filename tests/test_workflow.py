@@ -449,18 +449,21 @@ def make_test_split(folder: Path) -> Path:
 
 
 def test_an_extra_model_is_tracked_and_scored_as_a_fourth(finished: Path) -> None:
-    change = {"run": "extra", "track": {"extra": {"model": "someone/model"}, "peers": ["static", "csrt"]}}
+    change = {"run": "extra", "track": {"extra": {"mine": {"model": "someone/model"}}, "peers": ["static", "csrt"]}}
     run = make_plan(change)
-    assert run.models == ["base", "grpo", "extra", "static", "csrt"]
-    assert (run.model("extra"), run.weights("extra")) == ("extra", [])
+    assert run.models == ["base", "grpo", "mine", "static", "csrt"]
+    assert (run.model("mine"), run.weights("mine")) == ("extra:mine", [])
     found = planned(finished, change, "extra")
     assert (found["track"], found["score"], found["train"], found["vqa"]) == (5, 5, 1, 2)
 
 
 def test_the_files_of_an_extra_model_are_inputs_of_its_tracks(tmp_path: Path) -> None:
     (tmp_path / "config.json").touch()
-    run = make_plan({"track": {"extra": {"model": str(tmp_path)}}})
-    assert [Path(file).resolve() for file in run.weights("extra")] == [tmp_path / "config.json"]
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "adapter_config.json").touch()
+    run = make_plan({"track": {"extra": {"mine": {"model": str(tmp_path), "adapter": str(tmp_path / "lora")}}}})
+    files = [tmp_path / "config.json", tmp_path / "lora" / "adapter_config.json"]
+    assert [Path(file).resolve() for file in run.weights("mine")] == files
 
 
 def test_the_test_split_is_tracked_and_packed_and_neither_scored_nor_tracked_by_peers(finished: Path) -> None:

@@ -62,7 +62,7 @@ def _lines(section: type[BaseModel], indent: str, mark: str) -> Iterator[str]:
         if inner := _section(info.annotation):
             yield f"{indent}{name}:  # {info.description}"
             yield from _lines(inner, indent + "  ", mark)
-        elif item := _item(info.annotation):
+        elif (item := _item(info.annotation)) and _default(info):
             yield f"{indent}# {name}:  # {info.description}"
             for key in _default(info):
                 yield f"{indent}#   {key}:"
@@ -118,7 +118,7 @@ def _table(section: type[BaseModel], path: tuple[str, ...], presets: dict[str, A
     below = []
     for name, info in section.model_fields.items():
         if inner := _section(info.annotation) or _item(info.annotation):
-            steps = (*path, name) if _section(info.annotation) else (*path, name, next(iter(_default(info))))
+            steps = (*path, name) if _section(info.annotation) else (*path, name, next(iter(_default(info)), "NAME"))
             below.append(f"\n### {inner.__doc__}\n\n{_table(inner, steps, presets)}")
         else:
             kind = _type(info.annotation) + _limits(info)

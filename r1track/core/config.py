@@ -74,6 +74,7 @@ def fields(section: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tu
             yield f"{prefix}{name}", info
 
 
+MAPPINGS = ("data.sets", "vqa.sets", "track.extra")  # of names
 SECTIONS = {path.rpartition(".")[0] for path, _ in fields()}
 
 
@@ -141,13 +142,13 @@ def parse_change(text: str, option: str = "-o") -> Layer:
 
 
 def _merge(under: Any, over: dict[str, Any], field: str = "", prefix: str = "") -> dict[str, Any]:
-    """`under` with the values of `over`, by section; `sets` is replaced whole, but for a `field` below prefix.sets."""
+    """`under` with the values of `over`, by section; MAPPINGS are replaced whole, but for a `field` below them."""
     merged = dict(under) if isinstance(under, dict) else {}
     for key, value in over.items():
         path = f"{prefix}{key}"
         if value is None and path in SECTIONS:  # a section of comments alone
             merged.setdefault(key, {})
-        elif isinstance(value, dict) and (key != "sets" or field.startswith(f"{path}.")):
+        elif isinstance(value, dict) and (path not in MAPPINGS or field.startswith(f"{path}.")):
             merged[key] = _merge(merged.get(key), value, field, f"{path}.")
         else:
             merged[key] = value

@@ -23,6 +23,7 @@ class Source(NamedTuple):
     subset: str | None = None
     split: str | None = None
     columns: tuple[str, ...] = ()
+    described_by: str = "config.json"  # of a model; adapters have another file
 
     @property
     def title(self) -> str:
@@ -38,11 +39,22 @@ class Source(NamedTuple):
 
 def sources(settings: Settings) -> list[Source]:
     """The models and data sets that a run would take from the hub, in the order of the configuration."""
-    model, extra, sample = settings.model, settings.track.extra, settings.sample
+    model, extras, sample = settings.model, settings.track.extra.items(), settings.sample
     named = [
         Source("model.base", "model", model.base, model.revision),
         Source("sample.hub", "dataset", sample.hub or "", sample.hub_revision, None, "train", ("images",)),
-        Source("track.extra.model", "model", extra.model or "", extra.revision),
+        *(Source(f"track.extra.{name}.model", "model", extra.model, extra.revision) for name, extra in extras),
+        *(
+            Source(
+                f"track.extra.{name}.adapter",
+                "model",
+                extra.adapter,
+                extra.adapter_revision,
+                described_by="adapter_config.json",
+            )
+            for name, extra in extras
+            if extra.adapter
+        ),
         *(
             Source(f"vqa.sets.{name}", "dataset", one.source, one.revision, one.subset, one.split, one.columns)
             for name, one in settings.vqa.sets.items()
@@ -65,8 +77,11 @@ def snapshot(name: str, revision: str | None) -> Path | None:
 def cached_bytes(source: Source) -> int | None:
     """Bytes that the cache has of what a run reads of a source; None where that is not complete."""
     if source.kind == "model":
-        folder = files.resolve_path(source.name, source.revision)
-        return folder_bytes(folder) if any(folder.glob("*.safetensors")) else None
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(source.name, source.described_by, revision=source.revision)
+        folder = Path(cached).parent if isinstance(cached, str) else None
+        return folder_bytes(folder) if folder and any(folder.glob("*.safetensors")) else None
     from datasets import config
     from datasets.naming import camelcase_to_snakecase
 

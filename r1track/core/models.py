@@ -24,6 +24,8 @@ from r1track.core.prompts import Messages
 disable_progress_bar()  # the stages have progress bars of their own
 Images = Sequence[Sequence[Image.Image]]  # of each question, in the order of their places
 Quantize = Literal["nf4", "none"]
+# Of tensors, by transformers before 4.52, with which R1-Track was trained: PEFT renames those of an adapter.
+OLD_NAMES = {r"^visual\.": "model.visual.", r"^model\.(?!language_model\.|visual\.)": "model.language_model."}
 TINY = files.resolve_path("tiny")
 MODEL_TYPE = "qwen2_5_vl"
 COPY = "copy the model again"
@@ -50,8 +52,10 @@ class Loaded:
     device: torch.device
 
 
-def resolve_model_dir(base: str, revision: str | None = None) -> Path:
+def resolve_model_dir(base: str, revision: str | None = None, file: str = "config.json") -> Path:
     """The folder of a model: inside this package for `tiny`, the given folder, else a download from the hub.
+
+    file: what must be in it; that of an adapter is `adapter_config.json`.
 
     Raises MissingFile for what is none of these.
     """
@@ -65,8 +69,8 @@ def resolve_model_dir(base: str, revision: str | None = None) -> Path:
             remedy = f"correct the name, or run `hf download {base}` where there is a network"
             raise MissingFile(f"model {base!r}: {reason}; {remedy}") from error
     path = files.resolve_path(base)
-    if not (path / "config.json").is_file():
-        reason = "no config.json in it" if path.is_dir() else "no such folder"
+    if not (path / file).is_file():
+        reason = f"no {file} in it" if path.is_dir() else "no such folder"
         raise MissingFile(f"model {base!r}: {reason}; give a model's folder, a hub id, or `tiny`")
     return path
 
@@ -178,7 +182,7 @@ def attach(model: Any, adapter: Path) -> PeftModelForCausalLM:
     stored = _stored_names(weights)
     with reading(adapter, "give an adapter that `train` wrote over this base"):
         adapted = PeftModelForCausalLM(model, LoraConfig.from_pretrained(str(adapter)))
-        report = adapted.load_adapter(str(adapter), "default", ignore_mismatched_sizes=True)
+        report = adapted.load_adapter(str(adapter), "default", ignore_mismatched_sizes=True, key_mapping=OLD_NAMES)
     absent = {name.replace(".default.", ".") for name in report.missing_keys}
     _refuse_keys(adapter, absent - stored, report.unexpected_keys, absent & stored)
     check_finite(((name, tensor) for name, tensor in adapted.named_parameters() if ".default." in name), adapter)

@@ -11,6 +11,7 @@ NAME = r"^\w[\w.-]{0,99}$"  # of a folder or file of results; hidden ones are th
 Name = Annotated[str, Field(pattern=NAME)]
 Schedule = Literal["constant_with_warmup", "linear", "cosine"]
 Layout = Literal["auto", "got10k", "otb", "lasot", "tnl2k", "vot", "vot-flat", "nfs", "trackingnet", "uav123"]
+Arm = Literal["sft", "grpo"]
 Peer = Literal["static", "template", "oracle", "csrt"]
 BoxForm = Literal["rounded", "truncated"]
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -154,9 +155,7 @@ class Sft(Section):
 class Train(Section):
     """train: GRPO or supervised fine-tuning on the sampled pairs."""
 
-    arms: list[Literal["sft", "grpo"]] = Field(
-        ["grpo"], min_length=1, description="models to train; the verdict is about the last"
-    )
+    arms: list[Arm] = Field(["grpo"], description="models to train; the verdict is about the last")
     start: Literal["base", "sft"] = Field("base", description="initial model of grpo: the base or the merged sft model")
     backend: Literal["auto", "unsloth", "transformers"] = Field(
         "auto",
@@ -236,10 +235,14 @@ class Merge(Section):
 
 
 class Extra(Section):
-    """track.extra: a third-party model, tracked and scored under the name `extra`."""
+    """track.extra.<name>: a third-party model, tracked and scored under its name."""
 
-    model: Place | None = Field(None, description="folder or hub id; null: no third-party model")
+    model: Place = Field(
+        "Qwen/Qwen2.5-VL-3B-Instruct", description="folder or hub id of the model, or the adapter's base"
+    )
     revision: str | None = Field(None, description="commit of the hub repository; null takes the newest")
+    adapter: Place | None = Field(None, description="folder or hub id of a LoRA adapter on `model`; null: none")
+    adapter_revision: str | None = Field(None, description="commit of its hub repository; null takes the newest")
     prompt: str | None = Field(None, description="its prompt template with {template}, {search}, {box}; null: ours")
     box: BoxForm = Field("rounded", description="the box in `prompt`, as task.box")
     think: bool = Field(False, description="whether its answers are <think>…</think><answer>[x1, y1, x2, y2]</answer>")
@@ -274,12 +277,18 @@ class Track(Section):
     widen: float = Field(1.5, ge=1, description="factor on search_factor after such frames; 1 changes nothing")
     refresh: int = Field(25, ge=1, description="frames between updates of the later template, if task.templates is 2")
     peers: list[Peer] = Field(["static", "template", "oracle"], description="simple trackers to compare with")
-    extra: Extra = Field(Extra(), description="a third-party model")
+    extra: dict[Name, Extra] = Field({}, description="third-party models by name")
     endpoint: Endpoint = Field(Endpoint(), description="a server that runs the model")
 
     def start_of(self, name: str) -> Literal["box", "text"]:
         """What tracking starts from on a set."""
         return self.starts.get(name, self.start)
+
+    @model_validator(mode="after")
+    def _names_are_free(self) -> Self:
+        if taken := {"base", *get_args(Arm), *get_args(Peer)} & self.extra.keys():
+            raise ValueError(f"extra: {min(taken)!r} is the name of another model of a run; give another name")
+        return self
 
 
 class Score(Section):

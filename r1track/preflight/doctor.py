@@ -91,11 +91,12 @@ def _card(settings: config.Settings) -> Iterator[Line]:
 
 
 def _models(settings: config.Settings, model: memory.Model) -> Iterator[Line]:
-    """The base and the third-party model: here, in the hub's cache, or to be downloaded."""
-    extra, names = settings.track.extra, ("model.safetensors", "model.safetensors.index.json")
+    """The base and the third-party models: here, in the hub's cache, or to be downloaded."""
+    names = ("model.safetensors", "model.safetensors.index.json")
     base = (settings.model.base, settings.model.revision, 2 * model.parameters)
     needed: dict[str, tuple[str, str | None, int | None]] = {"model.base": base}
-    needed |= {"track.extra.model": (extra.model, extra.revision, None)} if extra.model else {}
+    extras = settings.track.extra.items()
+    needed |= {f"track.extra.{name}.model": (extra.model, extra.revision, None) for name, extra in extras}
     for field, (name, revision, size) in needed.items():
         folder, title = (
             files.resolve_path(name, revision),

@@ -24,7 +24,7 @@ class Unreachable(UserError):
 
 
 def probe(source: hub.Source) -> str:
-    """Open a source by id and revision, read one row or a model's config.json; returns its commit and size in words.
+    """Open a source by id and revision, read one row or a model's configuration; returns its commit and size in words.
 
     Raises UserError with the remedy; Unreachable where there is no network.
     """
@@ -32,8 +32,9 @@ def probe(source: hub.Source) -> str:
     try:
         if source.kind == "model":
             with tempfile.TemporaryDirectory() as folder:  # not the cache, where it would pass for a model
-                file = hf_hub_download(source.name, "config.json", revision=info.sha, local_dir=folder)
-                kind = json.loads(Path(file).read_text(encoding="utf-8")).get("model_type")
+                file = hf_hub_download(source.name, source.described_by, revision=info.sha, local_dir=folder)
+                described = json.loads(Path(file).read_text(encoding="utf-8"))
+                kind = described.get("model_type") or described.get("peft_type")
             return f"{info.sha}, {kind}, {_size(info, None)}"
         builder = load_dataset_builder(source.name, source.subset, revision=info.sha)
         rows = load_dataset(source.name, source.subset, split=source.split, revision=info.sha, streaming=True)

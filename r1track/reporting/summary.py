@@ -3,12 +3,12 @@
 import math
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from pydantic import TypeAdapter
 
 from r1track.ability.records import Verdicts, read_rows
-from r1track.core import config, files
+from r1track.core import config, files, schema
 from r1track.core.errors import MissingFile, UserError
 from r1track.core.files import Input, ProvenanceRecord, RecordT
 from r1track.core.records import MergeRecord
@@ -18,10 +18,8 @@ from r1track.tracking.score import Scores, paired_difference
 
 BASE = "base"
 NONE = "–"  # in place of a figure that is not there
-PEERS = {
-    "static": "the static box", "template": "the template matcher", "csrt": "CSRT", "extra": "the extra model",
-    "oracle": "the oracle",
-}  # fmt: skip
+PEERS = {"static": "the static box", "template": "the template matcher", "csrt": "CSRT", "oracle": "the oracle"}
+TRAINED = (BASE, *get_args(schema.Arm))  # the other models are peers, or third-party ones, which are shown as peers
 LORA = {"nf4": "over NF4 weights", "none": "over unquantised weights"}
 FEW = 30  # with fewer sequences, a bootstrap over them says little
 NOTES = {
@@ -108,9 +106,9 @@ def read_settings(results: Path) -> Json:
 
 
 def _models(settings: Json) -> list[str]:
-    """The models that a configuration names: the base, the arms in the order of training, then the peers."""
-    peers = {*settings["track"]["peers"], *(["extra"] if settings["track"]["extra"]["model"] else [])}
-    return [BASE, *settings["train"]["arms"], *(peer for peer in PEERS if peer in peers)]
+    """The models that a configuration names: the base, the arms in their order, third-party models, then the peers."""
+    extras, peers = settings["track"]["extra"], settings["track"]["peers"]
+    return [BASE, *settings["train"]["arms"], *extras, *(peer for peer in PEERS if peer in peers)]
 
 
 def _is_test(results: Path, name: str, root: str) -> bool:
@@ -175,8 +173,8 @@ def peers_in_words(peers: dict[str, Change]) -> str:
     if not peers:
         return "stands alone, no peer was scored"
     mark = {"below": "", "undecided": " (undecided)"}
-    beaten = " and ".join(PEERS[peer] for peer, change in peers.items() if change.told == "above")
-    others = [PEERS[peer] + mark[change.told] for peer, change in peers.items() if change.told != "above"]
+    beaten = " and ".join(PEERS.get(peer, peer) for peer, change in peers.items() if change.told == "above")
+    others = [PEERS.get(peer, peer) + mark[change.told] for peer, change in peers.items() if change.told != "above"]
     if not beaten:
         return (
             f"beats none of its peers: neither {' nor '.join(others)}" if others[1:] else f"does not beat {others[0]}"
@@ -186,9 +184,9 @@ def peers_in_words(peers: dict[str, Change]) -> str:
 
 def _model_score(model: str, scores: dict[str, Scores], draws: int) -> records.ModelScore:
     figures = scores[model].model_dump(exclude={"sequences", "curve"})
-    if model in PEERS:
+    if model not in TRAINED:
         return records.ModelScore.model_validate({**figures, "kind": "peer", "peers": {}, "words": ""})
-    peers = {peer: _change(scores[model], scores[peer], draws) for peer in scores if peer in PEERS}
+    peers = {peer: _change(scores[model], scores[peer], draws) for peer in scores if peer not in TRAINED}
     kind, words = "base" if model == BASE else "tuned", f"{model} {peers_in_words(peers)}"
     return records.ModelScore.model_validate({**figures, "kind": kind, "peers": peers, "words": words})
 

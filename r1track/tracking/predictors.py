@@ -1,9 +1,10 @@
 """Predictors: what answers the tracker's questions under a model's name, and with which settings.
 
-A name is a folder, a hub id, `tiny`, `peer:NAME`, a name that the server of track.endpoint knows, or `extra`: the
-third-party model track.extra.model with its own prompt template.
+A name is a folder, a hub id, `tiny`, `peer:NAME`, a name that the server of track.endpoint knows, or `extra:NAME`: the
+third-party model track.extra.NAME with its own prompt template.
 """
 
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from PIL import Image
@@ -13,12 +14,12 @@ from r1track.core.boxes import Array
 from r1track.core.crops import processed_size
 from r1track.core.errors import UserError
 from r1track.core.prompts import Messages
-from r1track.core.schema import Settings, Task
+from r1track.core.schema import Extra, Settings, Task
 from r1track.tracking import peers
 from r1track.tracking.motion import clip_and_widen
 from r1track.tracking.views import Generate, Predict, Template, View
 
-PEER, EXTRA = "peer:", "extra"
+PEER, EXTRA = "peer:", "extra:"
 GROUND_TOKENS = 128  # most tokens of an answer to `ground`, which repeats the description
 
 
@@ -36,18 +37,35 @@ class Grounding(NamedTuple):
     box: Array | None
 
 
+def extra_of(settings: Settings, model: str) -> Extra | None:
+    """The third-party model that `extra:NAME` names, None for another model. Raises UserError for an unknown name."""
+    name = model.removeprefix(EXTRA)
+    if model.startswith(EXTRA) and name not in settings.track.extra:
+        raise UserError(
+            f"track.extra: there is no {name!r}, only {[*settings.track.extra]}; name its folder or hub id there"
+        )
+    return settings.track.extra[name] if model.startswith(EXTRA) else None
+
+
+def adapter_of(settings: Settings, model: str) -> Path | None:
+    """The folder of the adapter of a third-party model, downloaded where it is on the hub; None where it has none."""
+    extra = extra_of(settings, model)
+    if extra is None or extra.adapter is None:
+        return None
+    from r1track.core import models
+
+    return models.resolve_model_dir(extra.adapter, extra.adapter_revision, "adapter_config.json")
+
+
 def settings_for(settings: Settings, model: str, start: Literal["box", "text"] | None = None) -> Settings:
     """The settings for tracking with `model`: model.base names its weights; a `start` replaces track.start.
 
-    Peers neither think nor read, so they start from boxes. Raises UserError for `extra` without track.extra.model.
+    Peers neither think nor read, so they start from boxes. Raises UserError for an unknown `extra:NAME`.
     """
-    extra = settings.track.extra
     changes: dict[str, dict[str, Any]] = {"model": {"base": model}, "track": {"start": start or settings.track.start}}
     if model.startswith(PEER):
         changes = {"task": {"think": False}, "track": {"start": "box"}}
-    elif model == EXTRA:
-        if extra.model is None:
-            raise UserError("track.extra.model = null: there is no extra model; name its folder or hub id")
+    elif extra := extra_of(settings, model):
         changes["model"] = {"base": extra.model, "revision": extra.revision}
         changes["task"] = {"think": extra.think, "templates": 1, "prompt": extra.prompt, "box": extra.box}
         changes["track"]["max_tokens"] = extra.max_tokens
@@ -65,11 +83,13 @@ def load_predictor(settings: Settings, model: str) -> Predictor:
     if track.endpoint.url:
         from r1track.tracking import endpoint
 
+        if (extra := extra_of(settings, model)) and extra.adapter:
+            raise UserError(f"track.endpoint.url: the server does not get the adapter of {model}; set it to null")
         generate = endpoint.connect(settings)
     else:
         from r1track.core import models
 
-        loaded = models.load(settings.model.base, settings.model)
+        loaded = models.load(settings.model.base, settings.model, adapter_of(settings, model))
 
         def generate(questions: list[Messages], images: list[list[Image.Image]], max_tokens: int) -> list[str]:
             return models.generate(loaded, questions, images, max_tokens=max_tokens, batch=track.batch)

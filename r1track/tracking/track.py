@@ -189,11 +189,11 @@ def run(
 ) -> None:
     """Track every sequence of the split at `root` and write the track files to `out`, see track_files.py.
 
-    model: a folder, a hub id, `tiny`, `peer:NAME`, `extra`, or the name that the server of track.endpoint knows. start:
-    replaces track.start. part: the only one of the track.parts to track, from 1; 0: all. `out` appears when all is
-    done. Until then the finished sequences are in a hidden folder beside it, from which a run with the same settings,
-    model, server and sequences goes on. Raises UserError, with file or URL and remedy, for data that cannot be tracked
-    and for servers that do not answer.
+    model: a folder, a hub id, `tiny`, `peer:NAME`, `extra:NAME`, or the name that the server of track.endpoint knows.
+    start: replaces track.start. part: the only one of the track.parts to track, from 1; 0: all. `out` appears when all
+    is done. Until then the finished sequences are in a hidden folder beside it, from which a run with the same
+    settings, model, server and sequences goes on. Raises UserError, with file or URL and remedy, for data that cannot
+    be tracked and for servers that do not answer.
     """
     stage = stage_values(settings, "track")
     settings, oracle = predictors.settings_for(settings, model, start), model == "peer:oracle"
@@ -201,6 +201,8 @@ def run(
     served = {"url": url, "model": base, "weights": "not a local file"} if url else None
     loads = not url and not model.startswith(predictors.PEER)
     inputs: dict[str, Path | str] = {"split": root, **({"model": base} if loads else {})}
+    if (extra := predictors.extra_of(settings, model)) and extra.adapter:
+        inputs["adapter"] = extra.adapter
     provenance = Provenance("track", inputs, settings.model.revision)
     sequences = read_split(root)
     if part > settings.track.parts:

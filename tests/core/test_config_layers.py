@@ -92,11 +92,22 @@ def test_sets_of_a_later_file_replace_those_of_an_earlier_one_and_other_fields_a
     assert combine(first, layer("c", "seed: 1")).data.sets == {"one": "toy/val"}
 
 
-def test_a_field_that_is_called_as_a_section_may_be_null() -> None:
-    assert (
-        combine(layer("a", "track: {extra: {model: a/b}}"), layer("b", "track: {extra: {model: }}")).track.extra.model
-        is None
-    )
+def test_a_field_that_is_called_as_a_section_is_none() -> None:
+    extra = "track: {extra: {mine: {model: a/b}}}"
+    with pytest.raises(UserError, match=r"track\.extra\.mine\.model = None"):
+        combine(layer("a", extra), layer("b", "track: {extra: {mine: {model: }}}"))
+
+
+def test_third_party_models_of_a_preset_are_replaced_as_a_whole_and_changed_one_by_one_by_options(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "mine.yaml").write_text("track: {extra: {a: {model: x/a}, b: {model: x/b}}}\n")
+    extra = config.load(tmp_path / "mine.yaml", ["track.extra.a.think=true"]).track.extra
+    assert {name: (model.model, model.think) for name, model in extra.items()} == {
+        "a": ("x/a", True),
+        "b": ("x/b", False),
+    }
+    assert [*config.load(tmp_path / "mine.yaml", ["track.extra={c: {model: x/c}}"]).track.extra] == ["c"]
 
 
 def test_a_change_by_option_sets_that_field_alone(tmp_path: Path) -> None:
@@ -198,9 +209,9 @@ def test_every_value_has_the_file_or_option_it_comes_from(presets: Path) -> None
 def test_a_tilde_is_the_home_folder_in_every_field_that_holds_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
     text = "model: {base: ~/m}\ndata: {train: ~/t, sets: {a: ~/v}}\nsample: {hub: ~/h}\n"
-    settings = combine(layer("a", text + "track: {extra: {model: ~/e}}\nvqa: {sets: {q: {source: ~/q}}}"))
+    settings = combine(layer("a", text + "track: {extra: {x: {model: ~/e}}}\nvqa: {sets: {q: {source: ~/q}}}"))
     places = [settings.model.base, settings.data.train, settings.data.sets["a"], settings.sample.hub]
-    places += [settings.track.extra.model, settings.vqa.sets["q"].source]
+    places += [settings.track.extra["x"].model, settings.vqa.sets["q"].source]
     assert places == [f"/home/someone/{name}" for name in "mtvheq"]
 
 

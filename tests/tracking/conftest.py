@@ -29,7 +29,7 @@ def answer_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
             requests.extend((*row, max_tokens, loaded) for row in zip(questions, texts, images, strict=True))
             return [function(text, row) for text, row in zip(texts, images, strict=True)]
 
-        monkeypatch.setattr(models, "load", lambda base, settings: f"{base}@{settings.revision}")
+        monkeypatch.setattr(models, "load", lambda base, settings, adapter: f"{base}@{settings.revision}")
         monkeypatch.setattr(models, "generate", answer)
         return requests
 

@@ -358,7 +358,7 @@ def test_what_another_server_did_is_not_taken_up(toy, tmp_path, serve):
 def test_a_third_party_model_is_asked_with_its_own_prompt_template_through_a_server(toy, tmp_path, serve):
     served = serve(lambda body, k: '```json\n[{"bbox_2d": [32, 32, 52, 52]}]\n```', known=["theirs"])
     extra = schema.Extra(model="theirs", prompt=FORM, max_tokens=99)
-    track.run(settings(served.url, extra=extra), "extra", toy, tmp_path / "out")
+    track.run(settings(served.url, extra={"mine": extra}), "extra:mine", toy, tmp_path / "out")
     content = served.bodies[0]["messages"][0]["content"]
     assert [part["type"] for part in content] == ["text", "image_url", "text", "image_url", "text"]
     assert (served.bodies[0]["model"], served.bodies[0]["max_tokens"]) == ("theirs", 99)

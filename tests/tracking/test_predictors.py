@@ -208,7 +208,7 @@ FORM = "Look: {search} Where is what {template} shows at {box}?"
 
 
 def extra(**changes):
-    return settings(extra=schema.Extra(model="someone/model", **changes))
+    return settings(extra={"mine": schema.Extra(model="someone/model", **changes)})
 
 
 def test_the_extra_model_is_asked_with_its_own_prompt_template_and_order(toy, tmp_path, answer_with):
@@ -216,7 +216,7 @@ def test_the_extra_model_is_asked_with_its_own_prompt_template_and_order(toy, tm
     adapted = extra(prompt=FORM, max_tokens=99, revision="abc")
     track.run(
         adapted.model_copy(update={"track": adapted.track.model_copy(update={"reuse": True})}),
-        "extra",
+        "extra:mine",
         toy,
         tmp_path / "out",
     )
@@ -237,7 +237,7 @@ def test_the_extra_models_answers_are_read_with_or_without_thoughts(think, toy, 
     plain, thought = "[32, 32, 52, 52]", "<think>there</think>\n<answer>[32, 32, 52, 52]</answer>"
     for k, answer in enumerate((plain, thought)):
         answer_with(lambda text, images, answer=answer: answer)
-        track.run(extra(think=think), "extra", toy, tmp_path / str(k))
+        track.run(extra(think=think), "extra:mine", toy, tmp_path / str(k))
         assert ("held" in score.score(tmp_path / str(k), toy, 100).status) == (think != (answer == thought))
 
 
@@ -252,17 +252,21 @@ def test_the_extra_model_with_our_question_or_our_words_as_its_template_is_track
     template, toy, tmp_path
 ):
     """The tiny model: the template encodes each question whole, our own question is encoded over prefixes."""
-    adapted = config.resolve({"track": {"extra": {"model": "tiny", "prompt": template, "max_tokens": 16}}})
-    for name in ("extra", "tiny"):
+    adapted = config.resolve({"track": {"extra": {"mine": {"model": "tiny", "prompt": template, "max_tokens": 16}}}})
+    for name in ("extra:mine", "tiny"):
         track.run(adapted, name, toy, tmp_path / name)
     for sequence in read_split(toy):
-        one, two = ((tmp_path / m / sequence.name / f"{sequence.name}_001.txt").read_bytes() for m in ("extra", "tiny"))
+        one, two = (
+            (tmp_path / m / sequence.name / f"{sequence.name}_001.txt").read_bytes() for m in ("extra:mine", "tiny")
+        )
         assert one == two
 
 
 def test_an_extra_model_that_is_not_named_is_refused():
-    with pytest.raises(ValueError, match=r"track\.extra\.model = null: there is no extra model; name"):
-        predictors.settings_for(settings(), "extra")
+    with pytest.raises(ValueError, match=r"track\.extra: there is no 'other', only \['mine'\]; name its folder"):
+        predictors.settings_for(extra(), "extra:other")
+    with pytest.raises(ValidationError, match="'grpo' is the name of another model of a run; give another name"):
+        schema.Track(extra={"grpo": schema.Extra()})
 
 
 @pytest.mark.parametrize("prompt", ["{template}{search}", "{search}{box}", "{template}{template}{search}{box}"])
