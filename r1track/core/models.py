@@ -24,8 +24,9 @@ from r1track.core.prompts import Messages
 disable_progress_bar()  # the stages have progress bars of their own
 Images = Sequence[Sequence[Image.Image]]  # of each question, in the order of their places
 Quantize = Literal["nf4", "none"]
-# Of tensors, by transformers before 4.52, with which R1-Track was trained: PEFT renames those of an adapter.
-OLD_NAMES = {r"^visual\.": "model.visual.", r"^model\.(?!language_model\.|visual\.)": "model.language_model."}
+# Names of an adapter's tensors by transformers before 4.52, with which R1-Track was trained, and how PEFT renames them.
+OLD_NAMES = ("base_model.model.model.layers.", "base_model.model.visual.")
+NEW_NAMES = {r"^visual\.": "model.visual.", r"^model\.layers\.": "model.language_model.layers."}
 TINY = files.resolve_path("tiny")
 MODEL_TYPE = "qwen2_5_vl"
 COPY = "copy the model again"
@@ -180,9 +181,10 @@ def attach(model: Any, adapter: Path) -> PeftModelForCausalLM:
         if not file.is_file():
             raise MissingFile(f"{file}: not there; give an adapter that `train` wrote")
     stored = _stored_names(weights)
+    names = NEW_NAMES if any(name.startswith(OLD_NAMES) for name in stored) else None
     with reading(adapter, "give an adapter that `train` wrote over this base"):
         adapted = PeftModelForCausalLM(model, LoraConfig.from_pretrained(str(adapter)))
-        report = adapted.load_adapter(str(adapter), "default", ignore_mismatched_sizes=True, key_mapping=OLD_NAMES)
+        report = adapted.load_adapter(str(adapter), "default", ignore_mismatched_sizes=True, key_mapping=names)
     absent = {name.replace(".default.", ".") for name in report.missing_keys}
     _refuse_keys(adapter, absent - stored, report.unexpected_keys, absent & stored)
     check_finite(((name, tensor) for name, tensor in adapted.named_parameters() if ".default." in name), adapter)

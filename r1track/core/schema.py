@@ -18,23 +18,27 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 Layer = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
+def _holds_question(prompt: str) -> str:
+    if "{question}" not in prompt:
+        raise ValueError(f"prompt {prompt!r} has no place {{question}}; write it where the question belongs")
+    return prompt
+
+
+def _holds_places(prompt: str) -> str:
+    for place in ("{template}", "{search}", "{box}"):
+        if prompt.count(place) != 1:
+            raise ValueError(f"prompt {prompt!r} must hold {place} once; write it where it belongs")
+    return prompt
+
+
+Around = Annotated[str, AfterValidator(_holds_question)]  # a text around a question
+Prompt = Annotated[str, AfterValidator(_holds_places)]  # a tracking question
+
+
 class Section(BaseModel):
     """A group of fields: frozen, strict about types, and closed to unknown keys."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
-
-
-def check_question(prompt: str | None) -> None:
-    """Raise ValueError for a text around questions that has no place for them."""
-    if prompt is not None and "{question}" not in prompt:
-        raise ValueError(f"prompt {prompt!r} has no place {{question}}; write it where the question belongs")
-
-
-def check_places(prompt: str | None) -> None:
-    """Raise ValueError for a tracking prompt without its places, each once."""
-    for place in ("{template}", "{search}", "{box}"):
-        if prompt is not None and prompt.count(place) != 1:
-            raise ValueError(f"prompt {prompt!r} must hold {place} once; write it where it belongs")
 
 
 class Model(Section):
@@ -73,7 +77,7 @@ class Task(Section):
     search_factor: float = Field(4.0, gt=1, description="side of the search crop / sqrt(w * h) of the last box")
     templates: Literal[1, 2] = Field(1, description="2 adds a third image: a later template of the target")
     think: bool = Field(False, description="whether the answer has reasoning in <think> in front of the box")
-    prompt: str | None = Field(
+    prompt: Prompt | None = Field(
         None, description="another question, with {template}, {search} and {box} (docs/sampling.md); null: ours"
     )
     box: BoxForm = Field(
@@ -83,8 +87,7 @@ class Task(Section):
     )
 
     @model_validator(mode="after")
-    def _has_places(self) -> Self:
-        check_places(self.prompt)
+    def _template_first(self) -> Self:
         if self.prompt is not None and self.prompt.index("{search}") < self.prompt.index("{template}"):
             raise ValueError(
                 f"prompt {self.prompt!r} has {{search}} before {{template}}; training needs the template first"
@@ -113,15 +116,10 @@ class Sample(Section):
     layout: Layout = Field("auto", description="file layout of the training split (docs/sampling.md); `auto`: detected")
     hub: Place | None = Field(None, description="data set to use instead (docs/sampling.md): hub id or folder")
     hub_revision: str | None = Field(None, description="commit of that data set on the hub; null takes the newest")
-    hub_prompt: str = Field(
+    hub_prompt: Around = Field(
         "{question}", description="text around its questions, with {question}, such as an instruction to think"
     )
     shard_rows: int = Field(500, ge=1, description="pairs per Parquet file, approximately")
-
-    @model_validator(mode="after")
-    def _has_place(self) -> Self:
-        check_question(self.hub_prompt)
-        return self
 
 
 class Lora(Section):
@@ -243,15 +241,10 @@ class Extra(Section):
     revision: str | None = Field(None, description="commit of the hub repository; null takes the newest")
     adapter: Place | None = Field(None, description="folder or hub id of a LoRA adapter on `model`; null: none")
     adapter_revision: str | None = Field(None, description="commit of its hub repository; null takes the newest")
-    prompt: str | None = Field(None, description="its prompt template with {template}, {search}, {box}; null: ours")
+    prompt: Prompt | None = Field(None, description="its prompt template with {template}, {search}, {box}; null: ours")
     box: BoxForm = Field("rounded", description="the box in `prompt`, as task.box")
     think: bool = Field(False, description="whether its answers are <think>…</think><answer>[x1, y1, x2, y2]</answer>")
     max_tokens: int = Field(64, ge=8, description="maximum length of an answer in tokens")
-
-    @model_validator(mode="after")
-    def _has_places(self) -> Self:
-        check_places(self.prompt)
-        return self
 
 
 class Endpoint(Section):
@@ -314,17 +307,12 @@ class VqaSet(Section):
     options: str | None = Field(None, description="column of the options, listed as A, B, C below the question")
     group: str | None = Field(None, description="column for stratified sampling; null: the column of the answers")
     id: str | None = Field(None, description="column of ids; null: the row's number in the split")
-    prompt: str | None = Field(None, description="prompt template with {question}; null: asks for a word or phrase")
+    prompt: Around | None = Field(None, description="prompt template with {question}; null: asks for a word or phrase")
     published: dict[str, Percent] = Field({}, description="published scores in percent, by the base's id (model.base)")
     max_tokens: int = Field(16, ge=1, description="maximum length of an answer in tokens")
     max_unusable: float = Field(
         0.1, ge=0, lt=1, description="largest fraction of `items` that is left out because it cannot be scored"
     )
-
-    @model_validator(mode="after")
-    def _has_place(self) -> Self:
-        check_question(self.prompt)
-        return self
 
     @property
     def columns(self) -> tuple[str, ...]:

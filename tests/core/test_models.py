@@ -280,7 +280,7 @@ def test_an_adapter_is_loaded_whole(adapter: Path) -> None:
     ("weights", "changes", "message"),
     [
         (without(".layers.2."), {}, r"14 missing \(base_model.model.model.language_model.layers.2.mlp.down_proj"),
-        (renamed("model.language_model.", "model."), {}, r"56 missing .*, 56 not in the model \(base_model.model.mo"),
+        (renamed("model.language_model.", "model.t."), {}, r"56 missing .*, 56 not in the model \(base_model.model.mo"),
         (renamed("^base_model.model.", ""), {}, r"56 missing .*, 56 not in the model \(model.language_model"),
         (renamed("^", "base_model.model."), {}, r"56 missing .*, 56 not in the model \(base_model.model.base_model"),
         (None, {"r": 8}, r"56 of another shape \(base_model.model.model.language_model.layers.0.mlp.down_proj.lora_A"),

@@ -136,7 +136,7 @@ def test_a_described_target_is_followed_from_where_the_model_finds_it(
         grounding = prompts.ground("red star") == questions[0]
         return [prompts.numbers(xywh_to_xyxy(clip.boxes[0]) * shown) if grounding else "[32, 32, 52, 52]"]
 
-    monkeypatch.setattr(models, "load", lambda base, settings: None)
+    monkeypatch.setattr(models, "load", lambda *_: None)
     monkeypatch.setattr(models, "generate", answer)
     configured = SETTINGS.model_copy(update={"track": schema.Track(reuse=False)})
     source = encode(list(clip.frames), tmp_path / "clip.mp4")
