@@ -370,17 +370,18 @@ def fetch(
     """Download the models and data sets of a configuration into the hub's cache. It can be interrupted and goes on."""
     from r1track.core import hub
 
-    for source in hub.sources(config.load(config_file, changes)):
-        size = hub.cached_bytes(source)
-        if show:
-            state = "not in the cache" if size is None else f"{size / 1e9:.2f} GB in the cache"
-            typer.echo(f"{source.command}  # {source.field}: {state}")
-            continue
-        from r1track.preflight import online
+    sources = hub.sources(config.load(config_file, changes))
+    states = {source: f"{source.field}, {hub.here(source)}" for source in sources}
+    if show:
+        for command in dict.fromkeys(source.command for source in sources):
+            typer.echo(f"{command}  # {'; '.join(states[source] for source in sources if source.command == command)}")
+        return
+    from r1track.preflight import online
 
-        typer.echo(f"{source.field}: {source.name}: {online.probe(source)}")
+    for source in sources:
+        typer.echo(f"{source.field}: {source.name} at {online.probe(source)}")
         online.fetch(source)
-        typer.echo(f"{source.field}: {(hub.cached_bytes(source) or 0) / 1e9:.2f} GB in the cache")
+        typer.echo(f"{source.field}: {hub.here(source)}")
 
 
 @app.command()

@@ -26,6 +26,7 @@ NO_INFLUENCE = {
     "r1track.core.errors": "words error messages",
     "r1track.core.files": "writes files; their content comes from the stages",
     "r1track.core.folders": "locks and replaces folders; their content comes from the stages",
+    "r1track.core.hub": "finds data sets in the hub's cache; which ones, the settings say",
     "r1track.core.schema": "fields, defaults and checks reach a stage by its JSON file",
     "r1track.data.export": "copies the pairs for other tools",
     "r1track.tracking.endpoint": "asks a server, which the workflow does not allow",

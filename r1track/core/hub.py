@@ -80,8 +80,14 @@ def cached_bytes(source: Source) -> int | None:
         from huggingface_hub import try_to_load_from_cache
 
         cached = try_to_load_from_cache(source.name, source.described_by, revision=source.revision)
-        folder = Path(cached).parent if isinstance(cached, str) else None
-        return folder_bytes(folder) if folder and any(folder.glob("*.safetensors")) else None
+        if not isinstance(cached, str):
+            return None
+        folder = Path(cached).parent
+        index = folder / "model.safetensors.index.json"
+        shards = set(files.read_json(index)["weight_map"].values()) if index.is_file() else {}
+        whole = [shards or {"model.safetensors"}, {"adapter_model.safetensors"}]
+        complete = any(all((folder / name).is_file() for name in names) for names in whole)
+        return folder_bytes(folder) if complete else None
     from datasets import config
     from datasets.naming import camelcase_to_snakecase
 
@@ -91,8 +97,14 @@ def cached_bytes(source: Source) -> int | None:
         splits = files.read_json(file).get("splits") or {}
         if source.split in splits:
             return int(splits[source.split]["num_bytes"])
-    whole = snapshot(source.name, source.revision)
-    return folder_bytes(whole) if whole else None
+    copy = snapshot(source.name, source.revision)
+    return folder_bytes(copy) if copy else None
+
+
+def here(source: Source) -> str:
+    """What `cached_bytes` says, in words."""
+    size = cached_bytes(source)
+    return "not in the cache" if size is None else f"{size / 1e9:.2f} GB in the cache"
 
 
 def folder_bytes(folder: Path) -> int:

@@ -98,11 +98,11 @@ def _models(settings: config.Settings, model: memory.Model) -> Iterator[Line]:
     extras = settings.track.extra.items()
     needed |= {f"track.extra.{name}.model": (extra.model, extra.revision, None) for name, extra in extras}
     for field, (name, revision, size) in needed.items():
-        folder, title = (
-            files.resolve_path(name, revision),
-            f"{name}, {revision or 'newest'}" if files.on_hub(name) else name,
-        )
-        if any((folder / file).is_file() for file in names):
+        folder = files.resolve_path(name, revision)
+        title = f"{name}, {revision or 'newest'}" if files.on_hub(name) else name
+        if (folder / "adapter_config.json").is_file():
+            yield Line("ok", field, f"{title}, an adapter, {hub.folder_bytes(folder) / 1e9:.2f} GB here")
+        elif any((folder / file).is_file() for file in names):
             try:
                 models.check_weights(folder)
                 yield Line("ok", field, f"{title}, {hub.folder_bytes(folder) / 1e9:.2f} GB here")
@@ -110,9 +110,8 @@ def _models(settings: config.Settings, model: memory.Model) -> Iterator[Line]:
                 yield Line("error", field, str(error))
         elif files.on_hub(name):
             download = f"{f'{size / 1e9:.1f} GB are' if size else 'it is'} to be downloaded"
-            yield Line(
-                "warning", field, f"{title}; {download}; `hf download {name}` or `r1track fetch` does it beforehand"
-            )
+            beforehand = f"`hf download {name}` or `r1track fetch` does it beforehand"
+            yield Line("warning", field, f"{title}; {download}; {beforehand}")
         else:
             yield Line("error", field, f"{name}; no {' or '.join(names)} there; copy the weights")
 
@@ -170,21 +169,21 @@ def _sources(settings: config.Settings, online: bool) -> Iterator[Line]:
             remedy = "no such folder; correct the path, or name a data set on the hub"
             yield _line(Path(one.source).is_dir(), f"vqa.sets.{name}", one.source, remedy)
     for source in hub.sources(settings):
-        size = hub.cached_bytes(source)
-        here = "not in the cache" if size is None else f"{size / 1e9:.2f} GB in the cache"
         if online:
-            yield _asked(source, here, size is not None)
+            yield _ask_hub(source)
         elif source.kind == "dataset":
-            yield _line(size is not None, source.field, f"{source.title}, {here}", hub.REMEDY, "warning")
+            cached = hub.cached_bytes(source) is not None
+            yield _line(cached, source.field, f"{source.title}, {hub.here(source)}", hub.REMEDY, "warning")
 
 
-def _asked(source: hub.Source, here: str, cached: bool) -> Line:
+def _ask_hub(source: hub.Source) -> Line:
     from r1track.preflight import online
 
     try:
-        return Line("ok", source.field, f"{source.name}: {online.probe(source)}; {here}")
+        return Line("ok", source.field, f"{source.name} at {online.probe(source)}; {hub.here(source)}")
     except online.Unreachable as error:
-        return Line("warning" if cached else "error", source.field, f"{here}; {error}")
+        cached = hub.cached_bytes(source) is not None
+        return Line("warning" if cached else "error", source.field, f"{hub.here(source)}; {error}")
     except UserError as error:
         return Line("error", source.field, str(error))
 
@@ -196,15 +195,20 @@ def _reporter(settings: config.Settings) -> Iterator[Line]:
 
 
 def _hours(settings: config.Settings, results: Path) -> Iterator[Line]:
-    """For every arm the hours of a training run of the same settings on this machine's card, or that there is none."""
-    here, wanted = files.hardware(), config.stage_values(settings, "train")
-    place = here.gpu.name if here.gpu else here.cpu
+    """For every arm its hours at the pace of a training run here on this card, whose settings may differ in steps."""
+    here, wanted = files.hardware(), config.flat(config.stage_values(settings, "train"))
+    place, steps = here.gpu.name if here.gpu else here.cpu, {"sft": "train.sft.steps", "grpo": "train.steps"}
     for arm in settings.train.arms:
-        finding = f"not measured on {place}: no training with these settings in {results}/"
+        finding = f"not measured on {place}: no training with these settings, steps aside, in {results}/"
         for file in sorted(results.glob(f"*/adapters/{arm}/provenance.json")):
             record = files.read_record(file, files.ProvenanceRecord)
-            if record.settings == wanted and record.hardware == here and record.train_seconds:
-                finding = f"{record.train_seconds / 3600:.2f} on {place}, as measured in {file.parent}"
+            done = config.flat(record.settings or {})
+            differ = {name for name in done | wanted if done.get(name) != wanted.get(name)}
+            same = (record.hardware.gpu or record.hardware.cpu) == (here.gpu or here.cpu)
+            if same and differ <= {*steps.values()} and record.train_seconds:
+                pace = record.train_seconds / done[steps[arm]]
+                hours = pace * wanted[steps[arm]] / 3600
+                finding = f"{hours:.2f} on {place}, at {pace:.3g} seconds per step as measured in {file.parent}"
         yield Line("ok", f"hours of train {arm}", finding)
 
 

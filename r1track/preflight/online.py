@@ -50,16 +50,15 @@ def probe(source: hub.Source) -> str:
 def fetch(source: hub.Source) -> None:
     """Download a source, as the stages read it, into the hub's cache; goes on where an interrupted one stopped.
 
-    Raises UserError with the remedy; Unreachable where there is no network.
+    Raises UserError with the remedy.
     """
-    info = _info(source)
     try:
         if source.kind == "model":
             snapshot_download(source.name, revision=source.revision)
         else:
             hub.load_rows(source.name, source.subset, source.split, source.revision)
     except FAULTS as error:
-        raise UserError(f"{source.title} ({info.sha}): {_reason(source, error)}") from error
+        raise UserError(f"{source.title}: {_reason(source, error)}") from error
 
 
 def _info(source: hub.Source) -> Any:

@@ -13,7 +13,7 @@ import torch
 from test_cli import run
 from toys import bare_sequence, toy_split
 
-from r1track.core import config, files, models
+from r1track.core import config, files, hub, models
 from r1track.preflight import doctor, memory
 
 pytestmark = pytest.mark.usefixtures("logging_as_it_was")
@@ -78,6 +78,95 @@ def test_data_that_are_not_there_empty_or_without_frames_are_named_with_their_fi
     assert errors["data.sets.empty"][1].startswith("empty/list.txt: names no sequence")
     assert ("ok", "data.sets.whole", "whole, 2 sequences") in found.lines
     assert not found.well
+
+
+def test_a_set_that_is_tracked_from_texts_of_which_there_are_none_or_few_is_named(tmp_path: Path) -> None:
+    toy_split(tmp_path / "all", sequences=2, length=2)
+    for name in ("none", "some"):
+        shutil.copytree(tmp_path / "all", tmp_path / name)
+        for text in sorted((tmp_path / name).glob("*/nlp.txt"))[: 2 if name == "none" else 1]:
+            text.unlink()
+    values = {"data": {"train": "all", "sets": {name: name for name in ("all", "none", "some")}}}
+    assert bad(examined(**values, sample={"pairs": 5})) == {}
+    found = examined(**values, sample={"pairs": 5}, track={"start": "text", "starts": {"all": "box"}})
+    state, finding = bad(found)["data.sets.none"]
+    assert (state, "0 of 2 sequences have a description, from which tracking starts: AO would be 0; " in finding) == (
+        "error",
+        True,
+    )
+    assert bad(found)["data.sets.some"][0] == "warning"
+    assert set(bad(found)) == {"data.sets.none", "data.sets.some"}
+    assert not found.well
+
+
+def test_five_thousand_pairs_from_three_sequences_are_a_warning(tmp_path: Path) -> None:
+    toy_split(tmp_path / "few", sequences=3, length=2)
+    found = examined(data={"train": "few", "sets": {"few": "few"}}, sample={"pairs": 5000})
+    assert bad(found) == {
+        "sample.pairs": (
+            "warning",
+            "5000 from 3 sequences, 1.67e+03 of each; that few targets are learnt by heart; take fewer",
+        )
+    }
+    assert found.well
+    assert ("ok", "sample.pairs", "1200 from 135 sequences, 8.89 of each") in examined().lines
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "trackio"])
+def test_a_reporter_that_is_not_installed_is_an_error(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "find_spec", lambda module: None if module == name else object())
+    found = examined(train={"report_to": name})
+    assert bad(found) == {"train.report_to": ("error", f"{name}; not installed; `pip install {name}`")}
+    assert not found.well
+    monkeypatch.setattr(doctor, "find_spec", lambda module: object())
+    assert ("ok", "train.report_to", name) in examined(train={"report_to": name}).lines
+
+
+def test_a_question_set_is_a_package_a_folder_or_looked_for_in_the_hubs_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    sources = {"easy": "easy-vqa", "mine": "./mine", "gone": "./gone", "hub": "some/set"}
+    sets = {name: {"source": source, "revision": "abc"} for name, source in sources.items()}
+    found = examined(preset="r1track-5k", model={"base": "tiny"}, vqa={"sets": sets})
+    lines = {line.subject: line for line in found.lines}
+    assert lines["vqa.sets.easy"] == ("ok", "vqa.sets.easy", "the package easy-vqa")
+    assert lines["vqa.sets.mine"] == ("ok", "vqa.sets.mine", "./mine")
+    assert bad(found)["vqa.sets.gone"][0] == "error"
+    assert bad(found)["vqa.sets.hub"] == ("warning", f"some/set at abc, not in the cache; {hub.REMEDY}")
+    monkeypatch.setattr(doctor, "find_spec", lambda module: None)
+    assert bad(examined())["vqa.sets.easy-vqa"][1] == "the package easy-vqa; `pip install easy-vqa==1.0`"
+
+
+def test_the_hours_are_those_of_a_training_here_or_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = files.Hardware(cpu="a processor", cores=2, gpu=files.Card(name="A Card", memory_gib=24.0))
+    monkeypatch.setattr(files, "hardware", lambda: here)
+    subject, start = "hours of train grpo", "not measured on A Card: no training with these settings"
+
+    def hours(**train: Any) -> str:
+        (line,) = (line for line in examined(train=train).lines if line.subject == subject)
+        assert line.state == "ok"
+        return line.finding
+
+    assert hours().startswith(start)
+    record = files.Provenance("train", {})
+    settings = config.stage_values(config.resolve({"train": {"steps": 10}}), "train")
+    notes = {"train_seconds": 20.0, "settings": settings}
+    record.write(Path("results/short/adapters/grpo/provenance.json"), notes=notes)
+    assert hours(steps=1800) == "1.00 on A Card, at 2 seconds per step as measured in results/short/adapters/grpo"
+    assert hours(steps=1800, beta=0.5).startswith(start)
+    monkeypatch.setattr(files, "hardware", lambda: here.model_copy(update={"gpu": None}))
+    assert hours(steps=1800).startswith("not measured on a processor: ")
+
+
+def test_an_extra_model_has_a_line_of_its_own(tmp_path: Path) -> None:
+    shutil.copytree(models.TINY, tmp_path / "other")
+    (line,) = (one for one in examined(track={"extra": {"model": "other"}}).lines if one.subject == "track.extra.model")
+    assert line == ("ok", "track.extra.model", "other, 0.00 GB here")
+    assert bad(examined(track={"extra": {"model": "./gone"}}))["track.extra.model"][0] == "error"
+    found = bad(examined(track={"extra": {"model": "some/tracker", "revision": "abc"}}))["track.extra.model"]
+    assert found[0] == "warning"
+    assert found[1].startswith("some/tracker, abc; it is to be downloaded; ")
 
 
 def test_too_little_disk_is_an_error_that_says_how_much_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,131 @@
+"""What is asked of the hub, and fetched from it, against a mirror on 127.0.0.1; and what is said without a network."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from hub_mirror import COMMIT, Mirror, serving
+from PIL import Image
+
+from r1track.core import models
+
+NOWHERE = "http://127.0.0.1:9"  # where nobody listens
+SETS = {
+    "right": {"source": "some/Right-Set"},
+    "pinned": {"source": "some/Right-Set", "revision": COMMIT},
+    "wrong-id": {"source": "some/wrong"},
+    "wrong-commit": {"source": "some/Right-Set", "revision": "abcdef0"},
+    "wrong-column": {"source": "some/Right-Set", "question": "query", "id": "number"},
+    "wrong-split": {"source": "some/Right-Set", "split": "lite"},
+    "wrong-subset": {"source": "some/Right-Set", "subset": "chart"},
+    "gated": {"source": "some/gated"},
+}
+
+
+@pytest.fixture(scope="module")
+def mirror(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mirror]:
+    folder = tmp_path_factory.mktemp("set")
+    pictures = [Image.new("RGB", (56, 56), (40 * k, 0, 0)) for k in range(6)]
+    rows = {"image": pictures, "question": ["Which?"] * 6, "answer": ["red"] * 6}
+    data = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    (folder / "data").mkdir()
+    data.to_parquet(folder / "data" / "test-00000-of-00001.parquet")
+    names = {("datasets", "some/Right-Set"): folder, ("datasets", "some/gated"): folder}
+    with serving(Mirror({**names, ("models", "some/tracker"): models.TINY}, {"some/gated"})) as served:
+        yield served
+
+
+def run(folder: Path, command: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """A command in a folder with a hub's cache of its own; `r1track` and `hf` are those of this environment."""
+    program, *words = shlex.split(command)
+    path = [sys.executable, "-m", "r1track"] if program == "r1track" else [str(Path(sys.executable).parent / program)]
+    place = {**os.environ, "HF_HOME": str(folder / "hub"), "COLUMNS": "500", **env}
+    return subprocess.run([*path, *words], cwd=folder, env=place, capture_output=True, text=True)
+
+
+def configure(folder: Path, sets: dict[str, Any], extra: str | None = None) -> None:
+    values = {"preset": "demo", "vqa": {"sets": sets}, "track": {"extra": {"model": extra}}}
+    (folder / "config.yaml").write_text(json.dumps(values))
+
+
+def lines(output: str) -> dict[str, str]:
+    """The doctor's lines about what is on the hub, by the name of the set or the field: state and finding."""
+    rows = [line.split(maxsplit=2) for line in output.splitlines() if "vqa.sets." in line or "track.extra" in line]
+    return {field.removeprefix("vqa.sets."): f"{state}: {finding}" for state, field, finding in rows}
+
+
+def test_the_doctor_opens_each_set_and_model_and_says_what_is_wrong(mirror: Mirror, tmp_path: Path) -> None:
+    configure(tmp_path, SETS, "some/tracker")
+    done = run(tmp_path, "r1track doctor --online", HF_ENDPOINT=mirror.url)
+    found = lines(done.stdout)
+    assert done.returncode == 1, done.stderr
+    read = f"some/Right-Set at {COMMIT}, one row of 'test' read, 0.00 GB; not in the cache"
+    assert found["right"] == found["pinned"] == f"ok: {read}"
+    assert found["track.extra.model"] == f"ok: some/tracker at {COMMIT}, qwen2_5_vl, 0.00 GB; not in the cache"
+    newest, page = "some/Right-Set at the newest commit", "https://huggingface.co/datasets/some"
+    assert found["wrong-id"].startswith("error: some/wrong at the newest commit: there is no such repository; correct")
+    assert found["wrong-commit"] == (
+        f"error: some/Right-Set at abcdef0: there is no such commit; look for one at {page}/Right-Set/commits, or set "
+        "the revision to null"
+    )
+    assert found["wrong-column"] == f"error: {newest}: no column query, number; its columns: answer, image, question"
+    assert found["wrong-split"].startswith(f"error: {newest}: Bad split: lite. Available splits: ['test']; correct")
+    assert found["wrong-subset"].startswith(f"error: {newest}: BuilderConfig 'chart' not found.")
+    assert found["gated"] == (
+        "error: some/gated at the newest commit: its owner asks you to accept conditions; accept them at "
+        f"{page}/gated, then run `hf auth login`"
+    )
+
+
+def test_with_no_network_and_no_cache_one_sentence_has_the_remedy(tmp_path: Path) -> None:
+    configure(tmp_path, {"right": SETS["right"]})
+    remedy = "the hub cannot be reached; run `r1track fetch` where there is a network, with the same HF_HOME"
+    asked = run(tmp_path, "r1track doctor --online", HF_ENDPOINT=NOWHERE)
+    assert lines(asked.stdout)["right"] == (f"error: not in the cache; some/Right-Set at the newest commit: {remedy}")
+    fetched = run(tmp_path, "r1track fetch", HF_HUB_OFFLINE="1")
+    assert fetched.returncode == 2
+    assert fetched.stderr.splitlines()[-1] == f"error: some/Right-Set at the newest commit: {remedy}"
+
+
+READ = """
+import sys
+from r1track.ability import questions
+from r1track.core import config, models
+from pathlib import Path
+settings = config.load(Path("config.yaml"))
+for name, spec in settings.vqa.sets.items():
+    print(name, len(questions.load(name, spec, 0, settings.model)))
+print(models.resolve_model_dir("some/tracker"))
+"""
+
+
+@pytest.mark.parametrize("way", ["fetch", "list"])
+def test_what_was_fetched_or_downloaded_by_the_listed_lines_is_read_without_a_network(
+    way: str, mirror: Mirror, tmp_path: Path
+) -> None:
+    configure(tmp_path, {name: {**SETS[name], "items": 4} for name in ("right", "pinned")}, "some/tracker")
+    before = run(tmp_path, "r1track fetch --list", HF_ENDPOINT=NOWHERE).stdout.splitlines()
+    assert before == [
+        "hf download some/tracker  # track.extra.model, not in the cache",
+        "hf download some/Right-Set --repo-type dataset  # vqa.sets.right, not in the cache",
+        f"hf download some/Right-Set --repo-type dataset --revision {COMMIT}  # vqa.sets.pinned, not in the cache",
+    ]
+    commands = ["r1track fetch"] if way == "fetch" else [line.partition("  #")[0] for line in before]
+    for command in commands:
+        done = run(tmp_path, command, HF_ENDPOINT=mirror.url)
+        assert done.returncode == 0, done.stderr
+    (tmp_path / "read.py").write_text(READ)
+    read = run(tmp_path, "python read.py", HF_HUB_OFFLINE="1")
+    assert read.stdout.splitlines()[:2] == ["right 4", "pinned 4"], read.stderr
+    assert COMMIT in read.stdout
+    found = run(tmp_path, "r1track doctor", HF_HUB_OFFLINE="1").stdout
+    assert lines(found)["right"] == "ok: some/Right-Set at the newest commit, 0.00 GB in the cache"
+    assert lines(found)["pinned"] == f"ok: some/Right-Set at {COMMIT}, 0.00 GB in the cache"
+    assert lines(found)["track.extra.model"].startswith("ok: some/tracker, newest, 0.00 GB here")
