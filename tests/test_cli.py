@@ -30,7 +30,8 @@ FLAGS = {
     "report": {"results", "out", "compare"},
     "verify": set(),
     "push": {"arm", "what", "repo", "really"},
-    "doctor": {"config", "budget"},
+    "doctor": {"config", "budget", "online"},
+    "fetch": {"config", "list"},
 }
 STAGES = "import sys; from r1track import cli; print([m for m in ('torch', 'trl', 'scipy', 'cv2') if m in sys.modules])"
 
@@ -44,7 +45,8 @@ def run(*words: object):
 
 def test_there_is_a_command_for_every_stage_and_for_the_tiny_base() -> None:
     assert {command.name or command.callback.__name__ for command in cli.app.registered_commands} == set(FLAGS)
-    assert set(config.NEEDS) == set(FLAGS) - {"gate", "config", "doctor", "play", "submit", "video", "verify", "push"}
+    others = {"gate", "config", "doctor", "fetch", "play", "submit", "video", "verify", "push"}
+    assert set(config.NEEDS) == set(FLAGS) - others
 
 
 @pytest.mark.parametrize("command", FLAGS)

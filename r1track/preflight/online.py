@@ -92,11 +92,5 @@ def _size(info: Any, builder: Any) -> str:
     """The gigabytes of a repository or, of a data set, of the files that its subset is read from."""
     files = {file.rfilename: file.size or 0 for file in info.siblings or []}
     read = [name for split in (builder.config.data_files or {}).values() for name in split] if builder else []
-    return gigabytes(
-        sum(n for name, n in files.items() if not builder or any(one.endswith(f"/{name}") for one in read))
-    )
-
-
-def gigabytes(size: float) -> str:
-    """Bytes as text."""
+    size = sum(n for name, n in files.items() if not builder or any(one.endswith(f"/{name}") for one in read))
     return f"{size / 1e9:.2f} GB"
