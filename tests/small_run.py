@@ -19,6 +19,7 @@ SETTINGS = config.resolve(
     {"preset": "demo", "score": {"draws": 200}, "verdict": {"min_items": 20, "on_regression": "warn"}}
 )
 NASTY = "<script>alert('x')</script> & \"so on\""
+KEPT = {"keep": "best", "step": 20, "held_out_iou": 0.2, "last_step": 30, "last_held_out_iou": 0.1}
 TARGET = [20.0, 20.0, 60.0, 60.0]
 ANSWERS = ("[20, 20, 60, 60]", "[30, 30, 70, 70]", NASTY)
 
@@ -80,7 +81,7 @@ def write_training(adapter: Path, steps: int = 30) -> None:
     """An arm's log, examples and provenance; format and length never change, the KL is not logged."""
     rows = [
         {"step": k, "reward": k / 60, "iou": k / 60, "parsed": 1.0, "kl": None, "frac_reward_zero_std": 0.1 / k,
-         "format": 0.0, "grad_norm": 1 / k}
+         "format": 0.0, "grad_norm": 1 / k, **({} if k % 10 else {"held_out_iou": k / 100, "held_out_parsed": 1.0})}
         for k in range(1, steps + 1)
     ]  # fmt: skip
     files.write_text(adapter / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
@@ -88,7 +89,7 @@ def write_training(adapter: Path, steps: int = 30) -> None:
     for step in range(0, steps, 10):
         shown = [dict(rewards.score(text, TARGET, size=84), answer=text) for text in ANSWERS]
         progress.keep_example(adapter / "examples", step, [crop, crop], {"target": TARGET, "answers": shown})
-    files.write_json(adapter / "provenance.json", record("train", quantize="none", train_seconds=90.0))
+    files.write_json(adapter / "provenance.json", record("train", quantize="none", train_seconds=90.0, kept=KEPT))
 
 
 def small_run(folder: Path, sequences: int = 5, length: int = 12) -> tuple[Path, Path]:

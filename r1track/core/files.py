@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, Literal, TextIO, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -242,6 +242,16 @@ class Input(BaseModel):
     sha256: str | None
 
 
+class KeptAdapter(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
+    """The step whose adapter a training wrote, by train.keep, and its last step, each with its held-out IoU."""
+
+    keep: Literal["last", "best"]
+    step: int
+    held_out_iou: float
+    last_step: int
+    last_held_out_iou: float
+
+
 class ProvenanceRecord(BaseModel):
     """The content of a provenance.json. Only some stages write the fields that have a default."""
 
@@ -268,6 +278,7 @@ class ProvenanceRecord(BaseModel):
     quantize: str | None = None
     train_seconds: float | None = None
     shared_prefix: bool | None = None
+    kept: KeptAdapter | None = None  # where held-out pairs were answered during training
     endpoint: dict[str, str] | None = None  # track
     start: str | None = None
     sequences: int | None = None

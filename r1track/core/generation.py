@@ -182,15 +182,15 @@ class Decoder:
             position_ids=torch.cat([positions, _onwards(after, drafts.shape[1])], 2), attention_mask=mask,
             past_key_values=cache, use_cache=True, logits_to_keep=1 + drafts.shape[1],
         ).logits  # fmt: skip
-        tokenizer, closing = self.loaded.processor.tokenizer, ">" if self.think else "]"
-
-        def ended(tokens: list[int]) -> bool:
-            if closing not in (tokenizer.convert_ids_to_tokens(tokens[-1]) or ""):  # spares decoding them all
-                return False
-            return prompts.ended(tokenizer.decode(tokens, skip_special_tokens=True), self.think)
-
         prefill = Prefill(logits, cache, mask, after, ids, drafts)
-        return [completion.tokens for completion in self.decode(prefill, greedy, ended, examples=examples)]
+        return [completion.tokens for completion in self.decode(prefill, greedy, self.ended, examples=examples)]
+
+    def ended(self, tokens: list[int]) -> bool:
+        """Whether the answer of these tokens is complete without an end token, see `prompts.ended`."""
+        tokenizer, closing = self.loaded.processor.tokenizer, ">" if self.think else "]"
+        if closing not in (tokenizer.convert_ids_to_tokens(tokens[-1]) or ""):  # spares decoding them all
+            return False
+        return prompts.ended(tokenizer.decode(tokens, skip_special_tokens=True), self.think)
 
     @torch.no_grad()
     def decode(

@@ -86,9 +86,14 @@ def questions(pairs: Dataset, task: Task) -> list[prompts.Messages]:
     ]
 
 
-def held_out(folder: Path, count: int, task: Task) -> tuple[list[prompts.Messages], list[list[PIL.Image.Image]]]:
-    """Questions and images of the first `count` held-out pairs in `folder` (`.../pairs`), or of all where fewer."""
+def held_out_rows(folder: Path, count: int) -> Dataset:
+    """The first `count` held-out pairs in `folder` (`.../pairs`), or all where there are fewer."""
     rows = load(folder / "val")
-    rows = rows.select(range(min(count, len(rows))))
+    return rows.select(range(min(count, len(rows))))
+
+
+def held_out(folder: Path, count: int, task: Task) -> tuple[list[prompts.Messages], list[list[PIL.Image.Image]]]:
+    """Questions and images of `held_out_rows`."""
+    rows = held_out_rows(folder, count)
     ordered = [prompts.places(*row) for row in zip(rows["images"], rows["problem"], strict=True)]
     return questions(rows, task), ordered

@@ -192,7 +192,16 @@ class Train(Section):
     max_tokens: int = Field(64, ge=8, description="maximum completion length in tokens")
     save_every: int = Field(25, ge=1, description="optimiser steps between checkpoints, a multiple of rollout_steps")
     keep_every: int = Field(25, ge=1, description="optimiser steps between saved groups of completions")
-    report_to: Literal["none", "tensorboard", "trackio"] = Field("none", description="live logging, besides log.jsonl")
+    eval_every: int = Field(
+        0, ge=0, description="optimiser steps between greedy answers to held-out pairs (docs/training.md); 0: none"
+    )
+    eval_pairs: int = Field(128, ge=1, description="held-out pairs that are answered then, all where there are fewer")
+    keep: Literal["last", "best"] = Field(
+        "last", description="adapter to write: of the last step, or of the one with the best held-out IoU"
+    )
+    report_to: Literal["none", "tensorboard", "trackio", "wandb"] = Field(
+        "none", description="live logging, besides log.jsonl; each is an extra of this package"
+    )
     lora: Lora = Field(Lora(), description="the LoRA adapter")
     sft: Sft = Field(Sft(), description="supervised fine-tuning")
 
@@ -212,6 +221,8 @@ class Train(Section):
                 f"rollout_batch {self.rollout_batch} is below group {self.group}: a prompt's completions are drawn "
                 f"in one batch; take rollout_batch {self.group} or more, a smaller group, or shared_prefix false"
             )
+        if self.keep == "best" and not self.eval_every:
+            raise ValueError("keep `best` needs held-out answers; set eval_every to 25, say, or keep `last`")
         if self.save_every % self.rollout_steps:
             aligned = self.rollout_steps * math.ceil(self.save_every / self.rollout_steps)
             reason = f"save_every {self.save_every} is no multiple of rollout_steps {self.rollout_steps}"

@@ -200,6 +200,12 @@ def _train(model: Model, settings: Settings, arm: str) -> StagePlan:
     flops *= answers * (train.sft.steps if sft else train.steps)
     calls = math.ceil(drawn / train.rollout_batch) if shared else 1
     waiting = 0 if sft else train.steps / train.rollout_steps * calls * train.max_tokens * TOKEN_SECONDS
+    if train.eval_every:  # held-out pairs are answered, as many at once as fit beside the training
+        times, pairs = (train.sft.steps if sft else train.steps) / train.eval_every, train.eval_pairs
+        rows = train.sft.micro_batch if sft else min(train.rollout_batch, drawn) // train.group
+        waiting += times * math.ceil(pairs / max(1, rows)) * train.max_tokens * TOKEN_SECONDS
+        work = (micro.prompt + micro.answer, micro.patches, micro.answer)
+        flops += times * pairs * sum(a * b for a, b in zip(model.flops, work, strict=True))
     if not sft:  # while a rollout is drawn, the trainer still has the one before
         prompts = min(drawn, train.rollout_batch) // train.group if shared else drawn
         pixels = resident["pixel values"] + model.pixels * prompts * micro.patches

@@ -31,6 +31,7 @@ COLOURS = {"base": "#d9660f", "truth": "#1f9d55", "oracle": "#1f9d55", "template
 TUNED = ("#3b82f6", "#db3f8f", "#0f969c")
 SPAN = 10  # steps that the bold line averages
 CURVES = {
+    "held_out_iou": "mean IoU of greedy answers to held-out pairs", "held_out_parsed": "share of them that is readable",
     "reward": "mean reward", "iou": "mean IoU of the answers", "giou": "mean GIoU of the answers",
     "format": "part of the reward: format", "length_cost": "part of the reward: length",
     "reward_std": "standard deviation of the reward", "frac_reward_zero_std": "share of groups with equal rewards",
@@ -118,25 +119,28 @@ def training(logs: dict[str, list[Json]], titles: dict[str, str]) -> tuple[list[
 
 
 def _curve(key: str, title: str, logs: dict[str, list[Json]]) -> Markup:
-    """Each step as a thin line, the mean of SPAN steps as a bold one."""
+    """Each step as a thin line, the mean of SPAN steps as a bold one; held-out figures, which are rare, as they are."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes(3.4, 2.3)
-        ends = []
+        ends, bold = [], []
         for arm, colour in colours(logs).items():
             points = [(row["step"], row[key]) for row in logs[arm] if row.get(key) is not None]
             if not points:
                 ends.append(f"{arm}: not logged")
                 continue
             steps, values = np.array(points, dtype=np.float64).T
-            span = min(SPAN, len(values))
+            span = 1 if key.startswith("held_out") else min(SPAN, len(values))
             mean = np.convolve(values, np.ones(span) / span, "valid")
             prefix = f"{arm}, " if len(logs) > 1 else ""
-            axes.plot(steps, values, color=colour, lw=0.8, alpha=0.45, label=f"{prefix}this step")
-            axes.plot(steps[span - 1 :], mean, color=colour, lw=2, label=f"{prefix}mean of {span}")
-            ends.append(f"{arm}: from {values[:span].mean():.4g} to {mean[-1]:.4g} (means of {span} steps)")
+            if span > 1:
+                axes.plot(steps, values, color=colour, lw=0.8, alpha=0.45, label=f"{prefix}this step")
+            label, dots = (f"{prefix}mean of {span}", "") if span > 1 else (f"{prefix}this step", "o")
+            bold += axes.plot(steps[span - 1 :], mean, color=colour, lw=2, marker=dots, ms=4, label=label)
+            means = f" (means of {span} steps)" if span > 1 else ""
+            ends.append(f"{arm}: from {mean[0]:.4g} to {mean[-1]:.4g}{means}")
         axes.set(title=title, xlabel="step")
         if len(logs) > 1:
-            axes.legend(handles=axes.get_lines()[1::2], fontsize=8)
+            axes.legend(handles=bold, fontsize=8)
         return _plot(figure, axes, f"curve-{key}", f"{title} over the steps. {'; '.join(ends)}.")
 
 

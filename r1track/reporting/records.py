@@ -6,6 +6,7 @@ AO, SR.50 and SR.75 are shares from 0 to 1, as in scores/; figures of general ab
 from typing import Any, Literal
 
 from r1track.ability.records import Decision, Divergence
+from r1track.core.files import KeptAdapter
 from r1track.core.records import Record
 from r1track.tracking.score import Interval
 
@@ -77,12 +78,13 @@ class MergeCheck(Record):
 
 
 class ArmTraining(Record):
-    """How an arm was trained, and how well its merge agrees."""
+    """How an arm was trained, which step's adapter it has, where that was measured, and how well its merge agrees."""
 
     quantize: str
     adapter: str
     steps: int
     minutes: float
+    kept: KeptAdapter | None
     merge: MergeCheck
 
 

@@ -38,7 +38,7 @@ class Run(NamedTuple):
     """The results of a run, read and checked, as far as the configuration names them; without the report.
 
     settings: the preset's name, and resolved sections by name. scores: by set, and by model in the order of `_models`.
-    logs: of each arm in the order of training, a row per optimiser step. records: the results by their paths, with
+    logs: of each arm in the order of training, see training/progress.py. records: the results by their paths, with
     their provenance, in the order in which they were finished.
     """
 
@@ -134,7 +134,7 @@ def unnamed(results: Path, settings: Json) -> list[str]:
 def _log(path: Path) -> list[Json]:
     """The rows of a training log; a figure that is not finite is None."""
     rows = read_rows(_existing(path, "train"), TypeAdapter(dict[str, float | None]).validate_python)
-    if not all(row.get("step") for row in rows):
+    if any(row.get("step") is None for row in rows):
         raise UserError(f"{path}: a row has no field 'step'; run the stage `train` again")
     return [{key: value if math.isfinite(value or 0) else None for key, value in row.items()} for row in rows]
 
@@ -220,7 +220,8 @@ def _training(run: Run, arm: str) -> records.ArmTraining:
     return records.ArmTraining(
         quantize=record.quantize,
         adapter=f"LoRA trained {LORA[record.quantize]}",
-        steps=len(run.logs[arm]),
+        steps=int(max(row["step"] for row in run.logs[arm])),
+        kept=record.kept,
         minutes=(record.wall_seconds if record.train_seconds is None else record.train_seconds) / 60,
         merge=records.MergeCheck.model_validate(merge, from_attributes=True),
     )

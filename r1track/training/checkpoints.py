@@ -12,7 +12,8 @@ from r1track.core.errors import UserError
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"  # in a checkpoint: the SHA-256 of its other files, by name
-BESIDE = ("log.jsonl", "examples", "cache", "runs", "README.md")  # what a training writes beside its checkpoints
+# What a training writes beside its checkpoints.
+BESIDE = ("log.jsonl", "examples", "cache", "runs", "wandb", "best", "README.md")
 
 
 class Seal(TrainerCallback):

@@ -5,6 +5,7 @@ import logging
 import math
 import resource
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ from r1track.core import files
 from r1track.core.errors import UserError
 
 log = logging.getLogger(__name__)
-# The trainer's names, and ours in log.jsonl, one row per optimiser step.
+# The trainer's names, and ours in log.jsonl: a row per optimiser step, one for step 0 where it has held-out figures.
 NAMES = {
     "reward": "reward", "reward_std": "reward_std", "iou": "iou", "giou": "giou", "format": "format",
     "length_cost": "length_cost", "parsed": "parsed", "kl": "kl", "frac_reward_zero_std": "frac_reward_zero_std",
     "entropy": "entropy", "completions/mean_length": "length", "completions/clipped_ratio": "truncated",
     "mean_token_accuracy": "token_accuracy", "loss": "loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate",
+    "held_out_iou": "held_out_iou", "held_out_parsed": "held_out_parsed", "held_out_seconds": "held_out_seconds",
     "seconds": "seconds", "samples_per_second": "samples_per_second", "memory_gib": "memory_gib",
 }  # fmt: skip
 SHOWN = (
@@ -37,8 +39,8 @@ UNREADABLE = 0.05  # share of readable completions below which there is hardly a
 
 
 def history(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The trainer's log as our rows, one per optimiser step."""
-    rows = [entry for entry in entries if "loss" in entry]
+    """The trainer's log as our rows."""
+    rows = [entry for entry in entries if {"loss", "held_out_iou"} & entry.keys()]
     return [{"step": row["step"], **{NAMES[key]: row[key] for key in NAMES if key in row}} for row in rows]
 
 
@@ -73,8 +75,19 @@ def _memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+def held_out_line(rows: list[dict[str, Any]]) -> str:
+    """The last held-out figures with what they cost, and the best IoU; empty where there are none."""
+    measured = [row for row in rows if "held_out_iou" in row]
+    if not measured:
+        return ""
+    last, best = measured[-1], max(measured, key=lambda row: float(row["held_out_iou"]))
+    cost = f"{last['held_out_parsed']:.1%} readable, {last['held_out_seconds']:.1f} s"
+    figures = (f"IoU {row['held_out_iou']:.3f} at step {row['step']}" for row in (last, best))
+    return f"held-out {next(figures)} ({cost}), best {next(figures)}"
+
+
 class ProgressCallback(TrainerCallback):
-    """A table and a progress bar with ETA in `live`; `file` gets a line per step; stops when the loss is not finite.
+    """A table and a progress bar with ETA in `live`; `file` gets a row per step; stops when the loss is not finite.
 
     samples: answers (grpo) or pairs (sft) per optimiser step. every: steps between rows in the log.
     """
@@ -89,35 +102,42 @@ class ProgressCallback(TrainerCallback):
         self.rows = history(state.log_history)  # of the steps before a checkpoint that this run goes on from
         files.write_text(self.file, "".join(json.dumps(row) + "\n" for row in self.rows))
         self.task = self.bar.add_task("", total=state.max_steps, completed=state.global_step)
+        self.start, self.began = (time.perf_counter(), state.global_step), time.perf_counter()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         self.began = time.perf_counter()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **others: Any) -> None:
-        if logs is None or "loss" not in logs:
+        if logs is None or not {"loss", "held_out_iou"} & logs.keys():
             return
-        seconds = time.perf_counter() - self.began
-        costs = {"seconds": seconds, "samples_per_second": self.samples / seconds, "memory_gib": _memory_gib()}
+        costs = {"seconds": time.perf_counter() - self.began, "memory_gib": _memory_gib()}
+        if "loss" in logs:
+            costs["samples_per_second"] = self.samples / (costs["seconds"] - logs.get("held_out_seconds", 0))
         state.log_history[-1].update(costs)
         row = history(state.log_history[-1:])[0]
-        if not math.isfinite(row["loss"]) or not math.isfinite(row.get("grad_norm", 0.0)):
+        if not math.isfinite(row.get("loss", 0.0)) or not math.isfinite(row.get("grad_norm", 0.0)):
             values = f"the loss is {row['loss']} and its gradient's norm {row.get('grad_norm')} at step {row['step']}"
             raise UserError(f"{values}; lower train.learning_rate, or train in bfloat16")
         self.rows.append(row)
         with self.file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
-        self._show(state.global_step)
+        self._show(state.global_step, state.max_steps)
 
-    def _show(self, step: int) -> None:
+    def _show(self, step: int, steps: int) -> None:
         last = self.rows[-8:]
         names = [name for name in SHOWN if any(name in row for row in last)]
         table = Table("step", *names, box=None, header_style="dim")
         for row in last:
             table.add_row(str(row["step"]), *(f"{row[name]:.3f}" if name in row else "" for name in names))
         self.bar.update(self.task, completed=step)
-        self.live.update(Group(table, self.bar))
-        if step % self.every == 0:
-            log.info("step %d: %s", step, ", ".join(f"{n} {self.rows[-1][n]:.3f}" for n in names if n in self.rows[-1]))
+        held_out = held_out_line(self.rows)
+        self.live.update(Group(table, *([held_out] if held_out else []), self.bar))
+        if step % self.every == 0 or "held_out_iou" in last[-1]:
+            began, first = self.start
+            left = (steps - step) * (time.perf_counter() - began) / max(1, step - first)
+            figures = ", ".join(f"{name} {last[-1][name]:.3f}" for name in names if name in last[-1])
+            time_left = f", {timedelta(seconds=round(left))} left" if step > first else ""
+            log.info("step %d of %d%s: %s", step, steps, time_left, "; ".join(filter(None, [figures, held_out])))
         if not self.warned and (reason := stall_reason(self.rows)):
             log.warning("step %d: %s", step, reason)
             self.warned = True

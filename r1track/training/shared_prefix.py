@@ -15,7 +15,7 @@ import torch
 from trl.models.utils import unwrap_model_for_generation
 
 from r1track.core import generation, schema
-from r1track.core.models import ImageProcessorOnly, Loaded
+from r1track.core.models import ImageProcessorOnly, Images, Loaded
 
 Rollout = Callable[[list[Any], Any], dict[str, Any]]
 
@@ -23,10 +23,6 @@ Rollout = Callable[[list[Any], Any], dict[str, Any]]
 def make_rollout(settings: schema.Settings, processor: ImageProcessorOnly) -> Rollout:
     """TRL's `rollout_func`: from prompts (each `num_generations` times in a row), the ids of prompts and completions,
     and the log-probabilities of the completions' tokens. At most train.rollout_batch completions are in one batch.
-
-    Completions are drafted after the box in their prompt and after one of an earlier batch of the same rollout, so that
-    a run gone on from a checkpoint draws what it would have drawn. Not over Unsloth's layers: whether they take a mask
-    with holes has not been tried.
     """
     train = settings.train
 
@@ -35,31 +31,49 @@ def make_rollout(settings: schema.Settings, processor: ImageProcessorOnly) -> Ro
         firsts = [messages[0]["content"] for messages in questions[::group]]
         images = [[part["image"] for part in content if part["type"] == "image"] for content in firsts]
         texts: Any = processor.apply_chat_template(questions[::group], tokenize=False, add_generation_prompt=True)
-        prompt_ids: list[list[int]] = []
-        completions: list[generation.Completion] = []
-        step = train.rollout_batch // group
         # Without checkpointing, which forbids a cache. Not in eval mode: on a CPU it repacks 4-bit weights for good.
         with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model:
             loaded = Loaded(model, processor, model.device)
             decoder = generation.Decoder(loaded, max_tokens=train.max_tokens, think=settings.task.think)
-            for start in range(0, len(texts), step):
-                batch = texts[start : start + step]
-                prefill = decoder.prefill(batch, [image for row in images[start : start + step] for image in row])
-                for ids, mask in zip(prefill.ids, prefill.mask.bool(), strict=True):
-                    prompt_ids += [ids[mask].tolist()] * group
-                earlier, examples = [completion.tokens for completion in completions[-1:]], None
-                if "unsloth" not in sys.modules:
-                    one_each = [[decoder.drafter.example(text), *earlier] for text in batch]
-                    examples = [drafts for drafts in one_each for _ in range(group)]
-                sampler, repeated = generation.sampled(train.temperature), _repeated(prefill, group)
-                completions += decoder.decode(repeated, sampler, examples=examples, drop=True)
+            sampler, batch = generation.sampled(train.temperature), train.rollout_batch // group
+            prompt_ids, completions = complete(decoder, texts, images, sampler, batch=batch, copies=group)
         return {
-            "prompt_ids": prompt_ids,
+            "prompt_ids": [ids for ids in prompt_ids for _ in range(group)],
             "completion_ids": [completion.tokens for completion in completions],
             "logprobs": [completion.values for completion in completions],
         }
 
     return rollout
+
+
+def complete(
+    decoder: generation.Decoder,
+    texts: list[str],
+    images: Images,
+    sampler: generation.Sampler,
+    ended: Callable[[list[int]], bool] | None = None,
+    *,
+    batch: int,
+    copies: int = 1,
+) -> tuple[list[list[int]], list[generation.Completion]]:
+    """The ids of prompts, and `copies` completions of each in a row; `batch` prompts are encoded at once.
+
+    Completions are drafted after the box in their prompt and after one of an earlier batch of the same call, so that a
+    run gone on from a checkpoint draws what it would have drawn. Not over Unsloth's layers: whether they take a mask
+    with holes has not been tried.
+    """
+    prompt_ids: list[list[int]] = []
+    completions: list[generation.Completion] = []
+    for start in range(0, len(texts), batch):
+        some = texts[start : start + batch]
+        prefill = decoder.prefill(some, [image for row in images[start : start + batch] for image in row])
+        prompt_ids += [ids[mask].tolist() for ids, mask in zip(prefill.ids, prefill.mask.bool(), strict=True)]
+        earlier, examples = [completion.tokens for completion in completions[-1:]], None
+        if "unsloth" not in sys.modules:
+            one_each = [[decoder.drafter.example(text), *earlier] for text in some]
+            examples = [drafts for drafts in one_each for _ in range(copies)]
+        completions += decoder.decode(_repeated(prefill, copies), sampler, ended, examples=examples, drop=True)
+    return prompt_ids, completions
 
 
 def _repeated(prefill: generation.Prefill, group: int) -> generation.Prefill:

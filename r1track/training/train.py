@@ -13,6 +13,7 @@ import importlib.util
 import json
 import logging
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -31,11 +32,13 @@ from r1track.core.folders import atomic_folder, locked
 from r1track.core.pairs import load as open_pairs
 from r1track.core.pairs import questions
 from r1track.training import backend, checkpoints, progress, rewards, trl_patches
+from r1track.training.evaluation import Evaluation
 from r1track.training.shared_prefix import make_rollout
 from r1track.training.stopping import StopCallback
 
 log = logging.getLogger(__name__)
 Reward = Callable[..., list[float]]
+PROJECT = "r1track"  # under which Trackio and W&B show the runs
 PARTS = {"iou": "iou", "giou": "giou", "format": "format", "length": "length_cost", "valid": "parsed"}
 
 
@@ -66,10 +69,6 @@ def make_reward(settings: config.Settings, examples: Path) -> Reward:
 def _common(settings: config.Settings, scratch: Path, arm: schema.Train | schema.Sft, samples: int) -> dict[str, Any]:
     """Trainer arguments that both arms share; samples: per optimiser step."""
     train, cuda = settings.train, torch.cuda.is_available()
-    if train.optimizer == "adamw_8bit" and not cuda:
-        raise UserError("train.optimizer = 'adamw_8bit': needs a CUDA card; take adamw_torch")
-    if train.report_to != "none" and importlib.util.find_spec(train.report_to) is None:
-        raise UserError(f"train.report_to = {train.report_to!r}: not installed; `pip install {train.report_to}`")
     return {
         "output_dir": str(scratch), "seed": settings.seed, "data_seed": settings.seed,
         "max_steps": arm.steps, "warmup_steps": math.ceil(train.warmup * arm.steps),
@@ -79,7 +78,7 @@ def _common(settings: config.Settings, scratch: Path, arm: schema.Train | schema
         "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8,
         "gradient_checkpointing": cuda,  # on a CPU memory is not the limit
         "bf16": cuda and settings.model.dtype == "bfloat16", "fp16": False, "use_cpu": not cuda,
-        "logging_steps": 1, "report_to": train.report_to,
+        "logging_steps": 1, "report_to": train.report_to, "project": PROJECT,
         "logging_nan_inf_filter": False,  # a loss that is not finite is to be seen
         "save_strategy": "steps", "save_steps": train.save_every, "save_total_limit": 2,
         "remove_unused_columns": False, "dataloader_num_workers": 0,
@@ -210,15 +209,23 @@ def _name_base(file: Path, model: str, commit: str | None) -> None:
 def run(settings: config.Settings, arm: str, model: str, pairs: Path, scratch: Path, out: Path) -> None:
     """Train the arm on pairs/train and write the adapter, the log, the examples and the provenance to `out`.
 
-    One process at a time may write to `out` and to `scratch`. Raises UserError for missing pairs or model, for
-    arguments that the trainer would not keep, and when the loss is not finite.
+    One process at a time may write to `out` and to `scratch`. Raises UserError, before any work, for what this machine
+    cannot do, then for missing pairs or model, for arguments that the trainer would not keep, and when the loss is not
+    finite.
     """
+    train = settings.train
+    if train.optimizer == "adamw_8bit" and not torch.cuda.is_available():
+        raise UserError("train.optimizer = 'adamw_8bit': needs a CUDA card; take adamw_torch")
+    if train.report_to != "none" and importlib.util.find_spec(train.report_to) is None:
+        raise UserError(f"train.report_to = {train.report_to!r}: not installed; `pip install {train.report_to}`")
     with atomic_folder(out, "train") as temp_path, locked(scratch):
         _train(settings, arm, model, pairs, scratch, temp_path)
 
 
 def _train(settings: config.Settings, arm: str, model: str, pairs: Path, scratch: Path, out: Path) -> None:
     kind = backend.enter(settings.train.backend, scratch)
+    for name, value in {"WANDB_PROJECT": PROJECT, "WANDB_DIR": str(scratch)}.items():
+        os.environ.setdefault(name, value)
     provenance = files.Provenance("train", {"pairs": pairs / "manifest.json", "model": model}, settings.model.revision)
     folder = models.resolve_model_dir(model, settings.model.revision)
     stage = config.stage_values(settings, config.stage_file("train", arm))
@@ -232,7 +239,8 @@ def _train(settings: config.Settings, arm: str, model: str, pairs: Path, scratch
         log.info("resuming from %s", checkpoint)
     watching = make_watch(settings, arm, scratch)
     stop = StopCallback(settings.train.rollout_steps if arm == "grpo" else 1)
-    for callback in (watching, checkpoints.Seal, stop):
+    held_out = Evaluation(settings, arm, folder, pairs, scratch, trainer) if settings.train.eval_every else None
+    for callback in (watching, *([held_out] if held_out else []), checkpoints.Seal, stop):
         trainer.add_callback(callback)
     with watching.live, naming(scratch), stop.listening():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -247,6 +255,8 @@ def _train(settings: config.Settings, arm: str, model: str, pairs: Path, scratch
         "shared_prefix": arm == "grpo" and settings.train.shared_prefix,
     }  # fmt: skip
     trainer.model.save_pretrained(out)
+    if held_out:
+        notes["kept"] = held_out.kept(out, settings.train.keep)
     _name_base(out / "adapter_config.json", model, provenance.base)
     card.write(out, "adapter", stage, arm, model, provenance.base, folder, pairs / "manifest.json")
     (out / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -255,4 +265,4 @@ def _train(settings: config.Settings, arm: str, model: str, pairs: Path, scratch
     provenance.write(out / "provenance.json", seed=settings.seed, notes=notes)
     measure = "reward" if arm == "grpo" else "loss"
     seen = [row[measure] for row in rows if measure in row]
-    log.info("%s: %s %.3f -> %.3f over %d steps", arm, measure, seen[0], seen[-1], len(rows))
+    log.info("%s: %s %.3f -> %.3f over %d steps", arm, measure, seen[0], seen[-1], steps)

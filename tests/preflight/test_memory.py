@@ -397,11 +397,14 @@ def test_training_hours_follow_from_the_operations_and_the_rollouts_tokens() -> 
     chosen = config.resolve({"preset": "r1track-5k"})
     plan, train = plan_of(chosen, "train grpo"), chosen.train
     calls = -(-train.group * train.prompts_per_step // train.rollout_batch)
-    tokens = train.steps * train.max_tokens * calls
+    evaluations = train.steps / train.eval_every * -(-train.eval_pairs // (train.rollout_batch // train.group))
+    tokens = (train.steps * calls + evaluations) * train.max_tokens
     assert plan.hours * 3600 == pytest.approx(plan.flops / memory.RATE + tokens * memory.TOKEN_SECONDS)
     twice = config.resolve({"preset": "r1track-5k", "train": {"steps": 2 * train.steps}})
     assert plan_of(twice, "train grpo").hours == pytest.approx(2 * plan.hours)
-    learning = {"lora": {"vision": True}, "shared_prefix": False}
+    without = config.resolve({"preset": "r1track-5k", "train": {"eval_every": 0}})
+    assert plan_of(without, "train grpo").flops < plan.flops < 1.02 * plan_of(without, "train grpo").flops
+    learning = {"lora": {"vision": True}, "shared_prefix": False, "eval_every": 0}
     five, four = (
         plan_of(config.resolve({"preset": "r1track-5k", "train": {**learning, "beta": beta}}), "train grpo")
         for beta in (0.01, 0.0)

@@ -131,7 +131,7 @@ def test_a_training_gone_on_over_damaged_checkpoints_ends_with_the_same_adapter(
         damage(scratch / name)
     assert trained(tmp_path, pairs) == whole
     steps = [json.loads(line)["step"] for line in (tmp_path / "adapter" / "log.jsonl").read_text().splitlines()]
-    assert steps == [1, 2, 3, 4]
+    assert steps == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(

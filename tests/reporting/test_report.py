@@ -77,6 +77,7 @@ def test_every_section_has_content_and_every_picture_its_text(run):
     pictures = [load for load in page.loads if load.startswith("data:image/jpeg")]
     assert len(pictures) == 5 * SETTINGS.report.strip_frames + 3 * 2  # the strips, and three questions of two crops
     curves = ("mean reward", "mean IoU of the answers", "share of groups with equal rewards", "gradient norm")
+    curves += (plots.CURVES["held_out_iou"],)
     assert len(page.alts) == len(pictures) + 1 + len(curves) + 1  # success plot, curves, cost
     assert all(page.alts)
     assert {alt.split(" over the steps")[0] for alt in page.alts if " over the steps" in alt} == set(curves)
@@ -126,6 +127,9 @@ def test_page_summary_and_text_hold_the_same_figures(run):
     assert summary["verdict"]["line"] in page.text["general"]
     assert "LoRA trained over unquantised weights, 30 steps in 1.5 min" in text
     assert "LoRA trained over unquantised weights, 30 steps in 1.5 min" in page.text["training"]
+    assert "adapter of step 20 (best), held-out IoU 0.200, at the end 0.100" in text
+    assert "step 20 (train.keep: best), with a mean IoU of 0.200 on held-out pairs" in page.text["training"]
+    assert [alt for alt in page.alts if "held-out" in alt and alt.endswith("grpo: from 0.1 to 0.3.")]
     assert files.read_json(out / "provenance.json")["stage"] == "report"
 
 

@@ -20,7 +20,15 @@ THOUGHT = "the same target"
 
 
 def settings(think: bool = False, templates: int = 1, dtype: str = "float32", **changes: Any) -> config.Settings:
-    short = {"steps": 8, "save_every": 100, "prompts_per_step": 2, "group": 16, "micro_batch": 32, "warmup": 0.0}
+    short = {
+        "eval_every": 0,
+        "steps": 8,
+        "save_every": 100,
+        "prompts_per_step": 2,
+        "group": 16,
+        "micro_batch": 32,
+        "warmup": 0.0,
+    }
     values = {
         "preset": "demo",
         "model": {"dtype": dtype},

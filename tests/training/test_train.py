@@ -21,7 +21,15 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 def settings(**changes: Any) -> config.Settings:
-    short = {"steps": 4, "save_every": 2, "prompts_per_step": 2, "group": 4, "micro_batch": 4, "learning_rate": 1e-3}
+    short = {
+        "eval_every": 0,
+        "steps": 4,
+        "save_every": 2,
+        "prompts_per_step": 2,
+        "group": 4,
+        "micro_batch": 4,
+        "learning_rate": 1e-3,
+    }
     few = {"pairs": 24, "val_pairs": 12}
     return config.resolve(
         {"preset": "demo", "sample": few, "train": {**short, **changes}, "merge": {"check_pairs": 12}}
