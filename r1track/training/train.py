@@ -217,7 +217,9 @@ def run(settings: config.Settings, arm: str, model: str, pairs: Path, scratch: P
     if train.optimizer == "adamw_8bit" and not torch.cuda.is_available():
         raise UserError("train.optimizer = 'adamw_8bit': needs a CUDA card; take adamw_torch")
     if train.report_to != "none" and importlib.util.find_spec(train.report_to) is None:
-        raise UserError(f"train.report_to = {train.report_to!r}: not installed; `pip install {train.report_to}`")
+        raise UserError(
+            f"train.report_to = {train.report_to!r}: not installed; `pip install {train.report_to}`, or set it to none"
+        )
     with atomic_folder(out, "train") as temp_path, locked(scratch):
         _train(settings, arm, model, pairs, scratch, temp_path)
 
