@@ -38,7 +38,8 @@ NEEDS = {
 # The arm sft has a file of its own, with these fields of `train`: another reward does not train it again.
 SFT = "train-sft"
 SFT_FIELDS = {
-    "backend", "quantize", "optimizer", "warmup", "weight_decay", "clip_norm", "save_every", "report_to", "lora", "sft"
+    "backend", "quantize", "optimizer", "warmup", "weight_decay", "clip_norm", "max_tokens", "save_every", "eval_every",
+    "eval_pairs", "keep", "report_to", "lora", "sft",
 }  # fmt: skip
 STAGE_FILES = (*NEEDS, SFT)
 

@@ -154,7 +154,6 @@ def test_trainer_arguments_that_the_library_does_not_know_or_changes_are_refused
     ("changes", "message"),
     [
         ({"optimizer": "adamw_8bit"}, r"train\.optimizer = 'adamw_8bit': needs a CUDA card"),
-        ({"report_to": "trackio"}, r"train\.report_to = 'trackio': not installed; `pip install trackio`"),
         ({"backend": "unsloth"}, r"train\.backend = 'unsloth': .*; install environment\.yml on a card"),
     ],
 )
