@@ -12,6 +12,7 @@ from r1track.core import files, hub
 from r1track.core.config import SFT, STAGE_FILES, ConfigError, Settings, flat, load, stage_values
 from r1track.core.errors import UserError
 from r1track.core.sequences import read_list
+from r1track.training import own_reward
 
 PACKAGE = Path(__file__).parent
 _FILES = {file.relative_to(PACKAGE.parent).with_suffix(""): file for file in PACKAGE.rglob("*.py")}
@@ -105,6 +106,11 @@ class Plan:
         """Name of the model that an arm is trained from and that its adapter is merged into: `base` or `sft`."""
         return "sft" if arm == "grpo" and self.settings.train.start == "sft" else "base"
 
+    @property
+    def reward(self) -> list[str]:
+        """The file of a reward of one's own. Raises UserError where it is not there."""
+        return [str(file)] if (file := own_reward.source(self.settings.train.reward)) else []
+
     def weights(self, name: str) -> list[str]:
         """Files or folders that a model is read from; none for a peer and for a model on the hub."""
         if name in self.arms:
@@ -132,6 +138,7 @@ def make_plan(settings: Settings, toy: str = "") -> Plan:
     unknown = settings.track.starts.keys() - settings.data.sets.keys()
     if unknown:
         raise ConfigError(f"track.starts: {min(unknown)!r} is no set; take one of {list(settings.data.sets)}")
+    own_reward.source(settings.train.reward)
     if settings.track.endpoint.url:
         raise ConfigError("track.endpoint.url: the workflow loads its models here; set it to null (docs/tracking.md)")
     scratch = f"scratch/{settings.run}"

@@ -31,6 +31,8 @@ def _remedy(fault: Any, schema: type[BaseModel]) -> str:
         known = _known(fault["loc"][:-1], schema)
         near = difflib.get_close_matches(str(fault["loc"][-1]), known, 1)
         return f"unknown field; did you mean {near[0]!r}?" if near else f"unknown field; known here: {', '.join(known)}"
+    if kind == "string_pattern_mismatch" and fault["loc"][-1] == "reward":
+        return "no such reward; take 'paper' or 'iou', or name a function of your own as `module:function`"
     if kind == "string_pattern_mismatch":
         return "cannot name a folder; take a letter, digit or `_`, then up to 99 more, `-` and `.` too"
     if kind == "string_type" and value is not None:

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, NotRequired, TypedDict, get_type_hints
+from typing import Annotated, Any, NotRequired, TypedDict, get_type_hints
 
 import PIL.Image
 import pyarrow.compute
@@ -43,6 +43,8 @@ class PairRow(TypedDict):
 _columns = {name: kind.__metadata__[0] for name, kind in get_type_hints(PairRow, include_extras=True).items()}
 HUB_FEATURES = Features(_columns)
 FEATURES = Features({name: column for name, column in _columns.items() if name != "thought"})
+# Columns of numbers and names.
+OTHERS = tuple(name for name in FEATURES if name not in ("images", "problem"))
 
 
 class _PairsSettings(Record):
@@ -84,6 +86,15 @@ def questions(pairs: Dataset, task: Task) -> list[prompts.Messages]:
     return [
         prompts.unflat(problem) if problem else prompts.question(task, box, second) for problem, box, second in rows
     ]
+
+
+def first_row(folder: Path) -> dict[str, Any]:
+    """The first pair in the shards of a folder, without its images. Raises MissingFile when there is no shard."""
+    shards = sorted(folder.glob("*.parquet"))
+    if not shards:
+        raise MissingFile(f"{folder}: no Parquet shards; run `r1track sample` first")
+    row: dict[str, Any] = pyarrow.parquet.read_table(shards[0], columns=list(OTHERS)).slice(0, 1).to_pylist()[0]
+    return row
 
 
 def held_out_rows(folder: Path, count: int) -> Dataset:

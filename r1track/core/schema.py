@@ -163,7 +163,11 @@ class Train(Section):
     quantize: Literal["nf4", "none"] = Field(
         "nf4", description="frozen weights in training: NF4 (4 bits), or model.dtype without quantisation"
     )
-    reward: Literal["paper", "iou"] = Field("paper", description="`paper`: R1-Track's reward from GIoU; `iou`: the IoU")
+    reward: str = Field(
+        "paper",
+        pattern=r"^(paper|iou|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$",
+        description="`paper`: R1-Track's reward from GIoU; `iou`: the IoU; `module:function`: one of your own",
+    )
     group: int = Field(8, ge=2, description="completions sampled per prompt (group size G)")
     prompts_per_step: int = Field(8, ge=1, description="prompts per optimiser step")
     micro_batch: int = Field(8, ge=1, description="completions per forward and backward pass")

@@ -15,7 +15,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,9 @@ from r1track.core import card, config, files, models, prompts, schema
 from r1track.core.crops import processed_size
 from r1track.core.errors import UserError, naming
 from r1track.core.folders import atomic_folder, locked
+from r1track.core.pairs import OTHERS, first_row, questions
 from r1track.core.pairs import load as open_pairs
-from r1track.core.pairs import questions
-from r1track.training import backend, checkpoints, progress, rewards, trl_patches
+from r1track.training import backend, checkpoints, own_reward, progress, rewards, trl_patches
 from r1track.training.evaluation import Evaluation
 from r1track.training.shared_prefix import make_rollout
 from r1track.training.stopping import StopCallback
@@ -45,13 +45,20 @@ PARTS = {"iou": "iou", "giou": "giou", "format": "format", "length": "length_cos
 def make_reward(settings: config.Settings, examples: Path) -> Reward:
     """The reward that TRL calls. It logs the mean of each part, and saves a group every train.keep_every steps."""
     task, train = settings.task, settings.train
+    own = own_reward.load(train.reward) if ":" in train.reward else None
+    scheme: Any = "iou" if own else train.reward
 
     def reward(completions: Any, completion_ids: Any, answer: Any, log_metric: Any, **columns: Any) -> list[float]:
         texts = [messages[0]["content"] for messages in completions]
         parts = [
-            rewards.score(text, target, scheme=train.reward, size=size, think=task.think, tokens=len(ids))
+            rewards.score(text, target, scheme=scheme, size=size, think=task.think, tokens=len(ids))
             for text, target, size, ids in zip(texts, answer, columns["size"], completion_ids, strict=True)
         ]
+        for k, scores in enumerate(parts):
+            if own is None:
+                break
+            pair = {name: columns[name][k] for name in OTHERS if name in columns}
+            scores["total"] = own(own_reward.answer_of(texts[k], answer[k], pair, task.think, len(completion_ids[k])))
         for text, target, scores in zip(texts, answer, parts, strict=True):
             if not math.isfinite(scores["total"]):
                 raise UserError(f"the reward of {text!r} for {target} is {scores['total']}; sample the pairs again")
@@ -115,14 +122,16 @@ def grpo_arguments(settings: config.Settings, scratch: Path, stop: list[int]) ->
     }  # fmt: skip
 
 
-def with_prompts(pairs: Dataset, task: schema.Task, completions: list[Any] | None = None) -> Dataset:
+def with_prompts(
+    pairs: Dataset, task: schema.Task, completions: list[Any] | None = None, others: Sequence[str] = ()
+) -> Dataset:
     """The pairs with the columns of the trainers: `prompt`, and `images` in the order of their places, not copied.
 
-    With completions also `completion`, for sft; without, the columns that the reward reads. Rows that are fetched
-    together share one object for the same image.
+    With completions also `completion`, for sft; without, the columns that the reward reads, and `others`. Rows that are
+    fetched together share one object for the same image.
     """
-    columns = ["images", "problem", *(["answer", "size"] if completions is None else [])]
-    rows = pairs.select_columns(columns).add_column("prompt", questions(pairs, task))
+    columns = dict.fromkeys(["images", "problem", *(["answer", "size", *others] if completions is None else [])])
+    rows = pairs.select_columns([*columns]).add_column("prompt", questions(pairs, task))
     if completions is not None:
         rows = rows.add_column("completion", completions)
     return rows.cast_column("images", List(Image(decode=False))).with_transform(_with_images)
@@ -184,7 +193,8 @@ def make_trainer(settings: config.Settings, arm: str, folder: Path, pairs: Path,
         values = grpo_arguments(settings, scratch, models.suppressed(processor))
         parts |= {"args": trl_patches.arguments(GRPOConfig, values)}
         parts |= {"reward_funcs": make_reward(settings, scratch / "examples")}
-        parts |= {"train_dataset": with_prompts(rows, settings.task)}
+        others = [name for name in OTHERS if name in rows.column_names] if ":" in train.reward else []
+        parts |= {"train_dataset": with_prompts(rows, settings.task, others=others)}
         parts |= {"rollout_func": make_rollout(settings, processor)} if train.shared_prefix else {}
     trainer = trainer_class(**parts)
     if arm == "grpo":
@@ -220,6 +230,8 @@ def run(settings: config.Settings, arm: str, model: str, pairs: Path, scratch: P
         raise UserError(
             f"train.report_to = {train.report_to!r}: not installed; `pip install {train.report_to}`, or set it to none"
         )
+    if ":" in train.reward:
+        own_reward.try_on(train.reward, first_row(pairs / "train"), settings.task.think)
     with atomic_folder(out, "train") as temp_path, locked(scratch):
         _train(settings, arm, model, pairs, scratch, temp_path)
 
@@ -228,7 +240,10 @@ def _train(settings: config.Settings, arm: str, model: str, pairs: Path, scratch
     kind = backend.enter(settings.train.backend, scratch)
     for name, value in {"WANDB_PROJECT": PROJECT, "WANDB_DIR": str(scratch)}.items():
         os.environ.setdefault(name, value)
-    provenance = files.Provenance("train", {"pairs": pairs / "manifest.json", "model": model}, settings.model.revision)
+    made_from: dict[str, Path | str] = {"pairs": pairs / "manifest.json", "model": model}
+    if file := own_reward.source(settings.train.reward):
+        made_from["reward"] = file
+    provenance = files.Provenance("train", made_from, settings.model.revision)
     folder = models.resolve_model_dir(model, settings.model.revision)
     stage = config.stage_values(settings, config.stage_file("train", arm))
     inputs = {name: file.model_dump() for name, file in provenance.inputs.items()}

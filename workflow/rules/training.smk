@@ -4,6 +4,7 @@ rule train:
         config=lambda w: f"results/{w.home}/config/{configuration.stage_file('train', w.arm)}.json",
         base=lambda w: PLANS[w.home].weights(PLANS[w.home].initial_model(w.arm)),
         pairs=lambda w: PLANS[w.home].place("pairs"),
+        reward=lambda w: PLANS[w.home].reward if w.arm == "grpo" else [],
         sources=plan.sources("train"),
     output:
         directory("results/{home}/adapters/{arm}"),

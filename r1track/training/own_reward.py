@@ -1,0 +1,98 @@
+"""Own reward: `train.reward: module:function`, a reward from outside this package (docs/training.md shows one)."""
+
+import importlib
+import importlib.util
+import math
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from numbers import Real
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from r1track.core import prompts
+from r1track.core.boxes import Array
+from r1track.core.errors import UserError
+
+
+class Answer(NamedTuple):
+    """What the function is given: one answer to the question of a pair. It returns the reward, a finite number."""
+
+    text: str
+    box: Array | None  # x1, y1, x2, y2 as the tracker's parser reads them, in pixels of the search crop; None: no box
+    target: list[float]  # the true x1, y1, x2, y2 there
+    size: int  # side of the crop in pixels
+    think: bool  # task.think
+    tokens: int  # length of the answer
+    pair: dict[str, Any]  # the pair's other columns, by the names of core/pairs.py `PairRow`: template_box, gap, ...
+
+
+def source(reward: str) -> Path | None:
+    """The file of the function that `train.reward` names, relative to the working folder where it is in it; None for
+    the package's own rewards. Raises UserError where there is no such module."""
+    module, own, _ = reward.partition(":")
+    if not own:
+        return None
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
+    importlib.invalidate_caches()
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):  # a package above it that is not there
+        spec = None
+    if spec is None or spec.origin is None:
+        place = f"neither {module.replace('.', '/')}.py in {here} nor an installed module"
+        raise UserError(f"train.reward = {reward!r}: {place}; correct the name, or put the file there")
+    file = Path(spec.origin)
+    return Path(os.path.relpath(file)) if file.is_relative_to(here) else file
+
+
+def load(reward: str) -> Callable[[Answer], float]:
+    """The function that `train.reward` names, with its value checked.
+
+    Raises UserError, also when it is called, for a module or function that cannot be used, an error in it, and a value
+    that is not a finite number; the message names function and file.
+    """
+    (module, _, name), file = reward.partition(":"), source(reward)
+    where = f"train.reward = {reward!r} ({file})"
+    try:
+        function = getattr(importlib.import_module(module), name, None)
+    except Exception as error:
+        raise UserError(f"{where}: its import fails: {_fault(error)}; correct the file") from error
+    if not callable(function):
+        raise UserError(f"{where}: there is no function `{name}`; correct the name")
+
+    def checked(answer: Answer) -> float:
+        try:
+            value = function(answer)
+        except Exception as error:
+            raise UserError(
+                f"{where}: {_fault(error)}, for the answer {answer.text!r}; correct the function"
+            ) from error
+        if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+            raise UserError(f"{where}: returned {value!r} for the answer {answer.text!r}; return a finite number")
+        return float(value)
+
+    return checked
+
+
+def _fault(error: Exception) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(frame.filename).name}, line {frame.lineno})"
+
+
+def try_on(reward: str, pair: dict[str, Any], think: bool) -> None:
+    """Give the function a right answer to a pair, a readable one that is wrong, and one without a box."""
+    function, target = load(reward), pair["answer"]
+    right, wrong = prompts.numbers(target), prompts.numbers([0, 0, pair["size"] / 4, pair["size"] / 4])
+    for text in (right, wrong, "no box"):
+        text = prompts.thoughtful("", text) if think else text
+        function(answer_of(text, target, pair, think, len(text)))
+
+
+def answer_of(text: str, target: list[float], pair: dict[str, Any], think: bool, tokens: int) -> Answer:
+    """An answer to a pair. pair: its columns; `answer` and `images` are left out of what the function gets."""
+    size, box = int(pair["size"]), prompts.parse_box(text, size=pair["size"], think=think)
+    others = {name: value for name, value in pair.items() if name not in ("answer", "images", "size")}
+    return Answer(text, box, list(target), size, think, tokens, others)
