@@ -18,7 +18,7 @@ def settings(*, think: bool = False, templates: int = 1, dtype: str = "bfloat16"
     """Two optimiser steps of the demo, each of two prompts with four completions."""
     short = {
         "backend": "unsloth", "steps": 2, "save_every": 2, "prompts_per_step": 2, "group": 4, "micro_batch": 4,
-        "beta": 0.05, "learning_rate": 1e-3, "warmup": 0.0, "max_tokens": 12,
+        "eval_every": 0, "beta": 0.05, "learning_rate": 1e-3, "warmup": 0.0, "max_tokens": 12,
         "sft": {"steps": 2, "batch": 8, "micro_batch": 4, "learning_rate": 1e-3},
     }  # fmt: skip
     return config.resolve(
