@@ -5,29 +5,31 @@ values of every layer. For each frame only the search image and the question are
 many completions: it is encoded once, and its cache repeated. Rows of different lengths are padded on the left, and
 every row stops at its own end. The answers equal those of `generate` on whole prompts (tests/core/test_generation.py).
 
-A pass through the model checks a draft (drafts.py) of some tokens in every row: at each of them a token is chosen or
-drawn as ever, and the row goes on behind the first that is not the draft's. So answers, their distribution and their
-log-probabilities are those without drafts. The cache keeps what was refused: *holes*, hidden by the mask.
+A pass through the model checks a draft (drafts.py) in every row, a tree of tokens that may follow. Each of them sees
+those on its way to the root alone. Behind each a token is chosen or drawn as ever, and the row goes down the tree for
+as long as it has that token. So answers, their distribution and their log-probabilities are those without drafts. The
+cache keeps what was refused: *holes*, hidden by the mask.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from r1track.core import prompts
-from r1track.core.drafts import Drafter
+from r1track.core.drafts import Draft, Drafter
 from r1track.core.models import Loaded, check_logits, suppressed
 from r1track.core.prompts import Messages
 
 PLACE = "<|vision_start|>"  # the first token of an image's place; a prompt may be cut before it
-DRAFT = 7  # most tokens of a draft: a longer one is rarely right to its end
-PASS = {"cuda": 512, "cpu": 32}  # most tokens of a pass with drafts, over all rows: more take longer, not as long
-HOLES = 64  # most columns of the cache more than its longest row has tokens
-# From logits (rows, vocabulary): the next token of every row, and a value of it, such as its log-probability.
+DRAFT = 63  # most tokens of a draft
+PASS = {"cuda": 256, "cpu": 32}  # most tokens of a pass with drafts, over all rows: more take longer, not as long
+HOLES = 256  # most columns of the cache more than its longest row has tokens
+# From logits (places, vocabulary): the next token of every place, and a value of it, such as its log-probability.
 Sampler = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 Examples = Sequence[Sequence[list[int]]]  # of every row: tokens of answers like which its own may be
 
@@ -47,8 +49,8 @@ class Completion(NamedTuple):
 
 
 class Prefill(NamedTuple):
-    """Encoded prompts, each with a draft behind it: last logits (rows, 1 + drafted, vocabulary), cache, its mask (rows,
-    tokens), next positions (rows,). A draft that is shorter than others is filled up with -1.
+    """Encoded prompts, each with a draft behind it: last logits (rows, 1 + drafted, vocabulary), cache, mask of the
+    prompts (rows, tokens), next positions (rows,). What is drafted may be shorter in some rows than in others.
     """
 
     logits: torch.Tensor
@@ -56,7 +58,7 @@ class Prefill(NamedTuple):
     mask: torch.Tensor
     after: torch.Tensor
     ids: torch.Tensor  # (rows, tokens)
-    drafts: torch.Tensor  # (rows, drafted)
+    drafts: list[Draft]
 
 
 def greedy(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -115,8 +117,7 @@ class Decoder:
         out = self.model(**inputs, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
         mask = inputs["attention_mask"]
         after = positions.masked_fill(mask == 0, 0).amax((0, 2)) + 1
-        none = mask.new_empty(len(mask), 0)
-        return Prefill(out.logits, cache, mask, after, inputs["input_ids"], none)
+        return Prefill(out.logits, cache, mask, after, inputs["input_ids"], [Draft([], [])] * len(mask))
 
     def prefixes(self, questions: Sequence[Messages], images: Sequence[Sequence[Image.Image]]) -> list[Prefix]:
         """The encoded prefixes of questions; images: for every question those before its last one."""
@@ -175,12 +176,10 @@ class Decoder:
         after = torch.tensor([prefix.after for prefix in prefixes], device=self.loaded.device)
         drafts = self._drafts([[]] * len(prefixes), examples)
         positions, after = positions + after[None, :, None], after + int(positions.max()) + 1
-        ids = torch.cat([ids.expand(len(prefixes), -1), drafts.clamp(min=0)], 1)
-        mask = torch.cat([mask, mask.new_ones(ids.shape)], 1)
+        inputs, mask = _behind(ids.expand(len(prefixes), -1), positions, mask, drafts)
         logits = self.model(
-            input_ids=ids, pixel_values=pixels["pixel_values"], image_grid_thw=pixels["image_grid_thw"],
-            position_ids=torch.cat([positions, _onwards(after, drafts.shape[1])], 2), attention_mask=mask,
-            past_key_values=cache, use_cache=True, logits_to_keep=1 + drafts.shape[1],
+            **inputs, pixel_values=pixels["pixel_values"], image_grid_thw=pixels["image_grid_thw"],
+            past_key_values=cache, use_cache=True, logits_to_keep=1 + max(len(draft.tokens) for draft in drafts),
         ).logits  # fmt: skip
         prefill = Prefill(logits, cache, mask, after, ids, drafts)
         return [completion.tokens for completion in self.decode(prefill, greedy, self.ended, examples=examples)]
@@ -212,51 +211,52 @@ class Decoder:
         rows, open_rows = list(range(len(completions))), set(range(len(completions)))
         while True:
             check_logits(self.model, logits)[..., self.forbidden] = -torch.inf
-            tokens, values, right = _check(logits, drafts, sampler)
-            for row, n, drawn, some in zip(rows, right.tolist(), tokens.tolist(), values.tolist(), strict=True):
-                for token, value in zip(drawn[: n + 1], some[: n + 1], strict=True):
+            shape = logits.shape[:2]
+            tokens, values = (part.view(shape).tolist() for part in sampler(logits.flatten(0, 1)))
+            taken = [draft.follow(drawn) for draft, drawn in zip(drafts, tokens, strict=True)]
+            for row, places, drawn, some in zip(rows, taken, tokens, values, strict=True):
+                for place in places:
                     if row in open_rows:
                         said = completions[row].tokens
-                        said.append(token)
-                        completions[row].values.append(value)
-                        if token in self.ends or len(said) == self.max_tokens or (ended and ended(said)):
+                        said.append(drawn[place])
+                        completions[row].values.append(some[place])
+                        if said[-1] in self.ends or len(said) == self.max_tokens or (ended and ended(said)):
                             open_rows.remove(row)
             if not open_rows:
                 return completions
             if drop and 2 * len(open_rows) <= len(rows):
-                open_places = torch.tensor([k for k, row in enumerate(rows) if row in open_rows], device=mask.device)
-                cache.batch_select_indices(open_places)
-                state = (mask, after, drafts, tokens, right)
-                mask, after, drafts, tokens, right = (part[open_places] for part in state)
-                rows = [rows[k] for k in open_places.tolist()]
-            mask, ids, at = self._refuse(cache, mask, drafts, right), tokens.gather(1, right[:, None]), after + right
+                places = [k for k, row in enumerate(rows) if row in open_rows]
+                chosen = torch.tensor(places, device=mask.device)
+                cache.batch_select_indices(chosen)
+                mask, after = mask[chosen], after[chosen]
+                rows, tokens, taken = [rows[k] for k in places], [tokens[k] for k in places], [taken[k] for k in places]
+            mask = self._refuse(cache, mask, taken, shape[1])
+            ids = mask.new_tensor([[drawn[places[-1]]] for drawn, places in zip(tokens, taken, strict=True)])
+            after = after + after.new_tensor([len(places) for places in taken])
             begun = [completions[row].tokens if row in open_rows else None for row in rows]
-            drafts, after = self._drafts(begun, examples and [examples[row] for row in rows]), at + 1
-            ids = torch.cat([ids, drafts.clamp(min=0)], 1)
-            mask = torch.cat([mask, mask.new_ones(ids.shape)], 1)
-            logits = self.model(
-                input_ids=ids, position_ids=_onwards(at, ids.shape[1]), attention_mask=mask, past_key_values=cache,
-                use_cache=True,
-            ).logits  # fmt: skip
+            drafts = self._drafts(begun, examples and [examples[row] for row in rows])
+            inputs, mask = _behind(ids, (after - 1).expand(3, -1)[..., None], mask, drafts)
+            logits = self.model(**inputs, past_key_values=cache, use_cache=True).logits
 
-    def _drafts(self, begun: Sequence[list[int] | None], examples: Examples | None) -> torch.Tensor:
-        """Drafts of what follows the tokens of every row, (rows, drafted), filled up with -1; None: none for a row."""
+    def _drafts(self, begun: Sequence[list[int] | None], examples: Examples | None) -> list[Draft]:
+        """Drafts of what follows the tokens of every row; None: none for a row."""
         room = min(DRAFT, PASS[self.loaded.device.type] // len(begun) - 1)
         if examples is None or room < 1:
-            return torch.empty(len(begun), 0, dtype=torch.long, device=self.loaded.device)
-        drafts = [
-            self.drafter.draft(tokens, some)[:room] if tokens is not None else []
+            return [Draft([], [])] * len(begun)
+        return [
+            self.drafter.draft(tokens, some, room) if tokens is not None else Draft([], [])
             for tokens, some in zip(begun, examples, strict=True)
         ]
-        width = max(map(len, drafts))
-        return torch.tensor([draft + [-1] * (width - len(draft)) for draft in drafts], device=self.loaded.device).long()
 
-    def _refuse(self, cache: Any, mask: torch.Tensor, drafts: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        """Hide what each row refused of its draft, and take out of the cache what all rows refused; the new mask."""
-        kept, start = int(right.max()), mask.shape[1] - drafts.shape[1]
-        cache.crop(kept - drafts.shape[1])
-        mask = mask[:, : start + kept]
-        mask[:, start:] = torch.arange(kept, device=mask.device) < right[:, None]
+    def _refuse(self, cache: Any, mask: torch.Tensor, taken: list[list[int]], places: int) -> torch.Tensor:
+        """Hide what each row refused of its draft, and take out of the cache what lies behind all that was taken.
+
+        mask: of the cache without drafts. taken: of every row's places, which are `places` with that before its draft.
+        """
+        kept = max(row[-1] for row in taken)
+        cache.crop(kept + 1 - places)
+        if kept:
+            mask = torch.cat([mask, mask.new_tensor([[n in row for n in range(1, kept + 1)] for row in taken])], 1)
         longest = int(mask.sum(1).max())
         if mask.shape[1] - longest <= HOLES:
             return mask
@@ -268,18 +268,31 @@ class Decoder:
         return mask.gather(1, order)
 
 
-def _check(
-    logits: torch.Tensor, drafts: torch.Tensor, sampler: Sampler
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A token for every place, its value, both (rows, 1 + drafted), and how many of a row's first are the draft's.
+def _behind(
+    ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, drafts: list[Draft]
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Inputs of a pass over `ids` (rows, tokens), at positions (3, rows, tokens), with drafts behind them.
 
-    Tokens are chosen or drawn as if there were no draft; those behind the first that differs from it are void.
+    mask: of what is in the cache, (rows, columns). It is returned with `ids`, without drafts.
     """
-    drawn = [sampler(logits[:, k]) for k in range(logits.shape[1])]
-    tokens, values = (torch.stack(part, 1) for part in zip(*drawn, strict=True))
-    return tokens, values, (tokens[:, :-1] == drafts).cumprod(1).sum(1)
-
-
-def _onwards(at: torch.Tensor, tokens: int) -> torch.Tensor:
-    """Positions (3, rows, tokens) of text that starts at `at` (rows,)."""
-    return (at[:, None] + torch.arange(tokens, device=at.device)).expand(3, -1, -1)
+    mask = torch.cat([mask, mask.new_ones(ids.shape)], 1)
+    drafted = max(len(draft.tokens) for draft in drafts)
+    if not drafted:
+        return {"input_ids": ids, "position_ids": positions, "attention_mask": mask}, mask
+    tokens = np.zeros((len(drafts), drafted), int)
+    sees = np.broadcast_to(np.eye(1 + drafted, dtype=bool), (len(drafts), 1 + drafted, 1 + drafted)).copy()
+    for row, draft in enumerate(drafts):
+        tokens[row, : len(draft.tokens)] = draft.tokens
+        for place, parent in enumerate(draft.parents, 1):
+            sees[row, place] |= sees[row, parent]
+    tree = torch.from_numpy(sees[:, 1:, 1:]).to(ids.device)
+    length, width = ids.shape[1], ids.shape[1] + drafted
+    own = torch.ones(width, width, dtype=torch.bool, device=ids.device).tril().repeat(len(drafts), 1, 1)
+    own[:, length:, length:] = tree
+    before = mask[:, None, :-length].bool().expand(-1, width, -1)
+    inputs = {
+        "input_ids": torch.cat([ids, torch.from_numpy(tokens).to(ids.device)], 1),
+        "position_ids": torch.cat([positions, positions[..., -1:] + tree.sum(2)], 2),
+        "attention_mask": torch.cat([before, own], 2)[:, None],
+    }
+    return inputs, mask

@@ -79,8 +79,9 @@ def complete(
 def _repeated(prefill: generation.Prefill, group: int) -> generation.Prefill:
     """Every row `group` times, one after another."""
     prefill.cache.batch_repeat_interleave(group)
-    logits, *others = (part.repeat_interleave(group, 0) for part in (prefill.logits, *prefill[2:]))
-    return generation.Prefill(logits, prefill.cache, *others)
+    names = ("logits", "mask", "after", "ids")
+    tensors = {name: getattr(prefill, name).repeat_interleave(group, 0) for name in names}
+    return prefill._replace(**tensors, drafts=[draft for draft in prefill.drafts for _ in range(group)])
 
 
 def shared(model: Any, group: int) -> Callable[..., SimpleNamespace]:

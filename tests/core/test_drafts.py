@@ -5,14 +5,35 @@ from typing import Any
 import pytest
 
 from r1track.core import config, models, prompts
-from r1track.core.drafts import Drafter, aligned
+from r1track.core.drafts import Draft, Drafter
 
-DIGITS = {ord(digit): int(digit) for digit in "0123456789"}
+
+class Letters:
+    """A vocabulary of single characters, as Qwen's is in numbers."""
+
+    unk_token_id = None
+
+    def convert_tokens_to_ids(self, tokens: list[str]) -> list[int | None]:
+        return [ord(token) if len(token) == 1 else None for token in tokens]
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(map(chr, ids))
+
+
+LETTERS = Drafter(Letters(), think=False)
+
+
+def likeliest(drafter: Drafter, tokens: list[int], examples: list[list[int]]) -> list[int]:
+    """What most probably follows, drafted token by token."""
+    ahead = [*tokens]
+    while following := drafter.draft(ahead, examples, 1).tokens:
+        ahead += following
+    return ahead[len(tokens) :]
 
 
 def after(begun: str, example: str) -> str:
-    """The draft in a vocabulary of single characters, as Qwen's is in numbers."""
-    return "".join(map(chr, aligned([*map(ord, begun)], [*map(ord, example)], DIGITS)))
+    """What most probably follows, in a vocabulary of single characters."""
+    return "".join(map(chr, likeliest(LETTERS, [*map(ord, begun)], [[*map(ord, example)]])))
 
 
 @pytest.mark.parametrize(
@@ -39,6 +60,35 @@ def test_numbers_may_differ_from_the_examples_and_what_follows_them_is_drafted_a
     assert after(begun, "[241, 66, 329, 154]") == draft
 
 
+def test_the_likeliest_numbers_stand_side_by_side_in_a_draft() -> None:
+    draft = LETTERS.tree([*map(ord, "[24")], [*map(ord, "[241, 66, 329, 154]")], 31)
+    texts = [""]  # of every place
+    for token, parent in zip(*draft, strict=True):
+        texts.append(texts[parent] + chr(token))
+    assert len(texts) == len(set(texts)) == 32
+    assert {"1", "0", "2", "3", "1, 6", "0, 6"} <= set(texts)
+    assert "10" not in texts
+    assert texts.index("1") < texts.index("2") < texts.index("3")
+
+
+@pytest.mark.parametrize(
+    ("says", "places"),
+    [
+        ("12", [0, 1, 3]),
+        ("145", [0, 1, 4, 5]),
+        ("2", [0, 2]),
+        ("3", [0]),
+        ("13", [0, 1]),
+    ],
+)
+def test_a_row_goes_down_the_draft_as_far_as_it_has_what_the_model_says(says: str, places: list[int]) -> None:
+    """The draft: 1 or 2; behind 1, 2 or 4; behind the 4, 5. The model says `says`, whatever it is asked behind."""
+    draft = Draft([1, 2, 2, 4, 5], [0, 0, 1, 1, 4])
+    depth = [0, 1, 1, 2, 2, 3]
+    drawn = [int(says[n]) if n < len(says) else 0 for n in depth]
+    assert draft.follow(drawn) == places
+
+
 @pytest.mark.parametrize(
     "form", ["{}", '[{{"bbox_2d": {}}}]', '```json\n[\n\t{{"bbox_2d": {}, "label": "dog"}}\n]\n```']
 )
@@ -57,11 +107,11 @@ def test_the_first_example_that_begins_like_the_answer_is_followed() -> None:
     ids = drafter.tokenizer("[28, 30, 56, 60]")["input_ids"]
     empty = drafter.tokenizer("[]")["input_ids"]
     fenced = drafter.tokenizer(prompts.ground_answer([1, 2, 3, 4], "dog"))["input_ids"]
-    assert drafter.draft([], [empty, ids]) == empty
-    assert drafter.draft(ids[:2], [empty, fenced, ids]) == ids[2:]
-    assert drafter.draft(ids[:2], [empty, fenced]) == []
-    assert drafter.draft(ids, [ids]) == []
-    assert drafter.draft([], []) == []
+    assert likeliest(drafter, [], [empty, ids]) == empty
+    assert likeliest(drafter, ids[:2], [empty, fenced, ids]) == ids[2:]
+    assert drafter.draft(ids[:2], [empty, fenced], 99) == ([], [])
+    assert drafter.draft(ids, [ids], 99) == ([], [])
+    assert drafter.draft([], [], 99) == ([], [])
 
 
 def merged() -> Any:
@@ -90,10 +140,10 @@ def test_thoughts_are_not_drafted_and_what_stands_in_the_answers_tags_is() -> No
     whole = prompts.thoughtful("It moved to [5, 6], not far.", "[241, 67, 3, 154]")
     for n in range(len(tokenizer.encode(whole))):
         begun = tokenizer.encode(whole)[:n]
-        draft = drafter.draft(begun, [example])
-        assert bool(draft) is ("<answer>" in tokenizer.decode(begun)), tokenizer.decode(begun)
+        draft = drafter.draft(begun, [example], 7)
+        assert bool(draft.tokens) is ("<answer>" in tokenizer.decode(begun)), tokenizer.decode(begun)
     ends = tokenizer.encode(whole[: whole.index(", 3")])
-    assert tokenizer.decode(drafter.draft(ends, [example])) == ", 329, 154]</answer>"
+    assert tokenizer.decode(likeliest(drafter, ends, [example])) == ", 329, 154]</answer>"
 
 
 @pytest.mark.parametrize("think", [False, True])
@@ -110,4 +160,4 @@ def test_an_example_that_thought_to_no_answer_is_not_followed() -> None:
     begun, example = (
         drafter.tokenizer(text)["input_ids"] for text in ("<think></think><answer>[28, ", "<think>[28, 30, 56, 60]")
     )
-    assert drafter.draft(begun, [example]) == []
+    assert drafter.draft(begun, [example], 99) == ([], [])

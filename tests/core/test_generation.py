@@ -13,6 +13,7 @@ from toys import accustomed, toy_pairs, toy_split, varied_pairs
 from r1track.core import config, generation, models, prompts
 from r1track.core.boxes import xywh_to_xyxy
 from r1track.core.crops import Crop
+from r1track.core.drafts import Draft
 from r1track.core.models import Loaded
 from r1track.core.sequences import read_split
 from r1track.data import toy
@@ -101,6 +102,7 @@ class Passes:
 
         def counted(**inputs: Any) -> Any:
             mask = inputs["attention_mask"]
+            mask = mask[:, 0].any(1) if mask.dim() == 4 else mask  # columns that some token of a draft sees
             self.lengths.append((mask.shape[1], int(mask.sum(1).max())))
             return forward(**inputs)
 
@@ -157,15 +159,20 @@ def mixed(loaded: Loaded) -> tuple[list[str], list[Image.Image]]:
     return texts, [*images, *[row[0] for row in templates]]
 
 
-Draft = Callable[[list[int], list[list[int]]], list[int]]
-
-
-def of_truth(kind: str) -> Draft:
-    """Drafts that know the answer, which is the only example of its row."""
+def of_truth(kind: str) -> Callable[[list[int], list[list[int]], int], Draft]:
+    """Drafts that know the answer, which is the only example of its row; some of its tokens have a wrong sibling."""
     rng = random.Random(5)
 
-    def draft(tokens: list[int], examples: list[list[int]]) -> list[int]:
-        rest = examples[0][len(tokens) :]
+    def draft(tokens: list[int], examples: list[list[int]], most: int) -> Draft:
+        place, drafted, parents = 0, list[int](), list[int]()
+        for token in chain(examples[0][len(tokens) :]):
+            siblings = [(token + 7) % 500, token] if rng.random() < 0.5 else [token]
+            drafted += siblings
+            parents += [place] * len(siblings)
+            place = len(drafted)
+        return Draft(drafted[:most], parents[:most])
+
+    def chain(rest: list[int]) -> list[int]:
         match kind:
             case "right":
                 return rest
