@@ -28,7 +28,7 @@ from r1track.core.prompts import Messages
 PLACE = "<|vision_start|>"  # the first token of an image's place; a prompt may be cut before it
 DRAFT = 63  # most tokens of a draft
 PASS = {"cuda": 256, "cpu": 32}  # most tokens of a pass with drafts, over all rows: more take longer, not as long
-HOLES = 256  # most columns of the cache more than its longest row has tokens
+HOLES = 64  # most columns of the cache more than its longest row has tokens; four times as many for a single row
 # From logits (places, vocabulary): the next token of every place, and a value of it, such as its log-probability.
 Sampler = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 Examples = Sequence[Sequence[list[int]]]  # of every row: tokens of answers like which its own may be
@@ -59,6 +59,11 @@ class Prefill(NamedTuple):
     after: torch.Tensor
     ids: torch.Tensor  # (rows, tokens)
     drafts: list[Draft]
+
+
+def places(rows: int, device: str) -> int:
+    """How many tokens a pass over drafts has at most, in `rows` rows together; without room for drafts, one in each."""
+    return rows * max(1, min(1 + DRAFT, PASS[device] // rows))
 
 
 def greedy(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -240,7 +245,7 @@ class Decoder:
 
     def _drafts(self, begun: Sequence[list[int] | None], examples: Examples | None) -> list[Draft]:
         """Drafts of what follows the tokens of every row; None: none for a row."""
-        room = min(DRAFT, PASS[self.loaded.device.type] // len(begun) - 1)
+        room = places(len(begun), self.loaded.device.type) // len(begun) - 1
         if examples is None or room < 1:
             return [Draft([], [])] * len(begun)
         return [
@@ -258,7 +263,7 @@ class Decoder:
         if kept:
             mask = torch.cat([mask, mask.new_tensor([[n in row for n in range(1, kept + 1)] for row in taken])], 1)
         longest = int(mask.sum(1).max())
-        if mask.shape[1] - longest <= HOLES:
+        if mask.shape[1] - longest <= HOLES * max(1, 4 // len(mask)):
             return mask
         self.stacked = None  # its columns are moved
         order = mask.argsort(stable=True, dim=1)[:, -longest:]  # holes and padding come first

@@ -15,7 +15,7 @@ import torch
 from pydantic import ValidationError
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from r1track.core import files, models
+from r1track.core import files, generation, models
 from r1track.core.config_errors import PATCH, contradiction
 from r1track.core.errors import MissingFile
 from r1track.core.schema import Settings, Train
@@ -136,8 +136,11 @@ def question(settings: Settings, rows: int, answer: int) -> Batch:
     return Batch(rows, images * (merged + 2) + words, answer, images * merged * 4)
 
 
-def _answering(model: Model, batch: Batch, resident: Terms, adapted: bool, copies: int = 1) -> dict[str, Terms]:
+def _answering(
+    model: Model, batch: Batch, resident: Terms, adapted: bool, drafted: bool, copies: int = 1
+) -> dict[str, Terms]:
     """All images, then all prompts, then `copies` answers to each; an adapter works in float32."""
+    places = generation.places(batch.rows * copies, "cuda") if drafted else batch.rows * copies
     text, vision, nbytes, narrow = model.text, model.vision, model.nbytes, model.nbytes < 4
     rotation, gates = 5 * nbytes + 8 * narrow + 16, 3 * nbytes * (1 + vision.intermediate_size / vision.hidden_size)
     tower = (max(rotation, gates) + 8 / vision.num_heads) * vision.hidden_size
@@ -147,7 +150,7 @@ def _answering(model: Model, batch: Batch, resident: Terms, adapted: bool, copie
     return {
         "images": {**resident, "image layer": batch.rows * batch.patches * tower},
         "prompts": {**resident, "KV cache": stored, "text layer": batch.rows * batch.prompt * layer},
-        "answers": {**resident, "KV cache": grown, "logits": 16 * batch.rows * copies * text.vocab_size},
+        "answers": {**resident, "KV cache": grown, "logits": 16 * places * text.vocab_size},
     }
 
 
@@ -210,7 +213,7 @@ def _train(model: Model, settings: Settings, arm: str) -> StagePlan:
         prompts = min(drawn, train.rollout_batch) // train.group if shared else drawn
         pixels = resident["pixel values"] + model.pixels * prompts * micro.patches
         rollout, copies = micro._replace(rows=prompts), train.group if shared else 1
-        first = _answering(model, rollout, {**resident, "pixel values": pixels}, True, copies)
+        first = _answering(model, rollout, {**resident, "pixel values": pixels}, True, shared, copies)
         moments = {f"rollout: {name}": terms for name, terms in first.items()} | moments
     return StagePlan(f"train {arm}", moments, trainer, flops, (flops / RATE + waiting) / 3600)
 
@@ -231,7 +234,8 @@ def plan(settings: Settings) -> list[StagePlan]:
         resident: Terms = {"CUDA context": CONTEXT, "weights": model.weights["none"]}
         resident |= {"adapter": model.adapter} if stage == "merge" else {}
         resident |= {"pixel values": model.pixels * batch.rows * batch.patches}
-        plans.append(StagePlan(stage, _answering(model, batch, resident, stage == "merge")))
+        drafted = stage == "track" and settings.track.reuse
+        plans.append(StagePlan(stage, _answering(model, batch, resident, stage == "merge", drafted)))
     return plans
 
 
