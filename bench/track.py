@@ -115,8 +115,9 @@ def main() -> None:
     parser.add_argument("--clips", type=Path, help="a split of sequences for the passes")
     parser.add_argument("--quick", action="store_true", help="one turn, no growth, no shares")
     chosen = parser.parse_args()
+    made = chosen.sequences if chosen.quick else max(64, chosen.sequences)
     with tempfile.TemporaryDirectory() as folder:
-        toy.write_split(Path(folder) / "val", "val", sequences=max(64, chosen.sequences), length=24, seed=1)
+        toy.write_split(Path(folder) / "val", "val", sequences=made, length=24, seed=1)
         sequences = read_split(Path(folder) / "val")
         clips = read_split(chosen.clips) if chosen.clips else sequences
         shapes.write_base("deep", Path(folder) / "deep")
