@@ -75,6 +75,8 @@ Server = Annotated[str | None, typer.Option("--endpoint", help="URL of an OpenAI
 def main(log_file: Annotated[Path | None, typer.Option("--log", help="Also write a log file.")] = None) -> None:
     handlers: list[logging.Handler] = [RichHandler(logging.INFO, get_console(), show_path=False)]
     if log_file is not None:
+        if log_file.exists() and log_file.suffix != ".log":
+            raise UserError(f"--log {log_file}: is there, and its name does not end with .log; give another name")
         log_file.parent.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(log_file, mode="w", encoding="utf-8"))
         handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

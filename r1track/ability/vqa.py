@@ -22,7 +22,7 @@ from r1track.ability import questions as question_sets
 from r1track.ability.questions import Item
 from r1track.ability.records import Answer, Manifest, Repeat, ScoredAnswer, SetFigures
 from r1track.core import config, files, prompts, schema
-from r1track.core.folders import resumed_folder
+from r1track.core.folders import check_replaceable, resumed_folder
 
 if TYPE_CHECKING:
     from r1track.ability.kl import Probe
@@ -41,6 +41,7 @@ def run(settings: config.Settings, model: str, out: Path, pairs: Path | None = N
     from r1track.ability import kl
     from r1track.core import models
 
+    check_replaceable(out, "vqa")  # before questions are loaded
     record = files.Provenance("vqa", {"model": model}, settings.model.revision)
     vqa, base = settings.vqa, models.resolve_model_dir(settings.model.base, settings.model.revision)
     limits = settings.model.model_copy(update={"max_pixels": vqa.max_pixels or settings.model.max_pixels})

@@ -145,10 +145,19 @@ def writer(provenance: Path) -> str | None:
 
 
 def check_file(path: Path, stage: str | None = None) -> None:
-    """Raise UserError, with the remedy, for a file at `path`, unless its provenance says that `stage` wrote it."""
-    written = stage and path.is_file() and not path.is_symlink() and writer(provenance_of(path)) == stage
-    if os.path.lexists(path) and not written:
-        raise UserError(f"{path}: is there, and this command did not write it; give another name, or remove it")
+    """Raise UserError, with the remedy, for a file at `path`, unless its provenance says that `stage` wrote it.
+
+    A provenance of another stage is not replaced either, nor can anything be written below a file.
+    """
+    beside, above = provenance_of(path), next(folder for folder in path.absolute().parents if folder.exists())
+    ours = stage is not None and writer(beside) == stage
+    faults = {
+        path: os.path.lexists(path) and not (ours and path.is_file() and not path.is_symlink()),
+        beside: stage is not None and os.path.lexists(beside) and not ours,
+        above: not above.is_dir(),
+    }
+    for place in [place for place, wrong in faults.items() if wrong]:
+        raise UserError(f"{place}: is there, and this command did not write it; give another name, or remove it")
 
 
 def hash_file(path: Path) -> str:

@@ -57,21 +57,27 @@ class PairsManifest(Record):
     settings: _PairsSettings
 
 
+def shards(folder: Path) -> list[str]:
+    """The paths of the shards in a folder of pairs, sorted. Raises MissingFile where there is none."""
+    paths = sorted(map(str, folder.glob("*.parquet")))
+    if not paths:
+        raise MissingFile(f"{folder}: no Parquet shards; run `r1track sample` first")
+    return paths
+
+
 def load(folder: Path, *, cache: Path | None = None) -> Dataset:
     """The pairs in the shards of a folder (`.../pairs/train` or `.../pairs/val`), with the columns FEATURES.
 
     cache: folder for a memory-mapped copy; without it all pairs are read into memory.
     Raises MissingFile when there is no shard, and UserError for damaged ones and for a box that is not finite.
     """
-    shards = sorted(str(p) for p in folder.glob("*.parquet"))
-    if not shards:
-        raise MissingFile(f"{folder}: no Parquet shards; run `r1track sample` first")
+    files = shards(folder)
     remedy = "run `r1track sample` again"
     with reading(folder, remedy):
         if cache is None:
-            pairs = Dataset(pyarrow.parquet.ParquetDataset(shards).read())
+            pairs = Dataset(pyarrow.parquet.ParquetDataset(files).read())
         else:
-            pairs = load_dataset("parquet", data_files=shards, split="train", cache_dir=str(cache))
+            pairs = load_dataset("parquet", data_files=files, split="train", cache_dir=str(cache))
         for name in ("answer", "template_box", "second_box"):
             finite = pyarrow.compute.is_finite(pyarrow.compute.list_flatten(pairs.data.column(name)))
             if pyarrow.compute.all(finite).as_py() is False:  # null where all boxes are

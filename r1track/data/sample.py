@@ -23,7 +23,7 @@ from rich.progress import track as progress
 
 from r1track.core import config, files
 from r1track.core.errors import UserError
-from r1track.core.folders import resumed_folder
+from r1track.core.folders import check_replaceable, resumed_folder
 from r1track.core.pairs import FEATURES, HUB_FEATURES
 from r1track.core.schema import Sample
 from r1track.core.sequences import detect, read_list
@@ -115,6 +115,9 @@ def run(settings: config.Settings, root: Path | None, out: Path, processes: int 
     processes: 0 for one per core; the shards do not depend on it. forms: also export to `out`-form (formats). Raises
     UserError for data that cannot be sampled or of which a split gives no pair, and when a process dies.
     """
+    check_replaceable(out, "sample")  # before the work
+    for form in forms:
+        check_replaceable(out.with_name(f"{out.name}-{form}"), "export")
     root = None if settings.sample.hub else root
     if root is None and not settings.sample.hub:
         raise UserError("nothing to sample from; give --root, or set sample.hub")

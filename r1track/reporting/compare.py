@@ -17,6 +17,7 @@ from scipy.stats import permutation_test
 from r1track.core import config, files
 from r1track.core.boxes import Array
 from r1track.core.errors import UserError
+from r1track.core.folders import check_replaceable
 from r1track.core.statistics import BLOCK, bootstrap_p, crossed_bootstrap, holm
 from r1track.reporting.records import Json
 from r1track.reporting.report import write
@@ -122,6 +123,7 @@ def run(folders: list[Path], out: Path) -> None:
     Raises UserError for fewer than two folders, one given twice and two runs of one seed, MissingFile naming the file
     that a run lacks.
     """
+    check_replaceable(out, "compare")  # before the work
     if len({folder.resolve() for folder in folders}) < max(2, len(folders)):
         raise UserError(f"{' '.join(map(str, folders))}: give two or more results folders, none of them twice")
     inputs = {str(folder / part): folder / part for folder in folders for part in ("config", "scores")}

@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from markupsafe import Markup
 
 from r1track.core import config, files, schema
-from r1track.core.folders import atomic_folder
+from r1track.core.folders import atomic_folder, check_replaceable
 from r1track.reporting import plots, strips
 from r1track.reporting.records import Json, Summary
 from r1track.reporting.summary import BASE, NONE, Run, interval, number, read_run, summarise
@@ -31,6 +31,7 @@ def run(settings: config.Settings, results: Path, out: Path, name: str = "") -> 
 
     name: of the run, if not that of its folder. Raises UserError naming a file that is missing or does not fit.
     """
+    check_replaceable(out, "report")  # before the work
     inputs = {name: results / name for name in ("config", "scores", "vqa/verdict.json")}
     provenance, run = files.Provenance("report", inputs), read_run(results)
     summary = summarise(run, name)

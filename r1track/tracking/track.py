@@ -29,7 +29,7 @@ from r1track.core.config import stage_values
 from r1track.core.crops import fits
 from r1track.core.errors import UserError
 from r1track.core.files import Provenance, ProvenanceRecord, cores, hashes, read_record, write_json
-from r1track.core.folders import atomic_folder, link_folder, resumed_folder
+from r1track.core.folders import atomic_folder, check_replaceable, link_folder, resumed_folder
 from r1track.core.images import read_image
 from r1track.core.schema import Settings, Task
 from r1track.core.sequences import Sequence, read_split
@@ -195,6 +195,7 @@ def run(
     settings, model, server and sequences goes on. Raises UserError, with file or URL and remedy, for data that cannot
     be tracked and for servers that do not answer.
     """
+    check_replaceable(out, "track")  # before a model is loaded
     stage = stage_values(settings, "track")
     settings, oracle = predictors.settings_for(settings, model, start), model == "peer:oracle"
     url, base = settings.track.endpoint.url, settings.model.base

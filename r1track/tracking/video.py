@@ -155,12 +155,12 @@ def run(settings: Settings, video: Path, model: str, out: Path, start: list[floa
     csv_file = out.with_suffix(".csv")
     if out.suffix != ".mp4":
         raise UserError(f"--out {out}: not an .mp4 file; name one")
-    if preview and preview.resolve() in (out.resolve(), csv_file.resolve()):
-        raise UserError(f"--preview {preview}: is written by --out already; give another name")
     for path in (out, csv_file, *([preview] if preview else [])):
         files.check_file(path)
         if video.is_dir() and path.resolve().parent == video.resolve():
             raise UserError(f"{path}: lies among the frames; give a name elsewhere")
+    if preview and preview.resolve() in (out.resolve(), csv_file.resolve()):
+        raise UserError(f"--preview {preview}: is written by --out already; give another name")
     total = sum(1 for _ in progress(frames(video), "counting")) if video.is_dir() or video.is_file() else 0
     if not total:
         raise no_frames(video)

@@ -16,7 +16,7 @@ from peft.tuners.lora import LoraLayer
 
 from r1track.core import card, config, files, models
 from r1track.core.errors import UserError
-from r1track.core.folders import atomic_folder
+from r1track.core.folders import atomic_folder, check_replaceable
 from r1track.core.pairs import held_out
 from r1track.core.records import MergeRecord
 
@@ -107,6 +107,7 @@ def run(settings: config.Settings, model: str, adapter: Path, pairs: Path | None
     Without pairs nothing is compared, and merge.json says so by nulls. Raises UserError, and writes nothing, when the
     merge is empty or changes too many answers, or is to be into dequantised weights where nothing was quantised.
     """
+    check_replaceable(out, "merge")  # before a base is fetched
     inputs: dict[str, Path | str] = {"model": model, "adapter": adapter}
     inputs |= {"pairs": pairs / "manifest.json"} if pairs else {}
     provenance = files.Provenance("merge", inputs, settings.model.revision)

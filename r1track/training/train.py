@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import shutil
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from r1track.core import card, config, files, models, prompts, schema
 from r1track.core.crops import processed_size
 from r1track.core.errors import UserError, naming
 from r1track.core.folders import atomic_folder, locked
-from r1track.core.pairs import OTHERS, first_row, questions
+from r1track.core.pairs import OTHERS, first_row, questions, shards
 from r1track.core.pairs import load as open_pairs
 from r1track.training import backend, checkpoints, own_reward, progress, rewards, trl_patches
 from r1track.training.evaluation import Evaluation
@@ -230,6 +231,7 @@ def run(settings: config.Settings, arm: str, model: str, pairs: Path, scratch: P
         raise UserError(
             f"train.report_to = {train.report_to!r}: not installed; `pip install {train.report_to}`, or set it to none"
         )
+    shards(pairs / "train")  # before anything is written, and checkpoints of other pairs are deleted
     if ":" in train.reward:
         own_reward.try_on(train.reward, first_row(pairs / "train"), settings.task.think)
     with atomic_folder(out, "train") as temp_path, locked(scratch):
@@ -245,6 +247,7 @@ def _train(settings: config.Settings, arm: str, model: str, pairs: Path, scratch
         made_from["reward"] = file
     provenance = files.Provenance("train", made_from, settings.model.revision)
     folder = models.resolve_model_dir(model, settings.model.revision)
+    models.check_weights(folder)  # of a damaged base, before checkpoints of the whole one are deleted
     stage = config.stage_values(settings, config.stage_file("train", arm))
     inputs = {name: file.model_dump() for name, file in provenance.inputs.items()}
     steps = settings.train.sft.steps if arm == "sft" else settings.train.steps
@@ -261,8 +264,11 @@ def _train(settings: config.Settings, arm: str, model: str, pairs: Path, scratch
         trainer.add_callback(callback)
     with watching.live, naming(scratch), stop.listening():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if trainer.state.global_step < steps:
-        log.warning("stopped by a signal after step %d; the same command goes on from there", trainer.state.global_step)
+    if (last := trainer.state.global_step) < steps:
+        if not stop.received:
+            raise RuntimeError(f"the trainer ended after step {last} of {steps}, though no signal told it to")
+        name = signal.Signals(stop.received).name
+        log.warning("stopped by %s after step %d; the same command goes on from there", name, last)
         raise SystemExit(128 + stop.received)
     rows = progress.history(trainer.state.log_history)
     seconds = sum(row["seconds"] for row in rows)

@@ -21,7 +21,7 @@ def test_a_training_that_is_told_to_stop_loses_no_step(arm, sent, undisturbed: U
     process, report = begin(command, tmp_path, log, sent)  # when the first step is logged
     code, _, output = end(process, report)
     assert code == 128 + sent, output
-    step = re.search(r"stopped by a signal after step (\d) *;", output)
+    step = re.search(rf"stopped by {sent.name} after step (\d) *;", output)
     assert step, output
     assert int(step[1]) < 4
     assert hidden(tmp_path) == []

@@ -14,8 +14,10 @@ from safetensors.torch import load_file
 from toys import toy_pairs
 
 from r1track.core import config, files, models, prompts, schema
+from r1track.core.errors import MissingFile, UserError
 from r1track.core.pairs import load as open_pairs
 from r1track.training import rewards, train, trl_patches
+from r1track.training.stopping import StopCallback
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -184,3 +186,35 @@ def test_the_vision_towers_layers_get_adapters_when_asked(pairs: Path, tmp_path:
     linears = {name for name, module in model.named_modules() if type(module) is torch.nn.Linear and "visual" in name}
     adapted = {name.split("base_model.model.")[1].split(".lora_")[0] for name in weights if "visual" in name}
     assert adapted == linears
+
+
+def test_missing_pairs_are_noticed_before_checkpoints_of_other_pairs_are_deleted(tmp_path: Path) -> None:
+    """A mistyped --pairs has no manifest, so its run would look like one of other pairs."""
+    (tmp_path / "scratch" / "checkpoint-2").mkdir(parents=True)
+    (tmp_path / "scratch" / "identity.json").write_text("{}")
+    with pytest.raises(MissingFile, match=r"mistyped/train: no Parquet shards; run `r1track sample` first"):
+        trained(tmp_path, tmp_path / "mistyped")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["checkpoint-2", "identity.json", "scratch"]
+
+
+def test_a_damaged_base_is_noticed_before_checkpoints_of_the_whole_one_are_deleted(pairs: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(models.TINY, tmp_path / "base")
+    (base / "config.json").write_text("{")
+    (tmp_path / "scratch" / "checkpoint-2").mkdir(parents=True)
+    (tmp_path / "scratch" / "identity.json").write_text("{}")
+    with pytest.raises(UserError, match=r"base/config\.json: not valid JSON .*; copy the model again"):
+        train.run(settings(), "grpo", str(base), pairs, tmp_path / "scratch", tmp_path / "adapter")
+    assert (tmp_path / "scratch" / "checkpoint-2").is_dir()
+
+
+def test_a_trainer_that_ends_early_by_itself_is_a_fault_and_no_signal(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ending(StopCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            control.should_training_stop = True
+
+    monkeypatch.setattr(train, "StopCallback", Ending)
+    with pytest.raises(RuntimeError, match=r"the trainer ended after step 1 of \d+, though no signal told it to"):
+        trained(tmp_path, pairs)
+    assert not (tmp_path / "adapter").exists()
