@@ -86,6 +86,7 @@ onstart:
                 file.unlink()
     except UserError as error:
         sys.exit(f"error: {error}")
+    failures.pass_on_sigterm()
 
 
 # At exit, so that the summary or the failures stand below Snakemake's own messages.

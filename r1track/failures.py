@@ -1,9 +1,13 @@
 """Failures: what the workflow prints at its end: the summary of its results, or why a stage failed and what to do."""
 
 import re
+import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import psutil
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.text import Text
@@ -35,6 +39,21 @@ def cause(log: str, status: str) -> str:
     default = "an error in the program; its traceback is at the end of the log" if kind else "see its output above"
     remedies = [remedy for pattern, remedy in REMEDIES.items() if re.search(pattern, message)]
     return f"{message}; {[*remedies, default][0]}"
+
+
+def pass_on_sigterm() -> None:
+    """From now on SIGTERM also reaches the running stages, whose end Snakemake waits for: a training saves its step."""
+    before: Any = signal.getsignal(signal.SIGTERM)  # Snakemake's: start no further stage
+
+    def pass_on(number: int, frame: Any) -> None:
+        before(number, frame)
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):  # it has just ended
+                shell = process.parent()
+                if shell and shell.name() == "bash" != process.name():  # `r1track` in a rule's command, not its workers
+                    process.send_signal(number)
+
+    signal.signal(signal.SIGTERM, pass_on)
 
 
 def show_end(summary: Path, folders: Sequence[str], began: float) -> None:

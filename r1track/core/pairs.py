@@ -96,10 +96,8 @@ def questions(pairs: Dataset, task: Task) -> list[prompts.Messages]:
 
 def first_row(folder: Path) -> dict[str, Any]:
     """The first pair in the shards of a folder, without its images. Raises MissingFile when there is no shard."""
-    shards = sorted(folder.glob("*.parquet"))
-    if not shards:
-        raise MissingFile(f"{folder}: no Parquet shards; run `r1track sample` first")
-    row: dict[str, Any] = pyarrow.parquet.read_table(shards[0], columns=list(OTHERS)).slice(0, 1).to_pylist()[0]
+    table = pyarrow.parquet.read_table(shards(folder)[0], columns=list(OTHERS))
+    row: dict[str, Any] = table.slice(0, 1).to_pylist()[0]
     return row
 
 

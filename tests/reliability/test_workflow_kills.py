@@ -1,15 +1,19 @@
 """A whole workflow, killed at random moments: the same command goes on to the same results, and no hand is needed.
 
-The number of kills is a tenth of `KILLS`, which `make torture` sets; `make test` leaves this to it.
+The number of kills is a tenth of `KILLS`, which `make torture` sets; `make test` leaves this to it. And a signal to
+the workflow alone reaches the stage that runs.
 """
 
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -24,15 +28,14 @@ TIMES = ("provenance.json", "_time.txt", "log.jsonl", "index.html", "summary.jso
 SPEED = re.compile(r'"fps(_run)?": [\d.]+')  # in scores
 
 
-def begin(folder: Path) -> subprocess.Popen[str]:
-    """The workflow of the small run in `folder`, in a session of its own."""
+def begin(folder: Path, *targets: str, **train: Any) -> subprocess.Popen[str]:
+    """The workflow of the small run in `folder`, in a session of its own; train: other values of that section."""
     folder.mkdir(exist_ok=True)
-    (folder / "config.yaml").write_text(
-        yaml.safe_dump(CONFIG | {"verdict": CONFIG["verdict"] | {"on_regression": "warn"}})
-    )
+    changes = {"verdict": CONFIG["verdict"] | {"on_regression": "warn"}, "train": CONFIG["train"] | train}
+    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG | changes))
     place = {**os.environ, "PYTHONPATH": str(config.ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        COMMAND, cwd=folder, env=place, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        [*COMMAND, "--", *targets], cwd=folder, env=place, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         start_new_session=True,
     )  # fmt: skip
 
@@ -74,3 +77,27 @@ def test_a_killed_workflow_goes_on_to_the_same_results_without_a_hand(whole, tmp
     assert results(tmp_path) == results(folder)
     left = [name for name in hidden(tmp_path / "results") + hidden(tmp_path / "scratch") if "snakemake" not in name]
     assert left == []
+
+
+def test_a_signal_to_snakemake_reaches_the_training_which_loses_no_step(tmp_path: Path) -> None:
+    """As a cluster sends it: to that process alone. The checkpoints of the training itself would come at its end."""
+    adapter, log = "results/demo/adapters/grpo", tmp_path / "scratch/demo/train/grpo/log.jsonl"
+    command = partial(begin, tmp_path, adapter, arms=["grpo"], steps=20, save_every=20)
+    workflow = command()
+    while not log.exists() and workflow.poll() is None:  # until the first step is logged
+        time.sleep(0.05)
+    workflow.send_signal(signal.SIGTERM)
+    output = workflow.communicate()[0]
+    assert workflow.returncode == 1, output
+    step = re.search(
+        r"stopped by SIGTERM after step (\d+)", (tmp_path / "results/demo/logs/train/grpo.log").read_text()
+    )
+    assert step
+    assert int(step[1]) < 20
+    assert "train failed: its process ended with exit status 143" in output
+    assert "the same command continues from there" in output
+    assert not (tmp_path / adapter).exists()
+    end(command())
+    log_text = (tmp_path / "results/demo/logs/train/grpo.log").read_text()
+    assert re.search(rf"resuming from .*/checkpoint-{step[1]}\b", log_text)
+    assert len((tmp_path / adapter / "log.jsonl").read_text().splitlines()) == 20
