@@ -91,10 +91,9 @@ def load(name: str, spec: schema.VqaSet, seed: int, model: schema.Model) -> list
     if missing or not isinstance(rows.features["image"], datasets.Image):
         fault = f"no column {', '.join(missing)}" if missing else "no pictures in the column image"
         raise UserError(f"{field}: {spec.source} has {fault}; its columns: {sorted(rows.features)}")
-    if spec.options and isinstance(rows.features[spec.options], datasets.Value):
-        raise UserError(
-            f"{field}.options = {spec.options!r}: holds no lists, one text for each option; take another set"
-        )
+    if spec.options and not isinstance(getattr(rows.features[spec.options], "feature", None), datasets.Value):
+        fault = "holds no lists, one text for each option; take another set"
+        raise UserError(f"{field}.options = {spec.options!r}: {fault}")
     stored = rows.select_columns("image").cast_column("image", datasets.Image(decode=False))
     items = [_item(field, index, row, spec, stored, folder) for index, row in enumerate(rows.select_columns(columns))]
     twice = [doc_id for doc_id, count in Counter(item.doc_id for item in items).items() if count > 1]
@@ -176,7 +175,9 @@ def _item(field: str, index: int, row: dict[str, Any], spec: schema.VqaSet, stor
         question += "".join(f"\n{letter}. {text}" for letter, text in options.items())
         letters = {str(place): letter for place, letter in enumerate(options)}
         right = {letters.get(target, target) for target in targets}
-        scorable = len(right) == 1 and len(texts) == len(options)  # one letter for every option, and one that is right
+        scorable = (
+            len(right) == 1 and len(texts) == len(options) and None not in texts
+        )  # one letter for every option, and one that is right
         targets = [*right, *options.values()] if scorable else []
     # A prompt may contain other braces, so it is no format string.
     question = (spec.prompt or "{question}" + prompts.SHORT).replace("{question}", question)

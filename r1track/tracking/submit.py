@@ -29,7 +29,8 @@ def verify(path: Path, root: Path | None = None) -> None:
     with reading(path, "run `r1track submit` again"), zipfile.ZipFile(path) as archive:
         expected = {form.format(name) for name in NAMES for form in ROWS}
         for file in sorted(expected ^ set(archive.namelist())):
-            raise UserError(f"{file} is {'missing' if file in expected else 'too much'}; track the test split")
+            fault = "missing" if file in expected else "too much"
+            raise UserError(f"{path}: {file} is {fault}; track the test split")
         for name in NAMES:
             boxes, times = (_read_rows(archive, form.format(name), ROWS[form]) for form in (BOXES, TIMES))
             boxes = boxes.reshape(-1, 4)

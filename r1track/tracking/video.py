@@ -57,9 +57,9 @@ def frames(video: Path, first: int = 0) -> Iterator[tuple[Image.Image, Fraction]
         return
     try:  # as FFmpeg gets the bytes of this file and no protocol, a playlist can name neither files nor addresses
         with video.open("rb") as data, av.open(data, "r", options={"protocol_whitelist": "none"}) as container:
-            if not container.streams.video:
+            stream = next((stream for stream in container.streams.video if stream.codec_context), None)
+            if stream is None:  # or none of a kind that FFmpeg knows
                 raise UserError(f"{video}: has no video stream; give a video or a folder of images")
-            stream = container.streams.video[0]
             if stream.width * stream.height > LARGEST:
                 raise UserError(f"{video}: {stream.width} x {stream.height} pixels are too many; give a smaller copy")
             for frame in islice(container.decode(stream), first, None):

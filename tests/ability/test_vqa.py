@@ -245,15 +245,20 @@ def test_boxes_and_options_that_cannot_be_scored_are_counted(stored, caplog):
     assert "left out 3 of 4 questions" in caplog.text
 
 
-def test_options_in_one_text_are_refused(stored):
-    """As in MMMU: its characters would be asked as options."""
-    source = stored(
-        {"question": ["a"], "answer": ["B"], "options": ["['cat', 'dog']"]}, options=datasets.Value("string")
-    )
-    with pytest.raises(
-        UserError, match=r"vqa\.sets\..*\.options = 'options': holds no lists, one text for each option"
-    ):
+@pytest.mark.parametrize(
+    "options", ["['cat', 'dog']", {"text": ["cat", "dog"], "label": ["A", "B"]}, [["cat"], ["dog"]]]
+)
+def test_options_in_another_form_than_a_list_of_texts_are_refused(options, stored):
+    """As in MMMU and ARC: the characters of the text, or the names of the fields, would be asked as options."""
+    source = stored({"question": ["a"], "answer": ["B"], "options": [options]})
+    with pytest.raises(UserError, match=r"vqa\.sets\..*\.options = 'options': holds no lists, one text for each"):
         load(schema.VqaSet(source=source, items=1, metric="choice", options="options"))
+
+
+def test_a_question_with_a_null_among_its_options_is_counted(stored, caplog):
+    columns = {"question": ["a", "b"], "answer": ["0", "0"], "options": [["cat", None], ["cat", "dog"]]}
+    (item,) = load(schema.VqaSet(source=stored(columns, options=TEXTS), items=1, metric="choice", options="options"))
+    assert item.doc_id == "1"
 
 
 def test_an_answer_that_is_no_box_is_counted(stored, caplog):
