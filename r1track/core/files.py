@@ -10,6 +10,7 @@ import re
 import resource
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -97,9 +98,18 @@ def read_json(path: Path, remedy: str = "delete it and rerun the stage that writ
     """Read a JSON file; UserError names a file that is missing, no text or no JSON."""
     text = read_text(path, remedy)
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:  # no JSON, an integer of too many digits, or nested without end
         raise UserError(f"{path}: not valid JSON ({error}); {remedy}") from error
+
+
+def _object(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; Python's own reader takes the last of two fields of one name in silence."""
+    values = dict(fields)
+    if len(values) < len(fields):
+        name, _ = Counter(name for name, _ in fields).most_common(1)[0]
+        raise ValueError(f"the field {name!r} stands twice")
+    return values
 
 
 def read_record(path: Path, record: type[RecordT]) -> RecordT:

@@ -1,5 +1,6 @@
 """Claims about provenance: inputs have names, and a record of another form is refused by file and field."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from r1track.core import files
+from r1track.core.errors import MissingFile, UserError
 
 
 def write(folder: Path, **notes: object) -> Path:
@@ -58,3 +60,34 @@ def test_the_processor_time_of_children_counts(tmp_path):
     subprocess.run([sys.executable, "-S", "-c", burn], check=True)
     provenance.write(tmp_path / "provenance.json")
     assert files.read_json(tmp_path / "provenance.json")["cpu_seconds"] >= 0.5
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b'{"seed": 1, "seed": 2}', "the field 'seed' stands twice"),
+        (b'{"a": [{"b": 1, "c": 2, "b": 1}]}', "the field 'b' stands twice"),
+        (b"[" * 100_000, "maximum recursion depth"),
+        (b"9" * 5000, "Exceeds the limit"),
+        (b'{"a": 1', "Expecting ',' delimiter"),
+        (b"", "Expecting value"),
+    ],
+)
+def test_what_is_no_plain_json_is_refused_by_file_with_its_remedy(content, fault, tmp_path):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(UserError, match=rf"a\.json: not valid JSON \({fault}.*\); delete it and rerun the stage"):
+        files.read_json(tmp_path / "a.json")
+    with pytest.raises(UserError, match=rf"a\.json: not valid JSON \({fault}.*\); mend it"):
+        files.read_json(tmp_path / "a.json", "mend it")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_json_is_read_through_the_reader_of_text(encoding, tmp_path):
+    (tmp_path / "a.json").write_text('{"größe": 5}', encoding=encoding)
+    assert files.read_json(tmp_path / "a.json") == {"größe": 5}
+    (tmp_path / "a.json").write_bytes('{"größe": 5}'.encode("latin-1"))
+    with pytest.raises(UserError, match=r"a\.json: byte 4 is no UTF-8; save the file as UTF-8"):
+        files.read_json(tmp_path / "a.json")
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(MissingFile, match=r"pipe\.json: no such file"):
+        files.read_json(tmp_path / "pipe.json")
