@@ -274,7 +274,9 @@ def verdict(
 @app.command()
 def gate(
     verdict_file: Annotated[Path, typer.Option("--verdict", help="Verdict, as written by `verdict`.")],
-    on_regression: Annotated[str, typer.Option(help="`fail`: REGRESSED or INVALID is an error; `warn`: neither is.")],
+    on_regression: Annotated[
+        Literal["fail", "warn"], typer.Option(help="`fail`: REGRESSED or INVALID is an error; `warn`: neither is.")
+    ],
 ) -> None:
     """End with an error if general ability was lost, or its check is invalid."""
     from r1track.ability.verdict import gate

@@ -234,3 +234,12 @@ def test_the_toy_command_writes_both_splits(tmp_path: Path) -> None:
     assert run("toy", "--config", tmp_path / "config.yaml", "--out", tmp_path / "toy").exit_code == 0
     assert len((tmp_path / "toy" / "train" / "list.txt").read_text().split()) == 2
     assert len((tmp_path / "toy" / "val" / "list.txt").read_text().split()) == 1
+
+
+def test_a_mistyped_word_for_the_gate_is_refused(tmp_path: Path) -> None:
+    """It would be taken for `warn`: no regression would stop the run."""
+    result = run("gate", "--verdict", tmp_path / "verdict.json", "--on-regression", "fial")
+    assert result.exit_code == 2
+    assert "'fial' is not one of 'fail', 'warn'" in result.output
+    missing = run("gate", "--verdict", tmp_path / "verdict.json", "--on-regression", "fail")
+    assert "verdict.json: no such file; run the stage that writes it" in " ".join(missing.output.split())

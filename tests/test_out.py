@@ -62,7 +62,7 @@ FOLDERS = (
         ("val", "run", "run/pairs", "run/adapters/grpo", "run/models/grpo", "run/tracks", "run/vqa/grpo", "notes"),
         "did not write",
     )
-    | {"file.txt": "is a file", "link": "is a link"}
+    | {"file.txt": "is a file", "link": "is a link", "file.txt/deep/new": "lies below a file"}
     | dict.fromkeys((".", "..", "../.."), "holds the working folder")
 )
 MODEL = ("--model", "tiny")

@@ -94,9 +94,10 @@ def json_text(value: Any) -> str:
     return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def read_json(path: Path, remedy: str = "delete it and rerun the stage that writes it") -> Any:
-    """Read a JSON file; UserError names a file that is missing, no text or no JSON."""
-    text = read_text(path, remedy)
+def read_json(path: Path, remedy: str = "") -> Any:
+    """Read a JSON file; UserError names a file that is missing, no text or no JSON. remedy: by default for results."""
+    text = read_text(path, remedy or "run the stage that writes it, or correct the path")
+    remedy = remedy or "delete it and rerun the stage that writes it"
     try:
         return json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:  # no JSON, an integer of too many digits, or nested without end

@@ -48,8 +48,10 @@ def check_replaceable(path: Path, stage: str | None = None) -> None:
 
     A folder is a stage's if the provenance in it, or beside it, says so, and it does not hold the working folder.
     """
-    reason = ""
-    if path.is_symlink():
+    reason, above = "", next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        reason = "lies below a file"
+    elif path.is_symlink():
         reason = "is a link"
     elif path.exists() and not path.is_dir():
         reason = "is a file"

@@ -89,5 +89,7 @@ def test_json_is_read_through_the_reader_of_text(encoding, tmp_path):
     with pytest.raises(UserError, match=r"a\.json: byte 4 is no UTF-8; save the file as UTF-8"):
         files.read_json(tmp_path / "a.json")
     os.mkfifo(tmp_path / "pipe.json")
-    with pytest.raises(MissingFile, match=r"pipe\.json: no such file"):
+    with pytest.raises(
+        MissingFile, match=r"pipe\.json: no such file; run the stage that writes it, or correct the path"
+    ):
         files.read_json(tmp_path / "pipe.json")
