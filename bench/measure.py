@@ -16,6 +16,7 @@ import torch
 from cases import TRAINING, Case
 
 from r1track.core import files
+from r1track.core.provenance import git_commit, hardware, versions
 from r1track.core.schema import Settings
 from r1track.preflight import memory
 
@@ -236,6 +237,6 @@ def run(case: Case, scratch: Path, limit: float) -> dict[str, Any]:
     return {
         **result, "figures": {**figures, **peaks(), "wall_seconds": time.perf_counter() - began},
         "settings": settings.model_dump(mode="json", exclude_defaults=True, exclude={"model": {"base"}}),
-        "commit": files.git_commit(), "versions": files.versions(), "hardware": files.hardware().model_dump(),
+        "commit": git_commit(), "versions": versions(), "hardware": hardware().model_dump(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }  # fmt: skip

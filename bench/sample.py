@@ -23,7 +23,8 @@ import numpy as np
 import psutil
 import yaml
 
-from r1track.core import config, files
+from r1track.core import config
+from r1track.core.provenance import hardware
 from r1track.data import shards, toy
 
 WIDTH, HEIGHT, FRAMES, LENGTH = 1920, 1080, 40, 40
@@ -117,7 +118,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     args = parser.parse_args()
     cv2.setNumThreads(1)
-    files.hardware()  # imports torch, once
+    hardware()  # imports torch, once
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         write_data(root, round(args.pairs / 0.9))

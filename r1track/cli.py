@@ -6,44 +6,30 @@ A command imports its stage when it runs, so that `--help` is fast. Wrong input 
 
 import json
 import logging
-import signal
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 import yaml
 from rich import get_console
-from rich.console import Console
-from rich.logging import RichHandler
 from rich.markdown import Markdown
-from rich.table import Table
-from rich.text import Text
-from typer.core import TyperGroup
 
+from r1track.console import (
+    BaseModel,
+    Changes,
+    Config,
+    Export,
+    Guarded,
+    OutDir,
+    OutFile,
+    Root,
+    Server,
+    Tracker,
+    start_log,
+    with_change,
+)
 from r1track.core import cards, config, schema
-from r1track.core.errors import UserError, environment_fault
-
-log = logging.getLogger(__name__)
-
-
-class Guarded(TyperGroup):
-    """The commands; an error that the user can act on is one message and exit code 2."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (typer.Exit, typer.Abort):
-            raise
-        except Exception as error:
-            message = str(error) if isinstance(error, UserError) else environment_fault(error)
-            if message is None:
-                log.debug("failed: %s: %s", type(error).__name__, error, exc_info=True)
-                raise
-            Console(stderr=True).print(Text(f"error: {message}", style="bold red"), soft_wrap=True)
-            log.debug("stopped: %s", message, exc_info=True)  # DEBUG goes to the log file alone; `failures` reads it
-            raise typer.Exit(2) from error
-
+from r1track.core.errors import UserError
 
 app = typer.Typer(
     cls=Guarded,
@@ -55,41 +41,10 @@ app = typer.Typer(
     epilog="`snakemake --cores all` runs all stages in order. Each command runs one stage alone.",
 )
 
-Export = StrEnum("Export", ["sharegpt", "easyr1"])
-Config = Annotated[Path, typer.Option("--config", help="config.yaml, or results/<run>/config/<stage>.json.")]
-Changes = Annotated[
-    list[str] | None,
-    typer.Option("-o", metavar="FIELD=VALUE", help="Change a field: -o train.steps=9. May be given several times."),
-]
-Root = Annotated[Path, typer.Option(help="Folder of a split: list.txt and sequences, as in GOT-10k or another layout.")]
-OutDir = Annotated[Path, typer.Option(help="Folder to write. It appears when it is complete.")]
-OutFile = Annotated[Path, typer.Option(help="JSON file to write.")]
-BaseModel = Annotated[str, typer.Option(help="Model to start from: folder, hub id, or `tiny`.")]
-Tracker = Annotated[
-    str, typer.Option(help="Model that tracks: folder, hub id, `tiny`, extra:NAME, peer:static|template|oracle|csrt.")
-]
-Server = Annotated[str | None, typer.Option("--endpoint", help="URL of an OpenAI-compatible server with the model.")]
-
 
 @app.callback()
 def main(log_file: Annotated[Path | None, typer.Option("--log", help="Also write a log file.")] = None) -> None:
-    handlers: list[logging.Handler] = [RichHandler(logging.INFO, get_console(), show_path=False)]
-    if log_file is not None:
-        if log_file.exists() and log_file.suffix != ".log":
-            raise UserError(f"--log {log_file}: is there, and its name does not end with .log; give another name")
-        log_file.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(log_file, mode="w", encoding="utf-8"))
-        handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=handlers, force=True)
-    logging.getLogger("r1track").setLevel(logging.DEBUG)
-    logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)  # warns of kernels that nothing here needs
-    logging.captureWarnings(True)
-    signal.signal(signal.SIGTERM, _end)
-
-
-def _end(number: int, _: Any) -> None:
-    """Let the blocks that are open clean up: locks and unfinished folders are removed."""
-    raise SystemExit(128 + number)
+    start_log(log_file)
 
 
 @app.command()
@@ -152,11 +107,6 @@ def merge(
     run(config.load(config_file, changes), model, adapter, pairs, out)
 
 
-def _with(changes: list[str] | None, field: str, value: str | None) -> list[str]:
-    """The changes, and that of a field that has an option of its own, if it is given."""
-    return [*(changes or []), *([f"{field}={json.dumps(value)}"] if value else [])]
-
-
 @app.command()
 def track(
     config_file: Config,
@@ -174,7 +124,7 @@ def track(
 
     if joined:
         return join(joined, out)
-    settings = config.load(config_file, _with(changes, "track.endpoint.url", endpoint))
+    settings = config.load(config_file, with_change(changes, "track.endpoint.url", endpoint))
     if not (model.startswith("peer:") or settings.track.endpoint.url):
         cards.take_card()
     run(settings, model, root, out, start, part)
@@ -198,7 +148,7 @@ def video(
     if bool(box) == bool(text):
         raise UserError(f"--box {box} --text {text}: give one of the two, a box as x,y,w,h")
     start = parse_box(box) if box else str(text)
-    settings = config.load(config_file, _with(changes, "track.endpoint.url", endpoint))
+    settings = config.load(config_file, with_change(changes, "track.endpoint.url", endpoint))
     run(settings, source, model, out, start, preview)
 
 
@@ -308,23 +258,10 @@ def report(
 @app.command()
 def verify(results: Annotated[Path, typer.Argument(help="Results folder of a run: results/<run>.")]) -> None:
     """Check a report: compute hashes, scores, verdicts and the report again, and compare."""
-    from r1track.reporting.verify import STATES, examine
+    from r1track.reporting.verify import examine, show
 
     logging.getLogger("r1track").setLevel(logging.ERROR)  # the stages that run again would log their results
-    agrees, *faults, missing = STATES
-    checks, console, table = examine(results), get_console(), Table("checked", *STATES)
-    for kind, findings in checks.items():
-        table.add_row(kind, *(str(sum(finding.state == state for finding in findings)) for state in STATES))
-    console.print(table)
-    findings = [finding for findings in checks.values() for finding in findings]
-    for state, file, words in sorted(findings, key=lambda finding: STATES.index(finding.state)):
-        if state != agrees:
-            line = Text.assemble((f"{state:9}", "yellow" if state == missing else "red"), (file, "bold"), "  ", words)
-            console.print(line, soft_wrap=True)
-    failed = sum(finding.state in faults for finding in findings)
-    skipped = sum(finding.state == missing for finding in findings)
-    word, count = "[red]Verification failed" if failed else "[green]Verified", len(findings) - skipped
-    console.print(f"{word}[/]: {failed} of {count} checks failed, {skipped} were not possible.", soft_wrap=True)
+    failed = show(examine(results), get_console())
     raise typer.Exit(1 if failed else 0)
 
 
@@ -356,7 +293,7 @@ def show_config(
     changes: Changes = None,
 ) -> None:
     """Print the value of every field, and the file or option from which it comes."""
-    over = [config.parse_change(change) for change in _with(changes, "preset", preset)]
+    over = [config.parse_change(change) for change in with_change(changes, "preset", preset)]
     layers = config.read_layers([] if preset and not config_file else [config_file or Path("config.yaml")], over)
     sources = config.origins(layers)
     for field, value in config.flat(config.combine(layers).model_dump()).items():
@@ -396,18 +333,8 @@ def doctor(
     changes: Changes = None,
 ) -> None:
     """Check machine, data and configuration, and plan the memory of every stage, before a run."""
-    from r1track.preflight.doctor import examine, peaks
+    from r1track.preflight.doctor import examine, show
 
-    diagnosis, console = examine(config_file, budget and budget * 1e9, changes, online), get_console()
-    for state, subject, finding in diagnosis.lines:
-        colour = {"ok": "green", "warning": "yellow", "error": "bold red"}[state]
-        console.print(Text.assemble((f"{state:9}", colour), (subject, "bold"), "  ", finding), soft_wrap=True)
-    if diagnosis.plans:
-        console.print(peaks(diagnosis))
-    for plan in diagnosis.plans:
-        if plan.flops:
-            console.print(f"{plan.stage}: {plan.flops:.1e} operations, about {plan.hours:.1f} hours on an RTX 3090")
-        if plan.stage in diagnosis.remedies:
-            changes = [f"{change} ({peak / 1e9:.2f} GB)" for change, peak in diagnosis.remedies[plan.stage].items()]
-            console.print(f"{plan.stage} fits after one of: {'; '.join(changes) or 'none alone, take a smaller base'}")
+    diagnosis = examine(config_file, budget and budget * 1e9, changes, online)
+    show(diagnosis, get_console())
     raise typer.Exit(0 if diagnosis.well else 1)

@@ -22,7 +22,7 @@ SHELL_PREFIX = (
     'command r1track "$@" || ( s=$?; echo "$3 $s" >"$2.failed"; exit $s ) );'
 )
 # The error that cli.Guarded wrote to the log of a stage: `stopped` by wrong input, or `failed` by any other error.
-ERROR = re.compile(r"(?s) r1track\.cli: (stopped|failed): (.*?)\n(?:Traceback|\S+RemoteTraceback:) ")
+ERROR = re.compile(r"(?s) r1track\.console: (stopped|failed): (.*?)\n(?:Traceback|\S+RemoteTraceback:) ")
 REMEDIES = {
     r"OutOfMemory|MemoryError|allocate memory|status 137": MEMORY,
     r"status (130|143)": "it was interrupted: the same command continues from there",

@@ -8,6 +8,7 @@ import numpy as np
 
 from r1track.ability import records, verdict, vqa
 from r1track.core import config, files, sequences
+from r1track.core.provenance import Provenance
 from r1track.core.records import MergeRecord
 from r1track.reporting import report
 from r1track.tracking import score, track
@@ -27,12 +28,12 @@ def make_run(results: Path, root: Path, settings: config.Settings = SETTINGS, bo
     for stage in config.NEEDS:
         files.write_json(results / "config" / f"{stage}.json", config.stage_values(settings, stage))
     stage = {name: config.stage_values(settings, name) for name in config.NEEDS}
-    listing, manifest = files.Provenance("sample", {"list": root / "list.txt"}), results / "pairs" / "manifest.json"
+    listing, manifest = Provenance("sample", {"list": root / "list.txt"}), results / "pairs" / "manifest.json"
     files.write_json(manifest, {"settings": stage["sample"], "pairs": 8})
     listing.write(manifest.with_name("provenance.json"), notes={"settings": stage["sample"]})
     adapter, merged = results / "adapters" / "grpo", results / "models" / "grpo"
-    trained = files.Provenance("train", {"pairs": manifest})
-    summed = files.Provenance("merge", {"adapter": adapter, "pairs": manifest})
+    trained = Provenance("train", {"pairs": manifest})
+    summed = Provenance("merge", {"adapter": adapter, "pairs": manifest})
     rows = [{"step": k, "reward": k / 9, "iou": k / 9, "parsed": 1.0, "kl": None} for k in range(1, 10)]
     files.write_text(adapter / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     files.write_text(adapter / "adapter_model.safetensors", "weights")
@@ -56,7 +57,7 @@ def make_tracks(
     out = results / "tracks" / model / "toy-val"
     track.run(settings, f"peer:{peer}", root, out)
     if boxes:
-        record = files.Provenance("track", {"split": root})
+        record = Provenance("track", {"split": root})
         for sequence in sequences.read_split(root):
             np.savetxt(out / sequence.name / f"{sequence.name}_001.txt", boxes(sequence), fmt="%.3f", delimiter=",")
         record.write(out / "provenance.json", notes={"settings": config.stage_values(settings, "track")})
@@ -65,7 +66,7 @@ def make_tracks(
 
 def make_answers(folder: Path, wrong: int, settings: config.Settings) -> None:
     """Thirty answered questions, the first `wrong` of them wrongly."""
-    record, rows = files.Provenance("vqa", {"model": folder / "weights"}), []
+    record, rows = Provenance("vqa", {"model": folder / "weights"}), []
     for k in range(30):
         row = {"doc_id": str(k), "input": "Which colour?", "target": "red", "targets": ["red"], "metric": "exact"}
         answer = records.Answer(**row, image=str(k), filtered_resps="blue" if k < wrong else "red")

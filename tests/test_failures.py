@@ -91,7 +91,7 @@ def end_stage(folder: Path, status: int, text: str) -> Path:
 
 
 BEFORE = "2026-01-01 00:00:00,000 INFO r1track.training.train: step 5: loss 0.1\n"
-CAUGHT = "2026-01-01 00:00:01,000 DEBUG r1track.cli: "
+CAUGHT = "2026-01-01 00:00:01,000 DEBUG r1track.console: "
 TRACE = "\nTraceback (most recent call last):\n  File x\nValueError: y\n"
 CASES = {
     "a user's error, in several lines": (

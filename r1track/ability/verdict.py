@@ -20,6 +20,7 @@ from r1track.ability.records import Decision, ScoredAnswer, SetStatistics, SetVe
 from r1track.core import config, files, schema, statistics
 from r1track.core.boxes import Array
 from r1track.core.errors import MissingFile, UserError
+from r1track.core.provenance import Provenance
 
 log = logging.getLogger(__name__)
 FLIPS = 20  # items shown per set whose score changed
@@ -32,7 +33,7 @@ def run(settings: config.Settings, base: Path, tuned: Sequence[Path], out: Path)
     A loss of ability is a result, not an error: `gate` stops the run for it, after the report is written. Raises
     UserError for folders that hold no answers, or have the same name.
     """
-    record = files.Provenance("verdict", {"base": base, **{f"tuned {folder.name}": folder for folder in tuned}})
+    record = Provenance("verdict", {"base": base, **{f"tuned {folder.name}": folder for folder in tuned}})
     if len({folder.name for folder in tuned}) < len(tuned):
         raise UserError(f"{', '.join(map(str, tuned))}: two folders of one name; rename one of them")
     notes = {"settings": config.stage_values(settings, "verdict")}

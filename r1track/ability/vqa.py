@@ -23,6 +23,7 @@ from r1track.ability.questions import Item
 from r1track.ability.records import Answer, Manifest, Repeat, ScoredAnswer, SetFigures
 from r1track.core import config, files, prompts, schema
 from r1track.core.folders import check_replaceable, resumed_folder
+from r1track.core.provenance import Provenance, git_commit
 
 if TYPE_CHECKING:
     from r1track.ability.kl import Probe
@@ -42,13 +43,13 @@ def run(settings: config.Settings, model: str, out: Path, pairs: Path | None = N
     from r1track.core import models
 
     check_replaceable(out, "vqa")  # before questions are loaded
-    record = files.Provenance("vqa", {"model": model}, settings.model.revision)
+    record = Provenance("vqa", {"model": model}, settings.model.revision)
     vqa, base = settings.vqa, models.resolve_model_dir(settings.model.base, settings.model.revision)
     limits = settings.model.model_copy(update={"max_pixels": vqa.max_pixels or settings.model.max_pixels})
     chosen = {name: question_sets.load(name, spec, vqa.seed, limits) for name, spec in vqa.sets.items()}
     folder, stage = models.resolve_model_dir(model, settings.model.revision), config.stage_values(settings, "vqa")
     weights = record.inputs["model"].sha256
-    manifest = Manifest(model=model, weights=weights, commit=files.git_commit(), settings=stage)
+    manifest = Manifest(model=model, weights=weights, commit=git_commit(), settings=stage)
     with resumed_folder(out, manifest.as_json(), "vqa") as work:
         path = work / "manifest.json"
         sets = dict(files.read_record(path, Manifest).sets) if path.is_file() else {}

@@ -12,6 +12,7 @@ from huggingface_hub.repocard_data import ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from r1track.core import files, prompts
+from r1track.core.provenance import ProvenanceRecord
 from r1track.core.records import MergeRecord
 
 FOLDER = '"."  # this folder'
@@ -55,7 +56,7 @@ def _origin(model: str, commit: str | None) -> tuple[str, str | None]:
     merged = Path(model) / "merge.json"
     if not merged.is_file():
         return model, commit
-    record = files.read_record(merged.with_name("provenance.json"), files.ProvenanceRecord)
+    record = files.read_record(merged.with_name("provenance.json"), ProvenanceRecord)
     return _origin(files.read_record(merged, MergeRecord).base, record.base)
 
 

@@ -20,6 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 from r1track.core import files, schema
 from r1track.core.errors import MissingFile, UserError, reading
 from r1track.core.prompts import Messages
+from r1track.core.train_schema import Lora
 
 disable_progress_bar()  # the stages have progress bars of their own
 Images = Sequence[Sequence[Image.Image]]  # of each question, in the order of their places
@@ -161,7 +162,7 @@ def check_finite(tensors: Iterable[tuple[str, torch.Tensor]], folder: Path) -> N
             raise UserError(f"{folder}: {name} holds NaN or infinity; copy the weights again, or train again")
 
 
-def make_adapter(lora: schema.Lora) -> LoraConfig:
+def make_adapter(lora: Lora) -> LoraConfig:
     """The LoRA adapter: on the named linear layers of the language model and, with `vision`, on the vision tower's."""
     targets = rf".*language_model.*\.({'|'.join(lora.targets)})"
     if lora.vision:

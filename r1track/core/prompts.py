@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from r1track.core.boxes import Array
-from r1track.core.schema import BoxForm, Task
+from r1track.core.schema import Task
+from r1track.core.section import BoxForm
 
 TEMPLATE_HEAD = "The first image is the template. The target in it has the box "
 SECOND_HEAD = ". The second image shows it later:"

@@ -10,6 +10,7 @@ from pyarrow.parquet import read_table, write_table
 from r1track.core import files, prompts
 from r1track.core.folders import atomic_folder
 from r1track.core.pairs import PairRow
+from r1track.core.provenance import Provenance
 from r1track.core.schema import Task
 from r1track.data import shards
 from r1track.data.formats import COLUMNS
@@ -21,7 +22,7 @@ def export(pairs: Path, form: str, task: Task) -> None:
     """Write the pairs in the folder `pairs` in a format, to the folder `pairs`-form beside it."""
     columns = Features(COLUMNS[form])
     task = task if form == "easyr1" else task.model_copy(update={"think": False})  # pairs hold no reasoning to learn
-    provenance = files.Provenance("export", {"pairs": pairs / "manifest.json"})
+    provenance = Provenance("export", {"pairs": pairs / "manifest.json"})
     with atomic_folder(pairs.with_name(f"{pairs.name}-{form}"), "export") as folder:
         for shard in sorted(pairs.glob("*/*.parquet")):
             (folder / shard.parent.name).mkdir(exist_ok=True)

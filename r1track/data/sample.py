@@ -25,6 +25,7 @@ from r1track.core import config, files
 from r1track.core.errors import UserError
 from r1track.core.folders import check_replaceable, resumed_folder
 from r1track.core.pairs import FEATURES, HUB_FEATURES
+from r1track.core.provenance import Provenance
 from r1track.core.schema import Sample
 from r1track.core.sequences import detect, read_list
 from r1track.data import formats, shards
@@ -121,7 +122,7 @@ def run(settings: config.Settings, root: Path | None, out: Path, processes: int 
     root = None if settings.sample.hub else root
     if root is None and not settings.sample.hub:
         raise UserError("nothing to sample from; give --root, or set sample.hub")
-    provenance = files.Provenance("sample", {"list": root / "list.txt"} if root else {})
+    provenance = Provenance("sample", {"list": root / "list.txt"} if root else {})
     manifest, makers = _plan(settings, root) if root else formats.plan(settings)
     manifest = {"settings": config.stage_values(settings, "sample"), **manifest}
     with resumed_folder(out, json.loads(json.dumps(manifest)), "sample") as folder:

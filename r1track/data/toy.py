@@ -15,8 +15,8 @@ from PIL import Image
 from rich.progress import track as progress
 
 from r1track.core.boxes import Array, clip
-from r1track.core.files import Provenance
 from r1track.core.folders import atomic_folder
+from r1track.core.provenance import Provenance
 from r1track.core.schema import Settings
 
 WIDTH, HEIGHT = 192, 144

@@ -14,11 +14,14 @@ from typing import Literal, NamedTuple
 
 import torch
 from packaging.requirements import Requirement
+from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from r1track.core import config, files, hub, models
 from r1track.core.errors import UserError
 from r1track.core.images import read_image
+from r1track.core.provenance import ProvenanceRecord, hardware
 from r1track.core.sequences import Sequence, read_split
 from r1track.preflight import memory
 from r1track.training import backend
@@ -196,12 +199,13 @@ def _reporter(settings: config.Settings) -> Iterator[Line]:
 
 def _hours(settings: config.Settings, results: Path) -> Iterator[Line]:
     """For every arm its hours at the pace of a training run here on this card, whose settings may differ in steps."""
-    here, wanted = files.hardware(), config.flat(config.stage_values(settings, "train"))
-    place, steps = here.gpu.name if here.gpu else here.cpu, {"sft": "train.sft.steps", "grpo": "train.steps"}
+    here, steps = hardware(), {"sft": "train.sft.steps", "grpo": "train.steps"}
+    place = here.gpu.name if here.gpu else here.cpu
     for arm in settings.train.arms:
+        wanted = config.flat(config.stage_values(settings, config.stage_file("train", arm)))
         finding = f"not measured on {place}: no training with these settings, steps aside, in {results}/"
         for file in sorted(results.glob(f"*/adapters/{arm}/provenance.json")):
-            record = files.read_record(file, files.ProvenanceRecord)
+            record = files.read_record(file, ProvenanceRecord)
             done = config.flat(record.settings or {})
             differ = {name for name in done | wanted if done.get(name) != wanted.get(name)}
             same = (record.hardware.gpu or record.hardware.cpu) == (here.gpu or here.cpu)
@@ -261,3 +265,18 @@ def peaks(diagnosis: Diagnosis) -> Table:
     table.add_row("moment", *(plan.peak[1] for plan in plans))
     table.add_row(f"into {budget / 1e9:.1f} GB", *("fits" if plan.peak[0] <= budget else "too large" for plan in plans))
     return table
+
+
+def show(diagnosis: Diagnosis, console: Console) -> None:
+    """Print the findings, the planned memory, hours on another card, and what would make a stage fit."""
+    for state, subject, finding in diagnosis.lines:
+        colour = {"ok": "green", "warning": "yellow", "error": "bold red"}[state]
+        console.print(Text.assemble((f"{state:9}", colour), (subject, "bold"), "  ", finding), soft_wrap=True)
+    if diagnosis.plans:
+        console.print(peaks(diagnosis))
+    for plan in diagnosis.plans:
+        if plan.flops:
+            console.print(f"{plan.stage}: {plan.flops:.1e} operations, about {plan.hours:.1f} hours on an RTX 3090")
+        if plan.stage in diagnosis.remedies:
+            fitting = [f"{change} ({peak / 1e9:.2f} GB)" for change, peak in diagnosis.remedies[plan.stage].items()]
+            console.print(f"{plan.stage} fits after one of: {'; '.join(fitting) or 'none alone, take a smaller base'}")

@@ -18,7 +18,8 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from r1track.core import files, generation, models
 from r1track.core.config_errors import PATCH, contradiction
 from r1track.core.errors import MissingFile
-from r1track.core.schema import Settings, Train
+from r1track.core.schema import Settings
+from r1track.core.train_schema import Train
 from r1track.training import backend
 
 Terms = dict[str, float]

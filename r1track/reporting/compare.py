@@ -14,10 +14,11 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import permutation_test
 
-from r1track.core import config, files
+from r1track.core import config
 from r1track.core.boxes import Array
 from r1track.core.errors import UserError
 from r1track.core.folders import check_replaceable
+from r1track.core.provenance import Provenance
 from r1track.core.statistics import BLOCK, bootstrap_p, crossed_bootstrap, holm
 from r1track.reporting.records import Json
 from r1track.reporting.report import write
@@ -127,7 +128,7 @@ def run(folders: list[Path], out: Path) -> None:
     if len({folder.resolve() for folder in folders}) < max(2, len(folders)):
         raise UserError(f"{' '.join(map(str, folders))}: give two or more results folders, none of them twice")
     inputs = {str(folder / part): folder / part for folder in folders for part in ("config", "scores")}
-    provenance, comparison = files.Provenance("compare", inputs), compare(folders)
+    provenance, comparison = Provenance("compare", inputs), compare(folders)
     write(out, provenance, "compare", {"tables": _tables(comparison)}, comparison.as_json())
 
 

@@ -18,6 +18,7 @@ from huggingface_hub.repocard_data import EvalResult
 
 from r1track.core import card, files
 from r1track.core.errors import UserError
+from r1track.core.provenance import ProvenanceRecord
 from r1track.reporting.records import Summary
 from r1track.reporting.report import environment
 from r1track.reporting.summary import read_as
@@ -45,7 +46,7 @@ def prepare(results: Path, arm: str, what: Literal["adapter", "model"], repo: st
         raise UserError(f"--repo {repo}: no name of a model on the hub; give USER/NAME")
     part, stage = FOLDERS[what]
     folder = results / part / arm
-    record = read_as(files.ProvenanceRecord, folder / "provenance.json", stage)
+    record = read_as(ProvenanceRecord, folder / "provenance.json", stage)
     summary = read_as(Summary, results / "report" / "summary.json", "report")
     if files.hashes(folder) != record.outputs:
         raise UserError(f"{folder}: not as `{stage}` left it; `r1track verify {results}` names the files")

@@ -6,7 +6,7 @@ AO, SR.50 and SR.75 are shares from 0 to 1, as in scores/; figures of general ab
 from typing import Any, Literal
 
 from r1track.ability.records import Decision, Divergence
-from r1track.core.files import KeptAdapter
+from r1track.core.provenance import KeptAdapter
 from r1track.core.records import Record
 from r1track.tracking.score import Interval
 

@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from r1track.core import config, files, schema
 from r1track.core.folders import atomic_folder, check_replaceable
+from r1track.core.provenance import Provenance
 from r1track.reporting import plots, strips
 from r1track.reporting.records import Json, Summary
 from r1track.reporting.summary import BASE, NONE, Run, interval, number, read_run, summarise
@@ -33,13 +34,13 @@ def run(settings: config.Settings, results: Path, out: Path, name: str = "") -> 
     """
     check_replaceable(out, "report")  # before the work
     inputs = {name: results / name for name in ("config", "scores", "vqa/verdict.json")}
-    provenance, run = files.Provenance("report", inputs), read_run(results)
+    provenance, run = Provenance("report", inputs), read_run(results)
     summary = summarise(run, name)
     write(out, provenance, "summary", _page_parts(settings.report, run, summary), summary.model_dump(mode="json"))
     log.info("%s: %s", out / "index.html", summary.judgement)
 
 
-def write(out: Path, provenance: files.Provenance, name: str, parts: dict[str, Any], data: Json) -> None:
+def write(out: Path, provenance: Provenance, name: str, parts: dict[str, Any], data: Json) -> None:
     """Write index.html and <name>.md, <name>.json with `data`, and provenance.json to the folder `out`.
 
     parts: what the templates <name>.html.j2 and <name>.md.j2 need, by name.

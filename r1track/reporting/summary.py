@@ -8,10 +8,12 @@ from typing import NamedTuple, get_args
 from pydantic import TypeAdapter
 
 from r1track.ability.records import Verdicts, read_rows
-from r1track.core import config, files, schema
+from r1track.core import config, files
 from r1track.core.errors import MissingFile, UserError
-from r1track.core.files import Input, ProvenanceRecord, RecordT
+from r1track.core.files import RecordT
+from r1track.core.provenance import Input, ProvenanceRecord
 from r1track.core.records import MergeRecord
+from r1track.core.section import Arm
 from r1track.reporting import paper, records
 from r1track.reporting.records import Change, Json, SetSummary
 from r1track.tracking.score import Scores, paired_difference
@@ -19,7 +21,7 @@ from r1track.tracking.score import Scores, paired_difference
 BASE = "base"
 NONE = "–"  # in place of a figure that is not there
 PEERS = {"static": "the static box", "template": "the template matcher", "csrt": "CSRT", "oracle": "the oracle"}
-TRAINED = (BASE, *get_args(schema.Arm))  # the other models are peers, or third-party ones, which are shown as peers
+TRAINED = (BASE, *get_args(Arm))  # the other models are peers, or third-party ones, which are shown as peers
 LORA = {"nf4": "over NF4 weights", "none": "over unquantised weights"}
 FEW = 30  # with fewer sequences, a bootstrap over them says little
 NOTES = {

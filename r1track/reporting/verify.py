@@ -17,12 +17,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
+from rich.console import Console
 from rich.progress import track as progress
+from rich.table import Table
+from rich.text import Text
 
 from r1track.ability import records, verdict, vqa
 from r1track.core import config, files, schema
 from r1track.core.errors import MissingFile, UserError
-from r1track.core.files import ProvenanceRecord as Record
+from r1track.core.provenance import ProvenanceRecord as Record
+from r1track.core.provenance import git_commit
 from r1track.reporting import report
 from r1track.reporting.summary import read_as, read_settings, result_of, unnamed
 from r1track.tracking import score
@@ -88,7 +92,7 @@ class Run:
             paths = [source.path for source in record.inputs.values()]
             sources = later if record.stage == "report" else paths  # a report is made from all results
             state = "stale" if any(path.endswith(later) for path in sources) else "differs"
-            commit, here = record.git_commit, files.git_commit()
+            commit, here = record.git_commit, git_commit()
             words += f"; made at commit {commit[:12]}, this is {here[:12]}" if commit != here else ""
         return Finding(state, str(file), words)
 
@@ -204,3 +208,22 @@ def examine(results: Path) -> dict[str, list[Finding]]:
                 words = f"cannot be checked: {type(error).__name__}: {fault}"
                 findings[kind].append(Finding(state, result_of(place), words))
     return findings
+
+
+def show(checks: dict[str, list[Finding]], console: Console) -> int:
+    """Print how many checks ended in which state, and what does not agree; returns how many failed."""
+    agrees, *faults, missing = STATES
+    table = Table("checked", *STATES)
+    for kind, findings in checks.items():
+        table.add_row(kind, *(str(sum(finding.state == state for finding in findings)) for state in STATES))
+    console.print(table)
+    findings = [finding for findings in checks.values() for finding in findings]
+    for state, file, words in sorted(findings, key=lambda finding: STATES.index(finding.state)):
+        if state != agrees:
+            line = Text.assemble((f"{state:9}", "yellow" if state == missing else "red"), (file, "bold"), "  ", words)
+            console.print(line, soft_wrap=True)
+    failed = sum(finding.state in faults for finding in findings)
+    skipped = sum(finding.state == missing for finding in findings)
+    word, count = "[red]Verification failed" if failed else "[green]Verified", len(findings) - skipped
+    console.print(f"{word}[/]: {failed} of {count} checks failed, {skipped} were not possible.", soft_wrap=True)
+    return failed

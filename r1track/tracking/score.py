@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from r1track.core.boxes import Array, iou, xywh_to_xyxy
 from r1track.core.errors import UserError
-from r1track.core.files import Provenance, json_text
+from r1track.core.files import json_text
+from r1track.core.provenance import Provenance
 from r1track.core.sequences import Sequence, detect, read_list, read_split
 from r1track.core.statistics import BLOCK
 from r1track.tracking.track_files import Track, read_track

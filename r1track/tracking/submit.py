@@ -12,7 +12,7 @@ import numpy as np
 
 from r1track.core.boxes import Array
 from r1track.core.errors import UserError, reading
-from r1track.core.files import Provenance
+from r1track.core.provenance import Provenance
 from r1track.core.sequences import read_list, read_split
 from r1track.tracking.track_files import BOXES, TIMES, as_text, read_result
 

@@ -28,9 +28,10 @@ from r1track.core.boxes import Array
 from r1track.core.config import stage_values
 from r1track.core.crops import fits
 from r1track.core.errors import UserError
-from r1track.core.files import Provenance, ProvenanceRecord, cores, hashes, read_record, write_json
+from r1track.core.files import cores, hashes, read_record, write_json
 from r1track.core.folders import atomic_folder, check_replaceable, link_folder, resumed_folder
 from r1track.core.images import read_image
+from r1track.core.provenance import Provenance, ProvenanceRecord
 from r1track.core.schema import Settings, Task
 from r1track.core.sequences import Sequence, read_split
 from r1track.tracking import predictors

@@ -18,6 +18,7 @@ import torch
 
 from r1track.core import schema
 from r1track.core.errors import UserError
+from r1track.core.train_schema import Train
 
 log = logging.getLogger(__name__)
 Backend = Literal["unsloth", "transformers"]
@@ -40,7 +41,7 @@ def choose(wanted: Literal["auto", "unsloth", "transformers"]) -> Backend:
     return "unsloth" if installed and cuda and wanted != "transformers" else "transformers"
 
 
-def trainer_name(train: schema.Train, arm: str) -> Trainer:
+def trainer_name(train: Train, arm: str) -> Trainer:
     """The class of trl_patches.py that trains an arm, over either backend."""
     return "SFTTrainer" if arm == "sft" else "SharedPrefixTrainer" if train.shared_prefix else "GRPOTrainer"
 

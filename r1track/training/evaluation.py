@@ -15,8 +15,8 @@ from transformers import TrainerCallback
 from trl.models.utils import unwrap_model_for_generation
 
 from r1track.core import generation, models, prompts, schema
-from r1track.core.files import KeptAdapter
 from r1track.core.pairs import held_out_rows, questions
+from r1track.core.provenance import KeptAdapter
 from r1track.training import rewards
 from r1track.training.shared_prefix import complete
 

@@ -18,6 +18,7 @@ from r1track.core import card, config, files, models
 from r1track.core.errors import UserError
 from r1track.core.folders import atomic_folder, check_replaceable
 from r1track.core.pairs import held_out
+from r1track.core.provenance import Provenance, ProvenanceRecord
 from r1track.core.records import MergeRecord
 
 log = logging.getLogger(__name__)
@@ -110,8 +111,8 @@ def run(settings: config.Settings, model: str, adapter: Path, pairs: Path | None
     check_replaceable(out, "merge")  # before a base is fetched
     inputs: dict[str, Path | str] = {"model": model, "adapter": adapter}
     inputs |= {"pairs": pairs / "manifest.json"} if pairs else {}
-    provenance = files.Provenance("merge", inputs, settings.model.revision)
-    made = files.read_record(adapter / "provenance.json", files.ProvenanceRecord)
+    provenance = Provenance("merge", inputs, settings.model.revision)
+    made = files.read_record(adapter / "provenance.json", ProvenanceRecord)
     trained = made.quantize
     if settings.merge.base == "dequantised" and trained == "none":
         raise UserError(f"{adapter}: trained over 16 bits, not over dequantised weights; take merge.base original")

@@ -32,6 +32,8 @@ from r1track.core.errors import UserError, naming
 from r1track.core.folders import atomic_folder, locked
 from r1track.core.pairs import OTHERS, first_row, questions, shards
 from r1track.core.pairs import load as open_pairs
+from r1track.core.provenance import Provenance
+from r1track.core.train_schema import Sft, Train
 from r1track.training import backend, checkpoints, own_reward, progress, rewards, trl_patches
 from r1track.training.evaluation import Evaluation
 from r1track.training.shared_prefix import make_rollout
@@ -74,7 +76,7 @@ def make_reward(settings: config.Settings, examples: Path) -> Reward:
     return reward
 
 
-def _common(settings: config.Settings, scratch: Path, arm: schema.Train | schema.Sft, samples: int) -> dict[str, Any]:
+def _common(settings: config.Settings, scratch: Path, arm: Train | Sft, samples: int) -> dict[str, Any]:
     """Trainer arguments that both arms share; samples: per optimiser step."""
     train, cuda = settings.train, torch.cuda.is_available()
     return {
@@ -245,7 +247,7 @@ def _train(settings: config.Settings, arm: str, model: str, pairs: Path, scratch
     made_from: dict[str, Path | str] = {"pairs": pairs / "manifest.json", "model": model}
     if file := own_reward.source(settings.train.reward):
         made_from["reward"] = file
-    provenance = files.Provenance("train", made_from, settings.model.revision)
+    provenance = Provenance("train", made_from, settings.model.revision)
     folder = models.resolve_model_dir(model, settings.model.revision)
     models.check_weights(folder)  # of a damaged base, before checkpoints of the whole one are deleted
     stage = config.stage_values(settings, config.stage_file("train", arm))

@@ -13,6 +13,7 @@ from peft import AutoPeftModel
 from toys import toy_pairs, toy_split
 
 from r1track.core import card, config, files, models, prompts
+from r1track.core.provenance import Provenance
 from r1track.core.records import MergeRecord
 from r1track.core.sequences import Sequence, read_split
 from r1track.tracking import track
@@ -158,7 +159,7 @@ def test_a_model_over_a_merged_one_names_the_base_of_both(tmp_path: Path) -> Non
     sft = tmp_path / "models" / "sft"
     record = MergeRecord(update_kept=1, pairs=0, base=HUB, onto="original")
     files.write_json(sft / "merge.json", record.model_dump())
-    files.Provenance("merge", {"model": HUB}).write(sft / "provenance.json")
+    Provenance("merge", {"model": HUB}).write(sft / "provenance.json")
     known = files.read_json(sft / "provenance.json")
     files.write_json(sft / "provenance.json", {**known, "base": "c0ffee"})
     made = written(tmp_path, "adapter", str(sft), {"splits": {"train": {"pairs": 7, "sequences": ["a-1"]}}})

@@ -9,6 +9,7 @@ import pytest
 
 from r1track.core import files
 from r1track.core.errors import MissingFile, UserError
+from r1track.core.provenance import PACKAGES, Provenance, ProvenanceRecord, versions
 
 
 def write(folder: Path, **notes: object) -> Path:
@@ -17,13 +18,13 @@ def write(folder: Path, **notes: object) -> Path:
     (folder / "list.txt").write_text("a\n")
     (folder / "out" / "made.txt").write_text("made")
     inputs = {"split": folder / "list.txt", "model": "nobody/nothing"}
-    files.Provenance("track", inputs).write(folder / "out" / "provenance.json", seed=3, notes=notes)
+    Provenance("track", inputs).write(folder / "out" / "provenance.json", seed=3, notes=notes)
     return folder / "out" / "provenance.json"
 
 
 def test_a_provenance_names_its_inputs_with_place_and_hash(tmp_path):
     path = write(tmp_path, frames=7)
-    record = files.read_record(path, files.ProvenanceRecord)
+    record = files.read_record(path, ProvenanceRecord)
     listing = tmp_path / "list.txt"
     assert files.read_json(path)["inputs"] == {
         "split": {"path": str(listing), "sha256": files.hash_file(listing)},
@@ -46,16 +47,16 @@ def test_a_record_of_another_form_is_refused_by_file_and_field(change, field, tm
     path = write(tmp_path)
     files.write_json(path, {**files.read_json(path), **change})
     with pytest.raises(ValueError, match=rf"provenance\.json: {field}: .*; delete it and rerun the stage"):
-        files.read_record(path, files.ProvenanceRecord)
+        files.read_record(path, ProvenanceRecord)
 
 
 def test_the_packages_that_shape_a_gpu_result_are_recorded():
-    assert {"unsloth", "unsloth_zoo", "triton", "accelerate", "torchvision", "torchao"} < set(files.PACKAGES)
-    assert {"torch", "accelerate"} < files.versions().keys()
+    assert {"unsloth", "unsloth_zoo", "triton", "accelerate", "torchvision", "torchao"} < set(PACKAGES)
+    assert {"torch", "accelerate"} < versions().keys()
 
 
 def test_the_processor_time_of_children_counts(tmp_path):
-    provenance = files.Provenance("sample", {})
+    provenance = Provenance("sample", {})
     burn = "import time\nwhile time.process_time() < 0.5: pass"
     subprocess.run([sys.executable, "-S", "-c", burn], check=True)
     provenance.write(tmp_path / "provenance.json")

@@ -13,7 +13,8 @@ import torch
 from test_cli import run
 from toys import bare_sequence, toy_split
 
-from r1track.core import config, files, hub, models
+from r1track.core import config, files, hub, models, provenance
+from r1track.core.provenance import Card, Hardware, Provenance
 from r1track.preflight import doctor, memory
 
 pytestmark = pytest.mark.usefixtures("logging_as_it_was")
@@ -138,33 +139,39 @@ def test_a_question_set_is_a_package_a_folder_or_looked_for_in_the_hubs_cache(
     assert bad(examined())["vqa.sets.easy-vqa"][1] == "the package easy-vqa; `pip install easy-vqa==1.0`"
 
 
-def test_the_hours_are_those_of_a_training_here_or_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    here = files.Hardware(cpu="a processor", cores=2, gpu=files.Card(name="A Card", memory_gib=24.0))
-    monkeypatch.setattr(files, "hardware", lambda: here)
-    subject, start = "hours of train grpo", "not measured on A Card: no training with these settings"
+@pytest.mark.parametrize(("arm", "steps"), [("grpo", {"steps": 10}), ("sft", {"sft": {"steps": 10}})])
+def test_the_hours_are_those_of_a_training_here_or_not_measured(
+    arm: str, steps: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = Hardware(cpu="a processor", cores=2, gpu=Card(name="A Card", memory_gib=24.0))
+    for module in (doctor, provenance):
+        monkeypatch.setattr(module, "hardware", lambda: here)
+    subject, start = f"hours of train {arm}", "not measured on A Card: no training with these settings"
 
     def hours(**train: Any) -> str:
-        (line,) = (line for line in examined(train=train).lines if line.subject == subject)
+        (line,) = (line for line in examined(train={"arms": [arm], **train}).lines if line.subject == subject)
         assert line.state == "ok"
         return line.finding
 
     assert hours().startswith(start)
-    record = files.Provenance("train", {})
-    settings = config.stage_values(config.resolve({"train": {"steps": 10}}), "train")
+    record = Provenance("train", {})
+    settings = config.stage_values(config.resolve({"train": steps}), config.stage_file("train", arm))
     notes = {"train_seconds": 20.0, "settings": settings}
-    record.write(Path("results/short/adapters/grpo/provenance.json"), notes=notes)
-    assert hours(steps=1800) == "1.00 on A Card, at 2 seconds per step as measured in results/short/adapters/grpo"
-    assert hours(steps=1800, beta=0.5).startswith(start)
-    monkeypatch.setattr(files, "hardware", lambda: here.model_copy(update={"gpu": None}))
-    assert hours(steps=1800).startswith("not measured on a processor: ")
+    record.write(Path(f"results/short/adapters/{arm}/provenance.json"), notes=notes)
+    wanted: dict[str, Any] = {"steps": 1800} if arm == "grpo" else {"sft": {"steps": 1800}}
+    assert hours(**wanted) == f"1.00 on A Card, at 2 seconds per step as measured in results/short/adapters/{arm}"
+    assert hours(**wanted, weight_decay=0.5).startswith(start)
+    monkeypatch.setattr(doctor, "hardware", lambda: here.model_copy(update={"gpu": None}))
+    assert hours(**wanted).startswith("not measured on a processor: ")
 
 
 def test_an_extra_model_has_a_line_of_its_own(tmp_path: Path) -> None:
     shutil.copytree(models.TINY, tmp_path / "other")
-    (line,) = (one for one in examined(track={"extra": {"model": "other"}}).lines if one.subject == "track.extra.model")
-    assert line == ("ok", "track.extra.model", "other, 0.00 GB here")
-    assert bad(examined(track={"extra": {"model": "./gone"}}))["track.extra.model"][0] == "error"
-    found = bad(examined(track={"extra": {"model": "some/tracker", "revision": "abc"}}))["track.extra.model"]
+    field, one = "track.extra.rival.model", {"model": "other"}
+    (line,) = (line for line in examined(track={"extra": {"rival": one}}).lines if line.subject == field)
+    assert line == ("ok", field, "other, 0.00 GB here")
+    assert bad(examined(track={"extra": {"rival": {"model": "./gone"}}}))[field][0] == "error"
+    found = bad(examined(track={"extra": {"rival": {"model": "some/tracker", "revision": "abc"}}}))[field]
     assert found[0] == "warning"
     assert found[1].startswith("some/tracker, abc; it is to be downloaded; ")
 

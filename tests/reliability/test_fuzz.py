@@ -26,6 +26,7 @@ from toys import toy_split
 from r1track.ability import metrics, questions, records, verdict
 from r1track.core import config, files, images, pairs, schema
 from r1track.core.errors import UserError
+from r1track.core.provenance import ProvenanceRecord
 from r1track.core.records import MergeRecord
 from r1track.core.sequences import read_sequence, read_split
 from r1track.data import formats
@@ -207,7 +208,7 @@ RECORDS = {
     "scores/base/toy-val.json": Record(lambda path: files.read_record(path, score.Scores), 200),
     "adapters/grpo/log.jsonl": Record(summary._log, 200),
     "adapters/grpo/examples/step-000010.json": Record(lambda path: files.read_record(path, strips.Example), 200),
-    "adapters/grpo/provenance.json": Record(lambda path: files.read_record(path, files.ProvenanceRecord), 200),
+    "adapters/grpo/provenance.json": Record(lambda path: files.read_record(path, ProvenanceRecord), 200),
     "models/grpo/merge.json": Record(lambda path: files.read_record(path, MergeRecord), 200),
     "pairs/manifest.json": Record(lambda path: files.read_record(path, pairs.PairsManifest), 200),
     "config/report.json": Record(lambda path: summary.read_settings(path.parents[1]), 100),

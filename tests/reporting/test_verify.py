@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from r1track import cli
 from r1track.core import config, files, models
+from r1track.core.provenance import Provenance
 from r1track.reporting import verify
 from r1track.tracking import score
 
@@ -224,7 +225,7 @@ def test_what_is_missing_is_counted_and_no_fault(results):
 
 def test_a_result_is_held_against_the_embedded_base_that_it_was_made_from(results):
     place = results / "vqa/base/provenance.json"
-    base = files.Provenance("vqa", {"model": "tiny"}).inputs["model"].model_dump()
+    base = Provenance("vqa", {"model": "tiny"}).inputs["model"].model_dump()
     assert base == {"path": "tiny", "sha256": files.hash_path(models.TINY)}
     for source, state in ((base, "agrees"), ({"path": "tiny", "sha256": "0" * 64}, "stale")):
         files.write_json(place, {**files.read_json(place), "inputs": {"model": source}})
@@ -241,7 +242,7 @@ def test_a_base_on_the_hub_is_recorded_by_its_commit_and_held_against_the_cached
     files.write_text(home / "refs/main", commit)
     copy = shutil.copytree(models.TINY, home / "snapshots" / commit)
     assert models.resolve_model_dir(name) == files.resolve_path(name, commit) == copy
-    record = files.Provenance("vqa", {"model": name})
+    record = Provenance("vqa", {"model": name})
     assert record.inputs
     newer = shutil.copytree(copy, home / "snapshots" / ("f" * 40))
     files.write_text(home / "refs/main", newer.name)  # one that comes out while the stage runs

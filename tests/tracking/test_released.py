@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from r1track.core import config, models, prompts, schema
 from r1track.core.errors import MissingFile, UserError
 from r1track.core.files import read_json
+from r1track.core.train_schema import Lora
 from r1track.tracking import predictors, track
 from r1track.tracking.track_files import read_track
 
@@ -88,7 +89,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapter")
     torch.manual_seed(0)
     model = models.load_weights(models.TINY, torch.float32)
-    adapted = get_peft_model(model, models.make_adapter(schema.Lora(rank=4, vision=True)))
+    adapted = get_peft_model(model, models.make_adapter(Lora(rank=4, vision=True)))
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)

@@ -1,0 +1,80 @@
+"""The console: options that several commands have, how errors are shown, and the log."""
+
+import json
+import logging
+import signal
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import get_console
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.text import Text
+from typer.core import TyperGroup
+
+from r1track.core.errors import UserError, environment_fault
+
+log = logging.getLogger(__name__)
+Export = StrEnum("Export", ["sharegpt", "easyr1"])
+Config = Annotated[Path, typer.Option("--config", help="config.yaml, or results/<run>/config/<stage>.json.")]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("-o", metavar="FIELD=VALUE", help="Change a field: -o train.steps=9. May be given several times."),
+]
+Root = Annotated[Path, typer.Option(help="Folder of a split: list.txt and sequences, as in GOT-10k or another layout.")]
+OutDir = Annotated[Path, typer.Option(help="Folder to write. It appears when it is complete.")]
+OutFile = Annotated[Path, typer.Option(help="JSON file to write.")]
+BaseModel = Annotated[str, typer.Option(help="Model to start from: folder, hub id, or `tiny`.")]
+Tracker = Annotated[
+    str, typer.Option(help="Model that tracks: folder, hub id, `tiny`, extra:NAME, peer:static|template|oracle|csrt.")
+]
+Server = Annotated[str | None, typer.Option("--endpoint", help="URL of an OpenAI-compatible server with the model.")]
+
+
+class Guarded(TyperGroup):
+    """The commands; an error that the user can act on is one message and exit code 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
+            message = str(error) if isinstance(error, UserError) else environment_fault(error)
+            if message is None:
+                log.debug("failed: %s: %s", type(error).__name__, error, exc_info=True)
+                raise
+            Console(stderr=True).print(Text(f"error: {message}", style="bold red"), soft_wrap=True)
+            log.debug("stopped: %s", message, exc_info=True)  # DEBUG goes to the log file alone; `failures` reads it
+            raise typer.Exit(2) from error
+
+
+def start_log(log_file: Path | None) -> None:
+    """Show messages on the terminal, and write them with times to a file, if one is given.
+
+    Raises UserError for a file that is there and is no log.
+    """
+    handlers: list[logging.Handler] = [RichHandler(logging.INFO, get_console(), show_path=False)]
+    if log_file is not None:
+        if log_file.exists() and log_file.suffix != ".log":
+            raise UserError(f"--log {log_file}: is there, and its name does not end with .log; give another name")
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(log_file, mode="w", encoding="utf-8"))
+        handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=handlers, force=True)
+    logging.getLogger("r1track").setLevel(logging.DEBUG)
+    logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)  # warns of kernels that nothing here needs
+    logging.captureWarnings(True)
+    signal.signal(signal.SIGTERM, _end)
+
+
+def _end(number: int, _: Any) -> None:
+    """Let the blocks that are open clean up: locks and unfinished folders are removed."""
+    raise SystemExit(128 + number)
+
+
+def with_change(changes: list[str] | None, field: str, value: str | None) -> list[str]:
+    """The changes, and that of a field that has an option of its own, if it is given."""
+    return [*(changes or []), *([f"{field}={json.dumps(value)}"] if value else [])]

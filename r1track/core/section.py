@@ -1,0 +1,40 @@
+"""Section: the base of the configuration's groups of fields, and the types that several of them have."""
+
+from os.path import expanduser
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+Place = Annotated[str, AfterValidator(expanduser)]  # a path, or a hub id
+NAME = r"^\w[\w.-]{0,99}$"  # of a folder or file of results; hidden ones are those of results that are not complete
+Name = Annotated[str, Field(pattern=NAME)]
+Schedule = Literal["constant_with_warmup", "linear", "cosine"]
+Layout = Literal["auto", "got10k", "otb", "lasot", "tnl2k", "vot", "vot-flat", "nfs", "trackingnet", "uav123"]
+Arm = Literal["sft", "grpo"]
+Peer = Literal["static", "template", "oracle", "csrt"]
+BoxForm = Literal["rounded", "truncated"]
+Percent = Annotated[float, Field(ge=0, le=100)]
+Layer = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def _holds_question(prompt: str) -> str:
+    if "{question}" not in prompt:
+        raise ValueError(f"prompt {prompt!r} has no place {{question}}; write it where the question belongs")
+    return prompt
+
+
+def _holds_places(prompt: str) -> str:
+    for place in ("{template}", "{search}", "{box}"):
+        if prompt.count(place) != 1:
+            raise ValueError(f"prompt {prompt!r} must hold {place} once; write it where it belongs")
+    return prompt
+
+
+Around = Annotated[str, AfterValidator(_holds_question)]  # a text around a question
+Prompt = Annotated[str, AfterValidator(_holds_places)]  # a tracking question
+
+
+class Section(BaseModel):
+    """A group of fields: frozen, strict about types, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
