@@ -164,7 +164,16 @@ def preset_table() -> str:
 
     rows = ["| preset | model | pairs | arms | peak memory, planned | hours on an RTX 3090, planned | measured |"]
     rows.append("|---|---|---|---|---|---|---|")
-    for name in ("r1track-5k", "r1track-5k-think", "r1track-100k", "best", "best-7b"):
+    presets = (
+        "r1track-5k",
+        "r1track-5k-hub",
+        "r1track-5k-think",
+        "r1track-100k",
+        "r1track-100k-hub",
+        "best",
+        "best-7b",
+    )
+    for name in presets:
         settings = resolve({"preset": name})
         plans = memory.plan(settings)
         peak, hours = max(plan.peak[0] for plan in plans) / 1e9, sum(plan.hours for plan in plans)

@@ -233,15 +233,18 @@ def run(settings: config.Settings, arm: str, model: str, pairs: Path, scratch: P
         raise UserError(
             f"train.report_to = {train.report_to!r}: not installed; `pip install {train.report_to}`, or set it to none"
         )
-    shards(pairs / "train")  # before anything is written, and checkpoints of other pairs are deleted
+    kind = backend.enter(train.backend, scratch)
+    for split in ("train", "val") if train.eval_every else ("train",):
+        shards(pairs / split)  # before anything is written, and checkpoints of other pairs are deleted
     if ":" in train.reward:
         own_reward.try_on(train.reward, first_row(pairs / "train"), settings.task.think)
     with atomic_folder(out, "train") as temp_path, locked(scratch):
-        _train(settings, arm, model, pairs, scratch, temp_path)
+        _train(settings, arm, model, pairs, scratch, temp_path, kind)
 
 
-def _train(settings: config.Settings, arm: str, model: str, pairs: Path, scratch: Path, out: Path) -> None:
-    kind = backend.enter(settings.train.backend, scratch)
+def _train(
+    settings: config.Settings, arm: str, model: str, pairs: Path, scratch: Path, out: Path, kind: backend.Backend
+) -> None:
     for name, value in {"WANDB_PROJECT": PROJECT, "WANDB_DIR": str(scratch)}.items():
         os.environ.setdefault(name, value)
     made_from: dict[str, Path | str] = {"pairs": pairs / "manifest.json", "model": model}

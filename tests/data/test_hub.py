@@ -42,7 +42,7 @@ THREE = (
     "and by bounding box [5,6,50,60] in <image_{}>;\n2. Return its [x_min, y_min, x_max, y_max] in <image_{}>."
 )
 STEP = {"steps": 1, "save_every": 1, "prompts_per_step": 2, "group": 4, "micro_batch": 4, "learning_rate": 1e-3,
-        "max_tokens": 16, "sft": {"steps": 1, "batch": 4, "micro_batch": 2}}  # fmt: skip
+        "max_tokens": 16, "eval_every": 0, "sft": {"steps": 1, "batch": 4, "micro_batch": 2}}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

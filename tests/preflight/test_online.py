@@ -51,7 +51,7 @@ def run(folder: Path, command: str, **env: str) -> subprocess.CompletedProcess[s
 
 
 def configure(folder: Path, sets: dict[str, Any], extra: str | None = None) -> None:
-    values = {"preset": "demo", "vqa": {"sets": sets}, "track": {"extra": {"model": extra}}}
+    values = {"preset": "demo", "vqa": {"sets": sets}, "track": {"extra": {"rival": {"model": extra}} if extra else {}}}
     (folder / "config.yaml").write_text(json.dumps(values))
 
 
@@ -68,7 +68,7 @@ def test_the_doctor_opens_each_set_and_model_and_says_what_is_wrong(mirror: Mirr
     assert done.returncode == 1, done.stderr
     read = f"some/Right-Set at {COMMIT}, one row of 'test' read, 0.00 GB; not in the cache"
     assert found["right"] == found["pinned"] == f"ok: {read}"
-    assert found["track.extra.model"] == f"ok: some/tracker at {COMMIT}, qwen2_5_vl, 0.00 GB; not in the cache"
+    assert found["track.extra.rival.model"] == f"ok: some/tracker at {COMMIT}, qwen2_5_vl, 0.00 GB; not in the cache"
     newest, page = "some/Right-Set at the newest commit", "https://huggingface.co/datasets/some"
     assert found["wrong-id"].startswith("error: some/wrong at the newest commit: there is no such repository; correct")
     assert found["wrong-commit"] == (
@@ -113,7 +113,7 @@ def test_what_was_fetched_or_downloaded_by_the_listed_lines_is_read_without_a_ne
     configure(tmp_path, {name: {**SETS[name], "items": 4} for name in ("right", "pinned")}, "some/tracker")
     before = run(tmp_path, "r1track fetch --list", HF_ENDPOINT=NOWHERE).stdout.splitlines()
     assert before == [
-        "hf download some/tracker  # track.extra.model, not in the cache",
+        "hf download some/tracker  # track.extra.rival.model, not in the cache",
         "hf download some/Right-Set --repo-type dataset  # vqa.sets.right, not in the cache",
         f"hf download some/Right-Set --repo-type dataset --revision {COMMIT}  # vqa.sets.pinned, not in the cache",
     ]
@@ -128,4 +128,4 @@ def test_what_was_fetched_or_downloaded_by_the_listed_lines_is_read_without_a_ne
     found = run(tmp_path, "r1track doctor", HF_HUB_OFFLINE="1").stdout
     assert lines(found)["right"] == "ok: some/Right-Set at the newest commit, 0.00 GB in the cache"
     assert lines(found)["pinned"] == f"ok: some/Right-Set at {COMMIT}, 0.00 GB in the cache"
-    assert lines(found)["track.extra.model"].startswith("ok: some/tracker, newest, 0.00 GB here")
+    assert lines(found)["track.extra.rival.model"].startswith("ok: some/tracker, newest, 0.00 GB here")

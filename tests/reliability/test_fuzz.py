@@ -278,13 +278,17 @@ def typed(image: Any) -> dict[str, Any] | None:
 
 @pytest.mark.filterwarnings("ignore")  # of Pillow, about what it reads nevertheless
 def test_rows_of_sample_hub(tmp_path: Path) -> None:
-    good = {"images": [{"bytes": PNG, "path": None}] * 2, "problem": "<image><image>Where?", "answer": "[1, 2, 30, 40]"}
+    good = {
+        "images": [{"bytes": PNG, "path": None}] * 2,
+        "problem": "<image><image>Where in image 2?",
+        "answer": "[1, 2, 30, 40]",
+    }
     good["images"][1] = {"bytes": picture("PNG", (48, 48)), "path": None}
-    rng, taken = np.random.default_rng(0), 0
+    rng, taken, settings = np.random.default_rng(0), 0, config.resolve({"preset": "demo"})
     for _ in range(500):
         row = {**good, **{key: accident(value, rng) for key, value in good.items() if rng.random() < 0.4}}
         row["images"] = [*map(typed, row["images"])] if isinstance(row["images"], list) else None
-        pair = formats._pair(row, tmp_path)
+        pair = formats._pair(row, tmp_path, settings)
         assert isinstance(pair, str) or (len(pair["images"]) >= 2 and pair["size"] > 0)
         taken += not isinstance(pair, str)
     assert 0 < taken < 500

@@ -86,7 +86,7 @@ def test_the_figures_are_those_of_greedy_answers_by_generate_and_every_row_that_
         own = rows[step]["seconds"] - rows[step]["held_out_seconds"]
         assert rows[step]["samples_per_second"] == pytest.approx(8 / own)
     made, truth = settings(**changes), held_out_rows(pairs, 7)
-    questions, images = held_out(pairs, 7, think=False)
+    questions, images = held_out(pairs, 7, made.task)
     for step, adapter in ((0, None), (4, tmp_path / "adapter")):
         loaded = models.load("tiny", made.model, adapter)
         answers = models.generate(loaded, questions, images, max_tokens=16, batch=7)
