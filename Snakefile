@@ -117,11 +117,8 @@ rule all:
     default_target: True
     input:
         [each.scores + each.submissions for each in STUDY.runs.values()],
-        expand(
-            "results/{run}/{result}",
-            run=STUDY.runs,
-            result=["vqa/verdict.json", "report/index.html", "vqa/kept"],
-        ),
+        expand("results/{run}/report/index.html", run=STUDY.runs),
+        [f"{each.results}/vqa/kept" for each in STUDY.runs.values() if each.trains],
         STUDY.page or [],
 
 

@@ -48,7 +48,7 @@ class Plan:
     settings: Settings
     results: str
     scratch: str
-    train: str | None  # None with sample.hub, which needs no sequences
+    train: str | None  # None with sample.hub, which needs no sequences, and where nothing is trained
     sets: dict[str, str]
     test: str | None  # the set that is GOT-10k's test split, whose true boxes only the GOT-10k server has
     arms: list[str]
@@ -61,6 +61,16 @@ class Plan:
         if self.train is None:
             return [] if files.on_hub(str(self.settings.sample.hub)) else [str(self.settings.sample.hub)]
         return [listing(self.train)]
+
+    @property
+    def trains(self) -> bool:
+        """Whether the run has anything to train. If not, there are no pairs, and general ability is not compared."""
+        return bool(self.arms)
+
+    @property
+    def general(self) -> str:
+        """What the report says of general ability rests on this file or folder."""
+        return f"{self.results}/vqa/{'verdict.json' if self.trains else 'base'}"
 
     @property
     def models(self) -> list[str]:
@@ -87,7 +97,8 @@ class Plan:
     def stage_files(self) -> list[str]:
         """The settings of all stages of the run, which its report lists."""
         data = self.settings.data
-        toy = any(path.startswith("toy/") for path in (data.train, *data.sets.values()))
+        splits = [*data.sets.values(), *([data.train] if self.trains else [])]
+        toy = any(path.startswith("toy/") for path in splits)
         unused = {SFT: "sft" not in self.arms, "toy": not toy}
         return [f"{self.results}/config/{name}.json" for name in STAGE_FILES if not unused.get(name)]
 
@@ -132,30 +143,27 @@ def make_plan(settings: Settings, toy: str = "") -> Plan:
 
     Raises ConfigError when the workflow cannot use a field or data are missing.
     """
-    if not settings.sample.val_pairs:
+    arms, peers = list[str](settings.train.arms), list[str](settings.track.peers)
+    if arms and not settings.sample.val_pairs:
         raise ConfigError("sample.val_pairs = 0: `merge` compares answers on held-out pairs; give at least 1")
+    if arms:
+        own_reward.source(settings.train.reward)
     _check_sources(settings)
-    if not settings.train.arms:
-        raise ConfigError(
-            "train.arms = []: the workflow compares a trained model with the base; name one, or use `track`"
-        )
     unknown = settings.track.starts.keys() - settings.data.sets.keys()
     if unknown:
         raise ConfigError(f"track.starts: {min(unknown)!r} is no set; take one of {list(settings.data.sets)}")
-    own_reward.source(settings.train.reward)
     if settings.track.endpoint.url:
         raise ConfigError("track.endpoint.url: the workflow loads its models here; set it to null (docs/tracking.md)")
     scratch = f"scratch/{settings.run}"
     toy = toy or f"{scratch}/toy"
-    train = None if settings.sample.hub else _split(settings.data.train, "data.train", toy)[0]
+    train = None if settings.sample.hub or not arms else _split(settings.data.train, "data.train", toy)[0]
     splits = {name: _split(path, f"data.sets.{name}", toy) for name, path in settings.data.sets.items()}
     tests = [name for name, (_, first) in splits.items() if first.startswith("GOT-10k_Test_")]
     if len(tests) > 1 or len(tests) == len(splits):
         fault = f"{tests} of {[*splits]} are test splits"
         raise ConfigError(f"data.sets: {fault}; keep at most one, and one set that can be scored")
     sets = {name: folder for name, (folder, _) in splits.items()}
-    test, arms, peers = next(iter(tests), None), list[str](settings.train.arms), list[str](settings.track.peers)
-    return Plan(settings, f"results/{settings.run}", scratch, train, sets, test, arms, peers)
+    return Plan(settings, f"results/{settings.run}", scratch, train, sets, next(iter(tests), None), arms, peers)
 
 
 def _check_sources(settings: Settings) -> None:

@@ -74,6 +74,8 @@ def make_study(layers: Sequence[Layer]) -> Study:
             for home in runs[run].homes.values():
                 folder = home.removeprefix("results/")
                 makers.setdefault(folder, replace(runs[run], results=home, scratch=f"scratch/{folder}"))
+    if len(settings.study.seeds) > 1 and not any(run.trains for run in runs.values()):
+        raise ConfigError("study.seeds: no run trains, so all seeds give the same results; leave `seeds` out")
     if len(runs) == 1:
         raise ConfigError(f"study: one run, {[*runs]}; give two seeds or variants, or take `study` out")
     return Study(results, runs, makers)
@@ -89,7 +91,8 @@ def _with_homes(settings: Settings) -> Plan:
 
     homes = {"toy": home("toy", "toy")}
     plan = make_plan(settings, f"scratch/{homes['toy'].removeprefix('results/')}/toy")
-    homes["pairs"] = home("pairs", "sample", plan.train)
+    if plan.trains:
+        homes["pairs"] = home("pairs", "sample", plan.train)
     for arm in plan.arms:
         adapter, first = f"adapters/{arm}", homes.get(f"models/{plan.initial_model(arm)}")
         homes[adapter] = home(adapter, stage_file("train", arm), homes["pairs"], first)

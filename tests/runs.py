@@ -24,9 +24,26 @@ Boxes = Callable[[sequences.Sequence], np.ndarray]
 
 
 def make_run(results: Path, root: Path, settings: config.Settings = SETTINGS, boxes: Boxes | None = None) -> Path:
-    """A run whose base never moves and whose grpo knows the truth, or answers `boxes`; its report is not made yet."""
+    """A run whose base never moves and whose grpo knows the truth, or answers `boxes`; its report is not made yet.
+
+    Where the settings train nothing, each third-party model knows the truth.
+    """
     for stage in config.NEEDS:
         files.write_json(results / "config" / f"{stage}.json", config.stage_values(settings, stage))
+    peers = {"static": "static", "base": "static"}
+    if settings.train.arms:
+        make_training(results, root, settings)
+    for model, peer in (peers | dict.fromkeys(settings.train.arms or settings.track.extra, "oracle")).items():
+        make_tracks(results, root, model, peer, settings, boxes if peer == "oracle" else None)
+    for model, wrong in [("base", 0), ("grpo", 2)][: 1 + len(settings.train.arms)]:
+        make_answers(results / "vqa" / model, wrong, settings)
+    if settings.train.arms:
+        verdict.run(settings, results / "vqa/base", [results / "vqa/grpo"], results / "vqa/verdict.json")
+    return results
+
+
+def make_training(results: Path, root: Path, settings: config.Settings) -> None:
+    """The pairs of a run, the adapter of grpo, and its merged model."""
     stage = {name: config.stage_values(settings, name) for name in config.NEEDS}
     listing, manifest = Provenance("sample", {"list": root / "list.txt"}), results / "pairs" / "manifest.json"
     files.write_json(manifest, {"settings": stage["sample"], "pairs": 8})
@@ -42,12 +59,6 @@ def make_run(results: Path, root: Path, settings: config.Settings = SETTINGS, bo
     checked = MergeRecord(pairs=64, agreement=0.984375, update_kept=1, base="tiny", onto="original")
     files.write_json(merged / "merge.json", checked.model_dump())
     summed.write(merged / "provenance.json", notes={"settings": stage["merge"]})
-    for model, peer in (("static", "static"), ("base", "static"), ("grpo", "oracle")):
-        make_tracks(results, root, model, peer, settings, boxes if model == "grpo" else None)
-    for model, wrong in (("base", 0), ("grpo", 2)):
-        make_answers(results / "vqa" / model, wrong, settings)
-    verdict.run(settings, results / "vqa/base", [results / "vqa/grpo"], results / "vqa/verdict.json")
-    return results
 
 
 def make_tracks(

@@ -40,9 +40,10 @@ class Source(NamedTuple):
 def sources(settings: Settings) -> list[Source]:
     """The models and data sets that a run would take from the hub, in the order of the configuration."""
     model, extras, sample = settings.model, settings.track.extra.items(), settings.sample
+    pairs = sample.hub if settings.train.arms else None  # which are needed for training alone
     named = [
         Source("model.base", "model", model.base, model.revision),
-        Source("sample.hub", "dataset", sample.hub or "", sample.hub_revision, None, "train", ("images",)),
+        Source("sample.hub", "dataset", pairs or "", sample.hub_revision, None, "train", ("images",)),
         *(Source(f"track.extra.{name}.model", "model", extra.model, extra.revision) for name, extra in extras),
         *(
             Source(

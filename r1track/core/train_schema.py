@@ -39,7 +39,7 @@ class Sft(Section):
 class Train(Section):
     """train: GRPO or supervised fine-tuning on the sampled pairs."""
 
-    arms: list[Arm] = Field(["grpo"], description="models to train; the verdict is about the last")
+    arms: list[Arm] = Field(["grpo"], description="models to train; the verdict is about the last; [] trains none")
     start: Literal["base", "sft"] = Field("base", description="initial model of grpo: the base or the merged sft model")
     backend: Literal["auto", "unsloth", "transformers"] = Field(
         "auto",

@@ -84,6 +84,8 @@ def _card(settings: config.Settings) -> Iterator[Line]:
     else:
         driver = f"torch is built for CUDA {torch.version.cuda}, so look at the driver"
         yield _line(torch.version.cuda is None, "card", "none", driver, "warning")
+    if not settings.train.arms:
+        return
     try:
         kind = backend.choose(settings.train.backend)
         backend.check_versions(kind)
@@ -122,9 +124,10 @@ def _models(settings: config.Settings, model: memory.Model) -> Iterator[Line]:
 def _data(settings: config.Settings) -> Iterator[Line]:
     """The splits, the pairs that are drawn from one of them, and what describes the targets of those that need it."""
     splits = {f"data.sets.{name}": path for name, path in settings.data.sets.items()}
-    if not (hub_set := settings.sample.hub):
+    arms, hub_set = settings.train.arms, settings.sample.hub
+    if arms and not hub_set:
         splits = {"data.train": settings.data.train, **splits}
-    elif not files.on_hub(hub_set):
+    if arms and hub_set and not files.on_hub(hub_set):
         remedy = "no such folder; give a folder, or the id of a data set on the hub"
         yield _line(Path(hub_set).is_dir(), "sample.hub", hub_set, remedy)
     for field, path in splits.items():
@@ -193,7 +196,7 @@ def _ask_hub(source: hub.Source) -> Line:
 
 def _reporter(settings: config.Settings) -> Iterator[Line]:
     name = settings.train.report_to
-    if name != "none":
+    if name != "none" and settings.train.arms:
         yield _line(find_spec(name) is not None, "train.report_to", name, f"not installed; `pip install {name}`")
 
 
@@ -217,6 +220,8 @@ def _hours(settings: config.Settings, results: Path) -> Iterator[Line]:
 
 
 def _disk(settings: config.Settings, model: memory.Model) -> Iterator[Line]:
+    if not settings.train.arms:
+        return  # tracks and answers are small
     sample, task, arms = settings.sample, settings.task, len(settings.train.arms)
     pairs = (sample.pairs + sample.val_pairs) * (task.templates + 1) * task.size**2 * PIXEL
     written = {"results": 2 * arms * model.parameters + pairs, "scratch": 2 * (model.adapter + model.optimiser) + pairs}

@@ -220,7 +220,7 @@ def _train(model: Model, settings: Settings, arm: str) -> StagePlan:
 
 
 def plan(settings: Settings) -> list[StagePlan]:
-    """The stages that use a card: each arm of training, `merge`, `track`, and `vqa` with its largest images.
+    """The stages that use a card: each arm of training and its `merge`, `track`, and `vqa` with its largest images.
 
     Of the models that answer in `merge`, the largest is the base with the adapter beside it; it sums on the CPU.
     Raises MissingFile where the base's shape is not known.
@@ -230,7 +230,8 @@ def plan(settings: Settings) -> list[StagePlan]:
     plans = [_train(model, settings, arm) for arm in settings.train.arms]
     track, vqa = settings.track, Batch(settings.vqa.batch, largest + 2 + WORDS, words, 4 * largest)
     merge = question(settings, *settings.answer_size)
-    batches = {"merge": merge, "track": question(settings, track.batch, track.max_tokens), "vqa": vqa}
+    batches = {"merge": merge} if settings.train.arms else {}
+    batches |= {"track": question(settings, track.batch, track.max_tokens), "vqa": vqa}
     for stage, batch in batches.items():
         resident: Terms = {"CUDA context": CONTEXT, "weights": model.weights["none"]}
         resident |= {"adapter": model.adapter} if stage == "merge" else {}

@@ -170,18 +170,19 @@ def _read(folder: Path) -> Run:
     """A run, without its group."""
     results = read_run(folder)
     summary, fields = summarise(results), config.flat(results.settings)
-    model, cost, seed = summary.verdict.model, summary.cost, fields.pop("seed")
-    fields["training split"] = [source.sha256 for source in results.record("pairs", "sample").inputs.values()]
+    model, cost, seed = summary.model, summary.cost, fields.pop("seed")
+    sources = results.record("pairs", "sample").inputs.values() if results.logs else ()
+    fields["training split"] = [source.sha256 for source in sources]
     figures, scores = dict[str, float | None](), dict[str, tuple[Scores, Scores]]()
     for name, score in summary.sets.items():
         fields[f"true boxes of {name}"] = results.split(model, name).sha256
         scores[name] = results.scores[name][model], results.scores[name][BASE]
-        row, change = score.models[model], score.differences[model].value
+        row, change = score.models[model], score.differences[model].value if model != BASE else None
         values = {"AO": row.ao, "SR.50": row.sr50, "SR.75": row.sr75, f"AO − {BASE}": change}
         values |= {f"AO, {key}": group.ao for key, group in scores[name][0].attributes.items()}
         figures |= {f"{name}: {key}": value for key, value in values.items()}
-    figures["general ability − base, points"] = summary.verdict.difference
-    figures["training, min"] = summary.training[model].minutes
+    figures["general ability − base, points"] = summary.verdict.difference if summary.verdict else None
+    figures["training, min"] = summary.training[model].minutes if results.logs else None
     figures["all stages, min"] = cost.wall_seconds / 60
     figures["memory, GiB"] = cost.peak_cpu_bytes / 2**30
     figures["GPU memory, GiB"] = cost.peak_gpu_bytes and cost.peak_gpu_bytes / 2**30
@@ -201,7 +202,7 @@ def _spreads(members: list[Run]) -> dict[str, Spread]:
 def _tests(groups: dict[str, list[Run]]) -> tuple[list[PairedTest], list[CrossedTest]]:
     """Every group against its base, and every two groups, on every set; p is not adjusted yet."""
     tests, crossed = list[PairedTest](), list[CrossedTest]()
-    pairs = [(f"{name} − {BASE} of {name}", members, members, 1) for name, members in groups.items()]
+    pairs = [(f"{name} − {BASE} of {name}", rows, rows, 1) for name, rows in groups.items() if rows[0].model != BASE]
     pairs += [(f"{two} − {one}", groups[two], groups[one], 0) for one, two in combinations(groups, 2)]
     for title, first, second, side in pairs:  # side: of the second, 0 tuned, 1 base
         for name in dict.fromkeys([*first[0].scores, *second[0].scores]):

@@ -20,18 +20,20 @@ def departures(settings: dict[str, Any]) -> list[Departure]:
     """Where resolved settings (sections by name) differ from the paper's, in the order of the settings.
 
     Settings with 50 000 pairs or more are compared with the paper's 100k setting, others with its 5k setting. Fields of
-    the supervised arm count only where it is trained. Fields that the settings lack are left out.
+    the supervised arm count only where it is trained, those of pairs and training only where anything is. Fields that
+    the settings lack are left out.
     """
     here = flat(settings)
     size = "large" if here.get("sample.pairs", 0) >= 50000 else "small"
     parts = [PAPER["always"], PAPER[size], PAPER["thinking" if here.get("task.think") else "plain"]]
-    supervised, order = "sft" in here.get("train.arms", []), list(here)
+    arms, order = here.get("train.arms", []), list(here)
+    idle = () if "sft" in arms else ("train.sft.",) if arms else ("data.train", "sample.", "train.")
     rows = [
         Departure(field=field, paper=value, here=here[field], source=source)
         for part in parts
         for source, fields in part.items()
         for field, value in fields.items()
-        if field in here and here[field] != value and (supervised or not field.startswith("train.sft."))
+        if field in here and here[field] != value and not field.startswith(idle)
         if field != "data.train" or "got10k" not in here[field].lower().replace("-", "")
     ]
     return sorted(rows, key=lambda row: order.index(row.field))

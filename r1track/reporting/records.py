@@ -28,7 +28,7 @@ class Change(Record):
 class ModelScore(Record):
     """A model's score on a set. ao_interval: of 95 %. peers: the model minus each peer. words: which peers it beats."""
 
-    kind: Literal["base", "tuned", "peer"]
+    kind: Literal["base", "tuned", "peer"]  # tuned: compared with the base, see summary.compared
     ao: float
     ao_interval: Interval
     sr50: float
@@ -67,6 +67,13 @@ class ArmVerdict(Decision, extra="ignore"):
     margin: float
     kl: dict[str, Divergence]
     sets: dict[str, QuestionSet]
+
+
+class Answered(Record):
+    """Questions of a set, and the share of them that the base answers correctly, in percent."""
+
+    n: int
+    strict: float
 
 
 class MergeCheck(Record):
@@ -139,8 +146,10 @@ class Summary(Record):
     metric: str
     draws: int  # of the bootstrap
     sets: dict[str, SetSummary]
-    verdict: ArmVerdict  # on the last arm, which the run is for
+    model: str  # which the run is for: the last arm; where nothing is trained the last third-party model, or the base
+    verdict: ArmVerdict | None  # on it; None where nothing is trained
     verdicts: dict[str, ArmVerdict]
+    answered: dict[str, Answered]  # by set, where there is no verdict
     training: dict[str, ArmTraining]
     paper: list[PaperGroup]
     departures: list[Departure]

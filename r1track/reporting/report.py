@@ -33,8 +33,9 @@ def run(settings: config.Settings, results: Path, out: Path, name: str = "") -> 
     name: of the run, if not that of its folder. Raises UserError naming a file that is missing or does not fit.
     """
     check_replaceable(out, "report")  # before the work
-    inputs = {name: results / name for name in ("config", "scores", "vqa/verdict.json")}
-    provenance, run = Provenance("report", inputs), read_run(results)
+    run = read_run(results)
+    general = "vqa/verdict.json" if run.verdicts else f"vqa/{BASE}"
+    provenance = Provenance("report", {name: results / name for name in ("config", "scores", general)})
     summary = summarise(run, name)
     write(out, provenance, "summary", _page_parts(settings.report, run, summary), summary.model_dump(mode="json"))
     log.info("%s: %s", out / "index.html", summary.judgement)
@@ -55,7 +56,7 @@ def write(out: Path, provenance: Provenance, name: str, parts: dict[str, Any], d
 
 def _page_parts(wanted: schema.Report, run: Run, summary: Summary) -> dict[str, Any]:
     """What page and text show, by the names in their templates."""
-    tuned, think = summary.verdict.model, summary.settings["task"]["think"]
+    tuned, think = summary.model, summary.settings["task"]["think"]
     folders = {arm: run.results / "adapters" / arm / "examples" for arm in run.logs}
     changes = {name: _changes(models, tuned) for name, models in run.scores.items()}
     return {
@@ -73,9 +74,12 @@ def _page_parts(wanted: schema.Report, run: Run, summary: Summary) -> dict[str, 
 
 
 def _changes(scores: dict[str, Scores], model: str) -> dict[str, float | None]:
-    """The change of AO from the base to `model` by sequence, largest gain first; None, last, where no frame counts."""
+    """The change of AO from the base to `model` by sequence, largest gain first; None, last, where no frame counts.
+
+    Of the base itself its AO.
+    """
     pairs = {name: (row.ao, scores[model].sequences[name].ao) for name, row in scores[BASE].sequences.items()}
-    changes = {name: None if a is None or b is None else b - a for name, (a, b) in pairs.items()}
+    changes = {name: None if a is None or b is None else b - a * (model != BASE) for name, (a, b) in pairs.items()}
     return dict(sorted(changes.items(), key=lambda row: (row[1] is None, -(row[1] or 0), row[0])))
 
 
@@ -104,9 +108,11 @@ def _gib(size: int | None) -> str:
 
 def _seeds(settings: Json) -> str:
     """The seeds of a run in one sentence."""
-    uses = {"toy": "toy world", "vqa": "questions", "verdict": "bootstrap of the verdict"}
-    parts = [f"{use} {settings[name]['seed']}" for name, use in uses.items() if name in settings]
-    return f"Seeds: pairs and training {settings['seed']}, {', '.join(parts)}, bootstrap of the scores {SEED}."
+    trained = bool(settings["train"]["arms"])
+    uses = {"toy": "toy world", "vqa": "questions", **({"verdict": "bootstrap of the verdict"} if trained else {})}
+    parts = [f"pairs and training {settings['seed']}"] * trained
+    parts += [f"{use} {settings[name]['seed']}" for name, use in uses.items() if name in settings]
+    return f"Seeds: {', '.join(parts)}, bootstrap of the scores {SEED}."
 
 
 def _setting(value: Any) -> str:

@@ -3,17 +3,16 @@
 import math
 import re
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 from pydantic import TypeAdapter
 
-from r1track.ability.records import Verdicts, read_rows
+from r1track.ability.records import Manifest, Verdicts, read_rows
 from r1track.core import config, files
 from r1track.core.errors import MissingFile, UserError
 from r1track.core.files import RecordT
 from r1track.core.provenance import Input, ProvenanceRecord
 from r1track.core.records import MergeRecord
-from r1track.core.section import Arm
 from r1track.reporting import paper, records
 from r1track.reporting.records import Change, Json, SetSummary
 from r1track.tracking.score import Scores, paired_difference
@@ -21,7 +20,6 @@ from r1track.tracking.score import Scores, paired_difference
 BASE = "base"
 NONE = "–"  # in place of a figure that is not there
 PEERS = {"static": "the static box", "template": "the template matcher", "csrt": "CSRT", "oracle": "the oracle"}
-TRAINED = (BASE, *get_args(Arm))  # the other models are peers, or third-party ones, which are shown as peers
 LORA = {"nf4": "over NF4 weights", "none": "over unquantised weights"}
 FEW = 30  # with fewer sequences, a bootstrap over them says little
 NOTES = {
@@ -34,12 +32,15 @@ GENERAL = {
     "INCONCLUSIVE": "whether its general ability is retained is not decided",
     "INVALID": "the check of its general ability is invalid",
 }
+UNTRAINED = "no model was trained, so general ability was not compared"
 
 
 class Run(NamedTuple):
     """The results of a run, read and checked, as far as the configuration names them; without the report.
 
     settings: the preset's name, and resolved sections by name. scores: by set, and by model in the order of `_models`.
+    compared: the base and the models that the run is for, the last of them above all: see `_compared`. verdicts: None
+    where nothing is trained; then manifest is that of the base's answers.
     logs: of each arm in the order of training, see training/progress.py. records: the results by their paths, with
     their provenance, in the order in which they were finished.
     """
@@ -47,7 +48,9 @@ class Run(NamedTuple):
     results: Path
     settings: Json
     scores: dict[str, dict[str, Scores]]
-    verdicts: Verdicts
+    compared: list[str]
+    verdicts: Verdicts | None
+    manifest: Manifest | None
     logs: dict[str, list[Json]]
     records: dict[str, ProvenanceRecord]
 
@@ -73,6 +76,7 @@ def read_run(results: Path) -> Run:
     scored = [name for name, path in sorted(settings["data"]["sets"].items()) if not _is_test(results, name, path)]
     if not scored:
         raise UserError(f"{results / 'config/report.json'}: data.sets: names no set that can be scored; add one")
+    arms, general = settings["train"]["arms"], results / "vqa"
     return Run(
         results=results,
         settings=settings,
@@ -80,8 +84,10 @@ def read_run(results: Path) -> Run:
             name: {m: read_as(Scores, results / f"scores/{m}/{name}.json", "score") for m in _models(settings)}
             for name in scored
         },
-        verdicts=read_as(Verdicts, results / "vqa" / "verdict.json", "verdict"),
-        logs={arm: _log(results / "adapters" / arm / "log.jsonl") for arm in settings["train"]["arms"]},
+        compared=_compared(settings),
+        verdicts=read_as(Verdicts, general / "verdict.json", "verdict") if arms else None,
+        manifest=None if arms else read_as(Manifest, general / BASE / "manifest.json", "vqa"),
+        logs={arm: _log(results / "adapters" / arm / "log.jsonl") for arm in arms},
         records=_records(results, unnamed(results, settings)),
     )
 
@@ -113,6 +119,11 @@ def _models(settings: Json) -> list[str]:
     return [BASE, *settings["train"]["arms"], *extras, *(peer for peer in PEERS if peer in peers)]
 
 
+def _compared(settings: Json) -> list[str]:
+    """The base and the arms, beside which third-party models are peers; these themselves where nothing is trained."""
+    return [BASE, *(settings["train"]["arms"] or settings["track"]["extra"])]
+
+
 def _is_test(results: Path, name: str, root: str) -> bool:
     """Whether a set is GOT-10k's test split, by its tracks or its list."""
     listing = Path(root, "list.txt")
@@ -123,12 +134,12 @@ def _is_test(results: Path, name: str, root: str) -> bool:
 def unnamed(results: Path, settings: Json) -> list[str]:
     """Results of models, arms or sets that the configuration does not name: of an earlier one, or made by hand."""
     arms, sets = settings["train"]["arms"], settings["data"]["sets"]
-    named = {f"vqa/{name}" for name in (BASE, "verdict.json", "kept")}
+    named = {f"vqa/{BASE}", *(("vqa/verdict.json", "vqa/kept", "pairs") if arms else ())}
     named |= {f"{folder}/{arm}" for folder in ("adapters", "models", "vqa") for arm in arms}
     for model in _models(settings):
         named |= {f"submission/{model}.zip", *(f"tracks/{model}/{name}" for name in sets)}
         named |= {f"scores/{model}/{name}.json" for name in sets}
-    patterns = ("adapters/*", "models/*", "vqa/*", "submission/*", "tracks/*/*", "scores/*/*")
+    patterns = ("pairs", "adapters/*", "models/*", "vqa/*", "submission/*", "tracks/*/*", "scores/*/*")
     places = {result_of(path.relative_to(results)) for pattern in patterns for path in results.glob(pattern)}
     return sorted(place for place in places - named if "/." not in place)
 
@@ -184,21 +195,21 @@ def peers_in_words(peers: dict[str, Change]) -> str:
     return f"beats {beaten}, not {' nor '.join(others)}" if others else f"beats {beaten}"
 
 
-def _model_score(model: str, scores: dict[str, Scores], draws: int) -> records.ModelScore:
+def _model_score(model: str, scores: dict[str, Scores], compared: list[str], draws: int) -> records.ModelScore:
     figures = scores[model].model_dump(exclude={"sequences", "curve"})
-    if model not in TRAINED:
+    if model not in compared:
         return records.ModelScore.model_validate({**figures, "kind": "peer", "peers": {}, "words": ""})
-    peers = {peer: _change(scores[model], scores[peer], draws) for peer in scores if peer not in TRAINED}
+    peers = {peer: _change(scores[model], scores[peer], draws) for peer in scores if peer not in compared}
     kind, words = "base" if model == BASE else "tuned", f"{model} {peers_in_words(peers)}"
     return records.ModelScore.model_validate({**figures, "kind": kind, "peers": peers, "words": words})
 
 
-def _set_summary(scores: dict[str, Scores], root: str, draws: int) -> SetSummary:
+def _set_summary(scores: dict[str, Scores], compared: list[str], root: str, draws: int) -> SetSummary:
     base = scores[BASE]
     text, count = f"{base.set} {root}".lower(), base.sequences_count
     few = [f"only {count} sequences: the intervals say little"] if count < FEW else []
     notes = [note for pattern, note in NOTES.items() if re.search(pattern, text)]
-    models = {model: _model_score(model, scores, draws) for model in scores}
+    models = {model: _model_score(model, scores, compared, draws) for model in scores}
     differences = {m: _change(scores[m], base, draws) for m, row in models.items() if row.kind == "tuned"}
     return SetSummary(sequences=count, frames=base.frames, notes=notes + few, models=models, differences=differences)
 
@@ -245,24 +256,30 @@ def _run_cost(rows: list[ProvenanceRecord]) -> records.RunCost:
     return records.RunCost(**_cost(rows).model_dump(), stages=stages)
 
 
-def judgement(sets: dict[str, SetSummary], verdict: records.ArmVerdict) -> str:
-    """One sentence on the model that the verdict is about; it claims only what the intervals show."""
-    model, parts = verdict.model, []
-    for name, summary in sets.items():
-        change, peers = summary.differences[model], summary.models[model].peers
-        ends = interval((change.low, change.high), 3, "+")
-        on, inside = ("on ", "") if change.low is None else ("", " holds 0")
-        figures = f"AO {change.value:+.3f} {on}{ends}"
-        claim = {
-            "above": f"{model} tracks better than {BASE} ({figures})",
-            "below": f"{model} tracks worse than {BASE} ({figures})",
-            "undecided": f"{model} is not shown to track better than {BASE} ({figures}{inside})",
-        }[change.told]
-        moves = "static" not in peers or peers["static"].told == "above"
-        join = "and" if moves == (change.told == "above") else "but"
-        doubt = "" if moves else ", so nothing shows yet that it tracks at all"
-        parts.append(f"on {name} {claim}, {join} it {peers_in_words(peers)}{doubt}")
-    sentence = "; ".join([*parts, GENERAL[verdict.verdict]])
+def _claim(model: str, summary: SetSummary) -> str:
+    """How a model tracks a set, beside the base and the peers; it claims only what the intervals show."""
+    peers = summary.models[model].peers
+    moves = "static" not in peers or peers["static"].told == "above"
+    against = f"{peers_in_words(peers)}{'' if moves else ', so nothing shows yet that it tracks at all'}"
+    if model == BASE:
+        return f"{model} {against}"
+    change = summary.differences[model]
+    ends = interval((change.low, change.high), 3, "+")
+    on, inside = ("on ", "") if change.low is None else ("", " holds 0")
+    figures = f"AO {change.value:+.3f} {on}{ends}"
+    claim = {
+        "above": f"{model} tracks better than {BASE} ({figures})",
+        "below": f"{model} tracks worse than {BASE} ({figures})",
+        "undecided": f"{model} is not shown to track better than {BASE} ({figures}{inside})",
+    }[change.told]
+    join = "and" if moves == (change.told == "above") else "but"
+    return f"{claim}, {join} it {against}"
+
+
+def judgement(sets: dict[str, SetSummary], models: list[str], general: str) -> str:
+    """One sentence on the models that the run is for; general: its words on general ability."""
+    parts = [f"on {name} {_claim(model, summary)}" for name, summary in sets.items() for model in models]
+    sentence = "; ".join([*parts, general])
     return f"{sentence[0].upper()}{sentence[1:]}."
 
 
@@ -270,24 +287,31 @@ def summarise(run: Run, name: str = "") -> records.Summary:
     """The summary of a run; name: if not that of its folder. Raises UserError when results do not fit together."""
     verdicts = {
         arm: records.ArmVerdict.model_validate({**verdict.model_dump(), "model": arm, "line": verdict.summary})
-        for arm, verdict in run.verdicts.models.items()
+        for arm, verdict in (run.verdicts.models if run.verdicts else {}).items()
     }
-    verdict = list(verdicts.values())[-1]
-    if verdict.model not in run.logs:
+    verdict = [*verdicts.values()][-1] if verdicts else None
+    if verdict and verdict.model not in run.logs:
         raise UserError(
             f"{run.results / 'vqa/verdict.json'}: the last verdict is about {verdict.model!r}, but the configuration "
             f"names {[*run.logs]}; run the stages `score` and `verdict` again"
         )
     draws = run.settings["score"]["draws"]
-    sets = {key: _set_summary(scores, run.split(BASE, key).path, draws) for key, scores in run.scores.items()}
+    sets = {
+        key: _set_summary(scores, run.compared, run.split(BASE, key).path, draws) for key, scores in run.scores.items()
+    }
+    model = verdict.model if verdict else run.compared[-1]
+    judged = [model] if verdict else run.compared[1:] or [BASE]
+    answered = run.manifest.sets if run.manifest else {}
     return records.Summary(
         run=name or run.results.resolve().name,
-        judgement=judgement(sets, verdict),
+        judgement=judgement(sets, judged, GENERAL[verdict.verdict] if verdict else UNTRAINED),
         metric=next(iter(run.scores.values()))[BASE].metric,
         draws=draws,
         sets=sets,
+        model=model,
         verdict=verdict,
         verdicts=verdicts,
+        answered={name: records.Answered(n=row.n, strict=row.strict) for name, row in answered.items()},
         training={arm: _training(run, arm) for arm in run.logs},
         paper=paper.score_groups(sets),
         departures=paper.departures(run.settings),

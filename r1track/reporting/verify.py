@@ -184,7 +184,7 @@ def _report(run: Run, place: Path, record: Record) -> Iterator[Finding]:
             whole = name == "summary.md" or all(Path(root.path).exists() for root in roots)
             yield finding if whole else Finding("missing", finding.file, "the frames of its film strips are not here")
     scored = [f"scores/{model}/{name}.json" for name, scores in now["sets"].items() for model in scores["models"]]
-    for file in ("vqa/verdict.json", *scored):
+    for file in (*(["vqa/verdict.json"] if now["verdict"] else []), *scored):
         if Path(f"{file}.provenance.json") not in run.records:
             yield Finding("differs", file, "has no provenance, so nothing says what it was made from")
 

@@ -2,7 +2,7 @@ rule report:
     input:
         config="results/{run}/config/report.json",
         settings=lambda w: PLANS[w.run].stage_files,
-        pairs="results/{run}/pairs",
+        pairs=lambda w: f"results/{w.run}/pairs" if PLANS[w.run].trains else [],
         arms=lambda w: expand(
             "results/{run}/{part}/{arm}",
             run=w.run,
@@ -11,7 +11,7 @@ rule report:
         ),
         tracks=lambda w: PLANS[w.run].tracks,
         scores=lambda w: PLANS[w.run].scores,
-        verdict="results/{run}/vqa/verdict.json",
+        general=lambda w: PLANS[w.run].general,
         sources=plan.sources("report"),
     output:
         page=report(
