@@ -283,7 +283,7 @@ def test_rows_of_sample_hub(tmp_path: Path) -> None:
         "problem": "<image><image>Where in image 2?",
         "answer": "[1, 2, 30, 40]",
     }
-    good["images"][1] = {"bytes": picture("PNG", (48, 48)), "path": None}
+    good["images"][1] = {"bytes": picture("PNG", (56, 56)), "path": None}
     rng, taken, settings = np.random.default_rng(0), 0, config.resolve({"preset": "demo"})
     for _ in range(500):
         row = {**good, **{key: accident(value, rng) for key, value in good.items() if rng.random() < 0.4}}
