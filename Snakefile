@@ -37,19 +37,21 @@ except UserError as error:
 # Results are made in the folder of their run or, in a study of several runs, in shared ones: the wildcard `home`.
 PLANS = STUDY.plans
 STALE = {}  # see the rule `settings`
-for each in PLANS.values():
-    changes = plan.stale(each)
+for run_plan in PLANS.values():
+    changes = plan.stale(run_plan)
     STALE |= changes
     if changes and workflow.is_main_process:
         print(
-            f"Changed since {each.results} was made:",
+            f"Changed since {run_plan.results} was made:",
             *dict.fromkeys(sum(changes.values(), [])),
             sep="\n  ",
             file=sys.stderr,
         )
 
 DOWNLOADS = dict.fromkeys(
-    name for each in STUDY.runs.values() for name in plan.downloads(each.settings)
+    name
+    for run_plan in STUDY.runs.values()
+    for name in plan.downloads(run_plan.settings)
 )
 if DOWNLOADS and workflow.is_main_process:
     print(
@@ -102,9 +104,9 @@ wildcard_constraints:
     run=any_of(PLANS),
     home=any_of(STUDY.makers),
     stage=any_of(configuration.STAGE_FILES),
-    arm=any_of(arm for each in PLANS.values() for arm in each.arms),
-    model=any_of(model for each in PLANS.values() for model in each.models),
-    set=any_of(name for each in PLANS.values() for name in each.sets),
+    arm=any_of(arm for run_plan in PLANS.values() for arm in run_plan.arms),
+    model=any_of(model for run_plan in PLANS.values() for model in run_plan.models),
+    set=any_of(name for run_plan in PLANS.values() for name in run_plan.sets),
 
 
 localrules:
@@ -116,9 +118,13 @@ localrules:
 rule all:
     default_target: True
     input:
-        [each.scores + each.submissions for each in STUDY.runs.values()],
+        [run_plan.scores + run_plan.submissions for run_plan in STUDY.runs.values()],
         expand("results/{run}/report/index.html", run=STUDY.runs),
-        [f"{each.results}/vqa/kept" for each in STUDY.runs.values() if each.trains],
+        [
+            f"{run_plan.results}/vqa/kept"
+            for run_plan in STUDY.runs.values()
+            if run_plan.trains
+        ],
         STUDY.page or [],
 
 

@@ -66,7 +66,7 @@ def judge(base: Path, tuned: Path, rule: schema.Verdict) -> Verdict:
     """The verdict on two folders of answers, with everything that it rests on."""
     answers, tuned_answers = _read_folder(base), _read_folder(tuned)
     manifest, tuned_manifest = _read_manifest(base), _read_manifest(tuned)
-    faults, asked = _manifest_faults(manifest, tuned_manifest, rule), config.flat(manifest.settings)
+    faults, settings = _manifest_faults(manifest, tuned_manifest, rule), config.flat(manifest.settings)
     sets, draws = dict[str, SetVerdict](), list[Array]()
     for place, name in enumerate(sorted({*answers, *tuned_answers})):
         pairs, unpaired = _pair(name, answers.get(name, []), tuned_answers.get(name, []))
@@ -75,7 +75,7 @@ def judge(base: Path, tuned: Path, rule: schema.Verdict) -> Verdict:
             sets[name], set_draws = _compare(pairs, rule, [rule.seed, place])
             draws.append(set_draws)
             field = f"vqa.sets.{name}.published"
-            published = asked.get(f"{field}.{asked.get('model.base')}", asked.get(field))  # older: of the one base
+            published = settings.get(f"{field}.{settings.get('model.base')}", settings.get(field))
             if not isinstance(published, int | float | None):
                 where = f"{base / 'manifest.json'}: settings.{field}"
                 raise UserError(f"{where}: {published!r} is no number; run the stage `vqa` again")

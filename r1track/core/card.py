@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from r1track.core import files, prompts
 from r1track.core.provenance import ProvenanceRecord
 from r1track.core.records import MergeRecord
+from r1track.core.schema import Task
 
 FOLDER = '"."  # this folder'
 PENDING = "Not in this folder: `r1track push` adds them from the run's report."
@@ -37,16 +38,20 @@ def write(
         tags=["visual-object-tracking", "r1track", arm], **licence,
     )  # fmt: skip
     pairs = files.read_json(manifest) if manifest.is_file() else {}
-    asked = prompts.build([0, 0, 0, 0], think=settings["task"]["think"])[0]["content"]
-    texts = [part["text"].replace(prompts.numbers([0] * 4), "{box}") for part in asked if "text" in part]
+    task = Task.model_validate(settings["task"])
+    form = task.box if task.prompt else "rounded"
+    parts = [
+        part["text"].replace(prompts.numbers([0] * 4, form), "{box}") if "text" in part else None  # None: an image
+        for part in prompts.question(task, [0] * 4)[0]["content"]
+    ]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["quoted"] = json.dumps
     text = environment.get_template("card.md.j2").render(
         kind=kind, data=data, base=_name(base), commit=base_commit, licence=licence, over=_name(model), own=commit,
-        arm=arm, pairs=pairs, sequences=pairs.get("splits", {}).get("train", {}).get("sequences", []), texts=texts,
-        folder=FOLDER, pending=PENDING, **settings,
+        arm=arm, pairs=pairs, sequences=pairs.get("splits", {}).get("train", {}).get("sequences", []), parts=parts,
+        form=form, folder=FOLDER, pending=PENDING, **settings,
     )  # fmt: skip
     (folder / "README.md").write_text(text, encoding="utf-8")
 

@@ -21,11 +21,11 @@ def take_card(cards: Sequence[str] | None = None) -> None:
     cards: their numbers; by default all of this machine. Nothing happens with fewer than two, and where
     CUDA_VISIBLE_DEVICES is set, as schedulers do. Call it before anything starts CUDA.
     """
-    found = cards or [file.name.removeprefix("nvidia") for file in sorted(Path("/dev").glob("nvidia[0-9]*"))]
-    if "CUDA_VISIBLE_DEVICES" in os.environ or len(found) < 2:
+    numbers = cards or [file.name.removeprefix("nvidia") for file in sorted(Path("/dev").glob("nvidia[0-9]*"))]
+    if "CUDA_VISIBLE_DEVICES" in os.environ or len(numbers) < 2:
         return
     for attempt in count():
-        for card in found:
+        for card in numbers:
             try:
                 _locks.append(open_locked(Path(tempfile.gettempdir(), f"r1track-{os.getuid()}-card-{card}.lock")))
             except BlockingIOError:
@@ -34,5 +34,5 @@ def take_card(cards: Sequence[str] | None = None) -> None:
             log.info("card %s", card)
             return
         if not attempt:
-            log.warning("all %d cards are taken by other processes of r1track; waiting for one", len(found))
+            log.warning("all %d cards are taken by other processes of r1track; waiting for one", len(numbers))
         time.sleep(1)

@@ -258,10 +258,10 @@ class Decoder:
 
         mask: of the cache without drafts. taken: of every row's places, which are `places` with that before its draft.
         """
-        kept = max(row[-1] for row in taken)
-        cache.crop(kept + 1 - places)
-        if kept:
-            mask = torch.cat([mask, mask.new_tensor([[n in row for n in range(1, kept + 1)] for row in taken])], 1)
+        last = max(row[-1] for row in taken)
+        cache.crop(last + 1 - places)
+        if last:
+            mask = torch.cat([mask, mask.new_tensor([[n in row for n in range(1, last + 1)] for row in taken])], 1)
         longest = int(mask.sum(1).max())
         if mask.shape[1] - longest <= HOLES * max(1, 4 // len(mask)):
             return mask

@@ -103,9 +103,9 @@ def _texts(row: dict[str, Any], around: str) -> tuple[str, str] | None:
 
 def _compare_questions(rows: Dataset, name: str, settings: Settings) -> None:
     """Warn where the rows ask otherwise than the tracker will."""
-    asked, around = prompts.pattern(settings.task), settings.sample.hub_prompt
+    trackers, around = prompts.pattern(settings.task), settings.sample.hub_prompt
     texts = [_texts(row, around) for row in rows.remove_columns("images")]
-    if others := [text[0] for text in texts if text and not asked.fullmatch(text[0])]:
+    if others := [text[0] for text in texts if text and not trackers.fullmatch(text[0])]:
         log.warning(
             "%s: %d of %d questions are not the one that the tracker asks, which is task.prompt (docs/sampling.md); "
             "the first: %r", name, len(others), len(texts), others[0],

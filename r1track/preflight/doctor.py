@@ -160,9 +160,11 @@ def _texts(field: str, sequences: list[Sequence]) -> Line:
 
 
 def _pairs(pairs: int, sequences: int) -> Line:
-    each = pairs / sequences
-    finding = f"{pairs} from {sequences} sequences, {each:.3g} of each"
-    return _line(each <= MANY, "sample.pairs", finding, "that few targets are learnt by heart; take fewer", "warning")
+    density = pairs / sequences
+    finding = f"{pairs} from {sequences} sequences, {density:.3g} of each"
+    return _line(
+        density <= MANY, "sample.pairs", finding, "that few targets are learnt by heart; take fewer", "warning"
+    )
 
 
 def _sources(settings: config.Settings, online: bool) -> Iterator[Line]:

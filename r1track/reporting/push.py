@@ -61,20 +61,20 @@ def prepare(results: Path, arm: str, what: Literal["adapter", "model"], repo: st
 
 def _card(file: Path, repo: str, arm: str, summary: Summary) -> ModelCard:
     """The card that the stage wrote, with the name and the scores, in words and as the hub reads them."""
-    made = ModelCard.load(file)
-    if card.PENDING not in made.text or card.FOLDER not in made.text:
+    readme = ModelCard.load(file)
+    if card.PENDING not in readme.text or card.FOLDER not in readme.text:
         raise UserError(f"{file}: no card of this version of r1track; run the stage again that wrote it")
     results = environment().get_template("push.md.j2").render(summary=summary, arm=arm)
-    made.text = made.text.replace(card.PENDING, results.strip()).replace(card.FOLDER, json.dumps(repo))
-    made.data.model_name = repo.partition("/")[2]
-    made.data.eval_results = [
+    readme.text = readme.text.replace(card.PENDING, results.strip()).replace(card.FOLDER, json.dumps(repo))
+    readme.data.model_name = repo.partition("/")[2]
+    readme.data.eval_results = [
         EvalResult(
             task_type="visual-object-tracking", dataset_type=name, dataset_name=name, metric_type="average-overlap",
             metric_name="AO", metric_value=round(scores.models[arm].ao, 4),
         )
         for name, scores in summary.sets.items()
     ]  # fmt: skip
-    return made
+    return readme
 
 
 def upload(parts: Upload) -> str:

@@ -37,8 +37,8 @@ class Evaluation(TrainerCallback):
         self.processor = models.load_processor(model, settings.model)  # one of its own: the trainer changes its one
         self.rows = held_out_rows(pairs, train.eval_pairs)
         self.images = [prompts.places(*row) for row in zip(self.rows["images"], self.rows["problem"], strict=True)]
-        asked: Any = questions(self.rows, settings.task)
-        self.texts: Any = self.processor.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+        messages: Any = questions(self.rows, settings.task)
+        self.texts: Any = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         prompts_per_rollout = min(train.rollout_batch // train.group, train.prompts_per_step * train.rollout_steps)
         self.batch = train.sft.micro_batch if arm == "sft" else max(1, prompts_per_rollout)
 

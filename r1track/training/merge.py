@@ -112,15 +112,15 @@ def run(settings: config.Settings, model: str, adapter: Path, pairs: Path | None
     inputs: dict[str, Path | str] = {"model": model, "adapter": adapter}
     inputs |= {"pairs": pairs / "manifest.json"} if pairs else {}
     provenance = Provenance("merge", inputs, settings.model.revision)
-    made = files.read_record(adapter / "provenance.json", ProvenanceRecord)
-    trained = made.quantize
+    training = files.read_record(adapter / "provenance.json", ProvenanceRecord)
+    trained = training.quantize
     if settings.merge.base == "dequantised" and trained == "none":
         raise UserError(f"{adapter}: trained over 16 bits, not over dequantised weights; take merge.base original")
     folder = models.resolve_model_dir(model, settings.model.revision)
     with atomic_folder(out, "merge") as temp_path:
-        if made.settings and made.arm and "pairs" in made.inputs:
-            manifest = Path(made.inputs["pairs"].path)
-            card.write(temp_path, "model", made.settings, made.arm, model, provenance.base, folder, manifest)
+        if training.settings and training.arm and "pairs" in training.inputs:
+            manifest = Path(training.inputs["pairs"].path)
+            card.write(temp_path, "model", training.settings, training.arm, model, provenance.base, folder, manifest)
         share = _write_merged(folder, adapter, settings.merge.base, temp_path)
         measured: dict[str, Any] = {"pairs": 0}
         if pairs:

@@ -155,6 +155,26 @@ def test_pairs_of_the_hub_are_named_by_their_id_and_reasoning_is_asked_for(tmp_p
     assert np.allclose(box, (25 - side / 2, 40 - side / 2, side, side / 2))
 
 
+OWN = ("{template} {search}Find {box}.", "Find what is at {box} of {template} in {search}")
+
+
+@pytest.mark.parametrize("form", ["rounded", "truncated"])
+@pytest.mark.parametrize("prompt", OWN)
+def test_the_code_asks_the_question_of_the_configuration(prompt: str, form: str, tmp_path: Path) -> None:
+    task = {"prompt": prompt, "box": form}
+    settings = config.resolve({"preset": "r1track-5k", "task": task})
+    text = written(tmp_path, "model", HUB, {}, task=task).text
+    names: dict[str, Any] = {}
+    exec(BLOCK.findall(text)[0].partition("first, box =")[0], names)
+    first, frame = (transformers.image_utils.PIL.Image.new("RGB", (90, 60), color) for color in ("red", "blue"))
+    messages, images, _ = names["question"](first, (10.4, 20, 30, 40), frame, (10, 20, 30, 40))
+    side = np.ceil(np.sqrt(1200) * 4)
+    x, y = 10.4 - (25.4 - side / 2), 20 - (40 - side / 2)
+    box = np.array([x, y, x + 30, y + 40]) * 336 / side
+    assert messages == prompts.question(settings.task, box)
+    assert [image.getpixel((168, 168)) for image in images] == [(255, 0, 0), (0, 0, 255)]
+
+
 def test_a_model_over_a_merged_one_names_the_base_of_both(tmp_path: Path) -> None:
     sft = tmp_path / "models" / "sft"
     record = MergeRecord(update_kept=1, pairs=0, base=HUB, onto="original")

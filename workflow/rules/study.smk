@@ -29,7 +29,7 @@ rule compare:
     log:
         f"{STUDY.results}/logs/compare.log",
     params:
-        runs=[each.results for each in STUDY.runs.values()],
+        runs=[run_plan.results for run_plan in STUDY.runs.values()],
         out=subpath(output[0], parent=True),
     message:
         "Comparing the runs"
