@@ -29,7 +29,7 @@ from trl import GRPOConfig, SFTConfig
 from r1track.core import card, config, files, models, prompts, schema
 from r1track.core.crops import processed_size
 from r1track.core.errors import UserError, naming
-from r1track.core.folders import atomic_folder, locked
+from r1track.core.folders import atomic_folder, check_replaceable, locked
 from r1track.core.pairs import OTHERS, first_row, questions, shards
 from r1track.core.pairs import load as open_pairs
 from r1track.core.provenance import Provenance
@@ -226,6 +226,7 @@ def run(settings: config.Settings, arm: str, model: str, pairs: Path, scratch: P
     cannot do, then for missing pairs or model, for arguments that the trainer would not keep, and when the loss is not
     finite.
     """
+    check_replaceable(out, "train")
     train = settings.train
     if train.optimizer == "adamw_8bit" and not torch.cuda.is_available():
         raise UserError("train.optimizer = 'adamw_8bit': needs a CUDA card; take adamw_torch")

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor  # Playwright has a loop on th
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 from toys import toy_split
 
@@ -148,9 +149,13 @@ def download(page, button):
 
 
 def by_command(source, start, folder):
-    """The table and the video that `r1track video` writes for the same start."""
+    """The table and the frames of the video that `r1track video` writes for the same start."""
     video.run(config.resolve({}), source, "tiny", folder / "out.mp4", start, None)
-    return (folder / "out.csv").read_bytes(), (folder / "out.mp4").read_bytes()
+    return (folder / "out.csv").read_bytes(), pixels(folder / "out.mp4")
+
+
+def pixels(movie):
+    return np.stack([np.asarray(frame, dtype=float) for frame, _ in video.frames(movie)])
 
 
 def test_a_dragged_box_is_tracked_corrected_and_taken_away(open_page, clip, movie, tmp_path):
@@ -163,7 +168,11 @@ def test_a_dragged_box_is_tracked_corrected_and_taken_away(open_page, clip, movi
     finish(page)
     table, drawn = by_command(movie, box, tmp_path)
     assert download(page, "#get-boxes") == table
-    assert download(page, "#get-video") == drawn
+    (tmp_path / "page.mp4").write_bytes(download(page, "#get-video"))
+    shown = pixels(tmp_path / "page.mp4")
+    assert shown.shape == drawn.shape
+    # x264 encodes the same frames in other bytes from time to time: up to 1 of 255 apart. Boxes 3 pixels away make 3.
+    assert np.abs(shown - drawn).mean((1, 2, 3)).max() < 2
     page.locator("#slider").fill("6")
     assert page.locator("#place").inner_text().startswith("Frame 7 of 10: found")
     corrected = drag(page, (20, 30, 40, 50))
