@@ -144,12 +144,17 @@ def writer(provenance: Path) -> str | None:
     return record.get("stage") if isinstance(record, dict) else None
 
 
+def standing_above(path: Path) -> Path:
+    """The nearest thing above `path` that is there: a folder, or a file below which nothing can be written."""
+    return next(place for place in path.absolute().parents if place.exists())
+
+
 def check_file(path: Path, stage: str | None = None) -> None:
     """Raise UserError, with the remedy, for a file at `path`, unless its provenance says that `stage` wrote it.
 
     A provenance of another stage is not replaced either, nor can anything be written below a file.
     """
-    beside, above = provenance_of(path), next(folder for folder in path.absolute().parents if folder.exists())
+    beside, above = provenance_of(path), standing_above(path)
     ours = stage is not None and writer(beside) == stage
     faults = {
         path: os.path.lexists(path) and not (ours and path.is_file() and not path.is_symlink()),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from r1track.core.errors import UserError, naming
-from r1track.core.files import open_locked, read_json, sync, write_json, writer
+from r1track.core.files import open_locked, read_json, standing_above, sync, write_json, writer
 
 log = logging.getLogger(__name__)
 MARK = ".identity.json"  # in unfinished work: what it is the work of
@@ -48,8 +48,8 @@ def check_replaceable(path: Path, stage: str | None = None) -> None:
 
     A folder is a stage's if the provenance in it, or beside it, says so, and it does not hold the working folder.
     """
-    reason, above = "", next(folder for folder in path.absolute().parents if folder.exists())
-    if not above.is_dir():
+    reason = ""
+    if not standing_above(path).is_dir():
         reason = "lies below a file"
     elif path.is_symlink():
         reason = "is a link"
