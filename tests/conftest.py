@@ -2,8 +2,10 @@
 
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from browsers import CHROMIUM, MISSING
 
 LONG = ("test_demo", "test_arms", "test_track", "test_tutorial")
 
@@ -20,3 +22,16 @@ def logging_as_it_was() -> Iterator[None]:
     yield
     root.handlers[:], root.level, package.level = before
     logging.captureWarnings(False)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium; the test is skipped where there is none."""
+    if CHROMIUM is None:
+        pytest.skip(MISSING)
+    from playwright import sync_api
+
+    with sync_api.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()

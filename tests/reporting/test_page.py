@@ -4,20 +4,18 @@ Screenshots are left in build/screenshots.
 """
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
+from browsers import CHROMIUM, MISSING
 from small_run import NASTY, fail, small_run
 
 from r1track.core import config
 from r1track.reporting import report
 
-playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install -e '.[dev]'")
+pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install -e '.[dev]'")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed: see extra `dev`")
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=f"no browser: none of {', '.join(NAMES)} is on the PATH")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
 SHOTS = config.ROOT / "build" / "screenshots"
 SECTIONS = ("summary", "scores", "sequences", "training", "general", "strips", "cost", "making")
 
@@ -29,14 +27,6 @@ def page_file(tmp_path_factory):
     fail(results, root, "grpo", {("Toy_Val_000002", 5): "held", ("Toy_Val_000004", 7): "clipped"})
     report.run(config.load(results / "config/report.json"), results, results / "report")
     return results / "report" / "index.html"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

@@ -28,10 +28,8 @@ from r1track.core.errors import UserError
 from r1track.core.sequences import read_split
 from r1track.tracking import play, video
 
-playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install -e '.[dev]'")
+pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install -e '.[dev]'")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed: see extra `dev`")
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 SHOTS = config.ROOT / "build" / "screenshots"
 NASTY = "../../../<img src=x onerror=alert(1)>.mp4"
 
@@ -80,16 +78,6 @@ def server(tmp_path_factory):
         rest, _ = process.communicate(timeout=30)
     assert (process.returncode, rest) == (0, "")
     assert list(folder.iterdir()) == []
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip(f"no browser: none of {', '.join(NAMES)} is on the PATH")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture
