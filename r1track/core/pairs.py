@@ -15,7 +15,7 @@ from r1track.core.records import Record
 from r1track.core.schema import Task
 
 _number, _integer, _text = Value("float64"), Value("int32"), Value("string")
-_box = List(_number, length=4)
+_box = List(_number)  # four; of lists with a fixed length pyarrow before 26 reads none that is null
 
 
 class PairRow(TypedDict):
