@@ -5,7 +5,6 @@ trainer draws rollouts through its hook `rollout_func`, and computes log-probabi
 that is given each prompt once (trl_patches.py).
 """
 
-import sys
 from collections.abc import Callable
 from math import gcd
 from types import SimpleNamespace
@@ -59,8 +58,7 @@ def complete(
     """The ids of prompts, and `copies` completions of each in a row; `batch` prompts are encoded at once.
 
     Completions are drafted after the box in their prompt and after one of an earlier batch of the same call, so that a
-    run gone on from a checkpoint draws what it would have drawn. Not over Unsloth's layers: whether they take a mask
-    with holes has not been tried.
+    run gone on from a checkpoint draws what it would have drawn.
     """
     prompt_ids: list[list[int]] = []
     completions: list[generation.Completion] = []
@@ -68,10 +66,8 @@ def complete(
         some = texts[start : start + batch]
         prefill = decoder.prefill(some, [image for row in images[start : start + batch] for image in row])
         prompt_ids += [ids[mask].tolist() for ids, mask in zip(prefill.ids, prefill.mask.bool(), strict=True)]
-        earlier, examples = [completion.tokens for completion in completions[-1:]], None
-        if "unsloth" not in sys.modules:
-            one_each = [[decoder.drafter.example(text), *earlier] for text in some]
-            examples = [drafts for drafts in one_each for _ in range(copies)]
+        earlier = [completion.tokens for completion in completions[-1:]]
+        examples = [[decoder.drafter.example(text), *earlier] for text in some for _ in range(copies)]
         completions += decoder.decode(_repeated(prefill, copies), sampler, ended, examples=examples, drop=True)
     return prompt_ids, completions
 

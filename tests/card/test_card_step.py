@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 from card_runs import distance, make_trainer, set_adapter, step_of, step_settings
+from trl.models.utils import unwrap_model_for_generation
 
-from r1track.core import config
+from r1track.core import config, generation, models
 from r1track.training import shared_prefix
 
 QUANTIZE = ["none", "nf4"]
@@ -74,3 +75,36 @@ def test_a_wrong_mask_position_or_pixel_would_be_seen(
     wrong = step_of(trainer, inputs)
     assert (wrong["policy"] - stock["policy"]).abs().max() > 1e-3
     assert distance(wrong["gradients"], stock["gradients"]) > 1e-3
+
+
+@pytest.mark.parametrize("quantize", QUANTIZE)
+def test_drafted_completions_are_the_same_over_unsloth_in_fewer_passes(
+    quantize: str, mixed_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Log-probabilities too. The base's own answers: the adapter is still nothing."""
+    trainer = make_trainer(step_settings("unsloth", quantize, True), "grpo", mixed_pairs, tmp_path)
+    processor, core, most = trainer.processing_class, trainer.model.get_base_model(), generation.DRAFT
+    rows = [trainer.train_dataset[k] for k in range(4)]
+    texts = processor.apply_chat_template([row["prompt"] for row in rows], tokenize=False, add_generation_prompt=True)
+    forward, passes = core.forward, []
+    monkeypatch.setattr(core, "forward", lambda *args, **named: passes.append(1) or forward(*args, **named))
+
+    def likeliest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        values, tokens = logits.float().log_softmax(-1).max(-1)
+        return tokens, values
+
+    drawn, counts = [], []
+    with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model:
+        decoder = generation.Decoder(models.Loaded(model, processor, model.device), max_tokens=24)
+        for draft in (0, most):
+            monkeypatch.setattr(generation, "DRAFT", draft)
+            passes.clear()
+            images = [row["images"] for row in rows]
+            drawn.append(shared_prefix.complete(decoder, texts, images, likeliest, batch=2, copies=2)[1])
+            counts.append(len(passes))
+    plain, drafted = drawn
+    assert [one.tokens for one in plain] == [one.tokens for one in drafted]
+    assert len({tuple(one.tokens) for one in plain}) > 1
+    for one, other in zip(plain, drafted, strict=True):
+        assert one.values == pytest.approx(other.values, abs=1e-5)
+    assert counts[1] < counts[0] - 6  # of two batches
