@@ -21,6 +21,7 @@ from r1track.core import files, schema
 from r1track.core.errors import MissingFile, UserError, reading
 from r1track.core.prompts import Messages
 from r1track.core.train_schema import Lora
+from r1track.core.vision import attend_together
 
 disable_progress_bar()  # the stages have progress bars of their own
 Images = Sequence[Sequence[Image.Image]]  # of each question, in the order of their places
@@ -110,6 +111,7 @@ def load_weights(folder: Path, dtype: torch.dtype, quantize: Quantize = "none", 
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
         folder, dtype=dtype, quantization_config=quantization, device_map={"": device}, attn_implementation="sdpa"
     )
+    attend_together(model.model.visual)
     check_finite(model.named_parameters(), folder)
     return model
 

@@ -1,0 +1,38 @@
+"""Vision: the image tower's attention with all windows of one size in one call.
+
+Most layers of Qwen2.5-VL's tower attend within windows of 8 x 8 patches, the others within an image. Without flash
+attention, transformers attends to one after another: to 32 crops of 336 px in 8192 calls, which take a card longer than
+all the arithmetic.
+"""
+
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as modeling
+
+
+class WindowAttention(modeling.Qwen2_5_VLVisionAttention):
+    """An attention layer of the tower with transformers' own weights and results."""
+
+    def forward(
+        self, hidden_states: torch.Tensor, cu_seqlens: torch.Tensor, position_embeddings: Any = None, *_: Any, **__: Any
+    ) -> torch.Tensor:
+        """hidden_states: (patches, width); cu_seqlens: the first patch of each window, and the number of patches."""
+        queries, keys, values = self.qkv(hidden_states).unflatten(1, (3, self.num_heads, -1)).unbind(1)
+        queries, keys = modeling.apply_rotary_pos_emb_vision(queries, keys, *position_embeddings)
+        starts, lengths = cu_seqlens[:-1], cu_seqlens.diff()
+        seen = torch.empty_like(values)
+        for length in lengths.unique().tolist():
+            patches = (starts[lengths == length, None] + torch.arange(length, device=starts.device)).flatten()
+            q, k, v = (part[patches].unflatten(0, (-1, length)).transpose(1, 2) for part in (queries, keys, values))
+            attended = scaled_dot_product_attention(q, k, v, scale=self.scaling)
+            seen[patches] = attended.transpose(1, 2).flatten(0, 1)
+        projected: torch.Tensor = self.proj(seen.flatten(1))
+        return projected
+
+
+def attend_together(tower: Any) -> None:
+    """Let the layers of an image tower attend to all windows of one size at once."""
+    for block in tower.blocks:
+        block.attn.__class__ = WindowAttention

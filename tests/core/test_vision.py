@@ -1,0 +1,63 @@
+"""The image tower's attention: transformers' results, in as many calls as there are sizes of windows."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as modeling
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+
+from r1track.core import config, models, vision
+
+# Patches of images: of 336 px (nine equal windows), and others whose windows at the border are smaller.
+SIZES = {"crops": [(24, 24)] * 3, "images": [(24, 24), (10, 22), (4, 4)]}
+
+
+@pytest.fixture
+def tower() -> Any:
+    small = Qwen2_5_VLVisionConfig(
+        depth=2, hidden_size=32, intermediate_size=64, num_heads=2, out_hidden_size=16, fullatt_block_indexes=[1]
+    )
+    small._attn_implementation = "sdpa"
+    torch.manual_seed(0)
+    return modeling.Qwen2_5_VisionTransformerPretrainedModel(small)
+
+
+def look(tower: Any, sizes: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the tower makes of given pixels, and the gradient of its first layer's queries, keys and values."""
+    patches = sum(high * wide for high, wide in sizes)
+    pixels = torch.linspace(-1, 1, patches * 1176).view(patches, 1176).sin()
+    seen = tower(pixels, grid_thw=torch.tensor([[1, *size] for size in sizes])).last_hidden_state
+    tower.zero_grad()
+    seen.square().sum().backward()
+    return seen.detach(), tower.blocks[0].attn.qkv.weight.grad.clone()
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_features_and_gradients_are_those_of_transformers(kind: str, tower: Any) -> None:
+    features, gradient = look(tower, SIZES[kind])
+    vision.attend_together(tower)
+    ours, our_gradient = look(tower, SIZES[kind])
+    assert torch.allclose(ours, features, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(our_gradient, gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max())
+    assert gradient.abs().max() > 0
+
+
+@pytest.mark.parametrize(("kind", "calls"), [("crops", 2), ("images", 4 + 3)])
+def test_one_call_attends_to_all_windows_of_a_size(
+    kind: str, calls: int, tower: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows have 8 x 8, 2 x 8, 8 x 6, 2 x 6 or 4 x 4 patches here; two of these sizes are 16."""
+    sizes, attend = [], vision.scaled_dot_product_attention
+    monkeypatch.setattr(
+        vision, "scaled_dot_product_attention",
+        lambda q, *rest, **named: sizes.append(q.shape[2]) or attend(q, *rest, **named),
+    )  # fmt: skip
+    vision.attend_together(tower)
+    look(tower, SIZES[kind])
+    assert len(sizes) == calls
+
+
+def test_loaded_models_attend_so() -> None:
+    loaded = models.load("tiny", config.resolve({}).model)
+    assert {type(block.attn) for block in loaded.model.model.visual.blocks} == {vision.WindowAttention}
