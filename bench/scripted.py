@@ -70,7 +70,7 @@ class Script:
 
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerFast):
         self.tokenizer, self.passes = tokenizer, 0
-        self.real, model.forward = model.forward, self.forward
+        self.real, model.forward, self.device = model.forward, self.forward, model.device
         self.say(["["])
         self.follow("batch_repeat_interleave", lambda rows, n: rows.repeat_interleave(n, 0))
         self.follow("batch_select_indices", lambda rows, places: rows[places])
@@ -89,7 +89,7 @@ class Script:
         """What the rows say next, each to its end."""
         end = self.tokenizer.eos_token_id
         rows = [torch.tensor([*self.tokenizer(text)["input_ids"], end]) for text in texts]
-        self.said = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=end)
+        self.said = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=end).to(self.device)
 
     def forward(self, **inputs: Any) -> Any:
         out = self.real(**inputs)

@@ -1,6 +1,7 @@
 """Frames per second of the tracker, compared with a plain loop on the same weights in the same run.
 
     PYTHONPATH=. python bench/track.py [--model tiny] [--sequences 32] [--clips SPLIT] [--quick]
+    PYTHONPATH=. python bench/track.py --drafts scratch/bench/3B/base --sequences 8    # after bench/gpu.py
 
 The plain loop is what an inference script does: one sequence at a time, the whole question encoded for every frame,
 `generate` of transformers. Prints `ratio 32 sequences X`, then the speed for other numbers of sequences side by side,
@@ -9,6 +10,7 @@ then the share of time of each part. Both are measured in turns, in wall seconds
 Before that, one sequence at a time, drafts on and off in turns: a model of 36 narrow layers, in Qwen's own tokens,
 which answers with the true boxes (scripted.py). Prints `passes per answer tracking X`; --clips names other sequences
 than the toy world's, in any layout that the tracker reads. Qwen's tokens come with `pip install --no-deps dashscope`.
+--drafts: this alone, in bfloat16 on the model of a folder, with all sequences side by side, 6 frames of each.
 """
 
 import argparse
@@ -77,9 +79,9 @@ def start(sequence: Sequence, frames: int) -> Sequence:
     return replace(sequence, **{name: getattr(sequence, name)[:frames] for name in parts})
 
 
-def drafting(sequences: list[Sequence], batch: int, base: Path) -> None:
+def drafting(sequences: list[Sequence], batch: int, base: Path, dtype: str = "float32") -> None:
     """Print passes and frames per second with drafts and without, over answers with the true boxes."""
-    values = {"model": {"base": str(base), "dtype": "float32"}, "track": {"batch": batch, "max_tokens": 32}}
+    values = {"model": {"base": str(base), "dtype": dtype}, "track": {"batch": batch, "max_tokens": 32}}
     settings, most = predictors.settings_for(config.Settings.model_validate(values), str(base)), generation.DRAFT
     loaded, real_load = models.load(str(base), settings.model), models.load
     script, oracle = Script(loaded.model, loaded.processor.tokenizer), peers.find("oracle")
@@ -113,6 +115,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=32, help="sequences side by side")
     parser.add_argument("--turns", type=int, default=3, help="measurements of each side")
     parser.add_argument("--clips", type=Path, help="a split of sequences for the passes")
+    parser.add_argument("--drafts", type=Path, help="folder of a model; only its passes with drafts and without")
     parser.add_argument("--quick", action="store_true", help="one turn, no growth, no shares")
     chosen = parser.parse_args()
     made = chosen.sequences if chosen.quick else max(64, chosen.sequences)
@@ -120,6 +123,9 @@ def main() -> None:
         toy.write_split(Path(folder) / "val", "val", sequences=made, length=24, seed=1)
         sequences = read_split(Path(folder) / "val")
         clips = read_split(chosen.clips) if chosen.clips else sequences
+        if chosen.drafts:
+            few = [start(clip, 6) for clip in clips[: chosen.sequences]]
+            return drafting(few, chosen.sequences, chosen.drafts, "bfloat16")
         shapes.write_base("deep", Path(folder) / "deep")
         few = [start(clip, 24) for clip in clips[: 2 if chosen.quick else 6]]
         drafting(few, 1, Path(folder) / "deep")

@@ -28,7 +28,7 @@ CONTEXT = 0.8e9  # CUDA's context, cuBLAS's workspace, gaps between blocks: assu
 CHUNK = 256  # answer tokens whose logits TRL's sft makes at a time
 WORDS, LATER, THINK = 95, 31, 16  # of our question with its chat template, counted with Qwen's own tokens
 RATE = 0.4 * 71e12  # operations per second, 40 % of an RTX 3090's in bfloat16 (an RTX 4090: 165e12): assumed
-TOKEN_SECONDS = 0.05  # for a token of a rollout, since decoding waits for kernel launches: assumed
+TOKEN_SECONDS = 0.17  # for a token of a rollout: decoding waits for kernel launches (bench/results/nvidia-h200.json)
 FIELDS = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size",
 )  # fmt: skip
