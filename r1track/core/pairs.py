@@ -26,7 +26,7 @@ class PairRow(TypedDict):
 
     # Each has `bytes`, an image file, and no `path`: template, search region, then a later template if there is one.
     images: Annotated[list[dict[str, bytes | None]], List(Image())]
-    answer: Annotated[list[float], _box]  # the target in the search crop, clipped to it
+    answer: Annotated[list[float], _box]  # the target in the search crop, clipped to it; empty: it is not there
     template_box: Annotated[NotRequired[list[float]], _box]  # the target in the template crop
     second_box: Annotated[NotRequired[list[float] | None], _box]  # the target in the later template's crop
     sequence: Annotated[NotRequired[str], _text]

@@ -78,6 +78,9 @@ class Sample(Section):
     per_template: int = Field(4, ge=1, description="pairs of a sequence that share one template frame")
     min_visibility: float = Field(0.25, ge=0, le=1, description="smallest visible fraction of the target in each frame")
     inside: float = Field(0.98, gt=0, le=1, description="smallest fraction of the target's box inside each crop")
+    negatives: float = Field(
+        0.0, ge=0, lt=1, description="fraction of pairs whose search region is moved off the target: the answer is `[]`"
+    )
     max_rejected: float = Field(1.0, ge=0, lt=20, description="largest number of rejected draws per wanted pair")
     exclude: dict[str, str] = Field({}, description="sequences to leave out: name and reason")
     layout: Layout = Field("auto", description="file layout of the training split (docs/sampling.md); `auto`: detected")

@@ -135,12 +135,13 @@ def _pair(row: dict[str, Any], folder: Path, settings: Settings) -> PairRow | sh
     if think and not tags:
         return "the answer has no thoughts"
     box = prompts.parse_box(answer, size=width, think=think)
-    if width != height or box is None or not boxes.area(clipped := boxes.clip(box, width, height)):
+    clipped = [] if box is None else boxes.clip(box, width, height).tolist()
+    if width != height or not (boxes.area(clipped) if clipped else prompts.denies(answer, think=think)):
         return "answer is no box in a square search region"
     if width % PATCH:
         return f"the side of the search region is no multiple of {PATCH} pixels"
     return {
         "images": [{"bytes": image, "path": None} for image in (images[0], search, *images[1:])],
-        "answer": clipped.tolist(), "size": width, "problem": problem,
+        "answer": clipped, "size": width, "problem": problem,
         "thought": answer.strip()[len("<think>") : tags[0]] if think and tags else None,
     }  # fmt: skip

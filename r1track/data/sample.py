@@ -131,12 +131,14 @@ def run(settings: config.Settings, root: Path | None, out: Path, processes: int 
             chosen = {Path(key).name: shard for key, shard in written.items() if key.startswith(name)}
             rejected = sum((Counter(shard.rejected) for shard in chosen.values()), Counter[str]())
             content["pairs"] = sum(shard.pairs for shard in chosen.values())
+            content["negatives"] = sum(shard.negatives for shard in chosen.values())
             if chosen and not content["pairs"]:
                 draws = dict(rejected.most_common(5))
                 raise UserError(f"{name}: no pair could be made; rejected draws: {draws}; {REMEDY}")
             content["rejected"] = dict(sorted(rejected.items()))
             content["shards"] = {key: shard.sha256 for key, shard in chosen.items()}
-            log.info("%s: %d pairs; rejected draws: %s", name, content["pairs"], content["rejected"] or "none")
+            counts = f"{content['pairs']} pairs, {content['negatives']} of them negatives"
+            log.info("%s: %s; rejected draws: %s", name, counts, content["rejected"] or "none")
         for leftover in (*folder.glob("*/*.json"), *folder.glob("*/.*.part")):
             leftover.unlink()
         files.write_json(folder / "manifest.json", manifest)

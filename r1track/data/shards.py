@@ -24,12 +24,13 @@ from pydantic import BaseModel
 from r1track.core import boxes, files
 from r1track.core.crops import Crop, jitter_box
 from r1track.core.errors import UserError
-from r1track.core.images import read_reduced
+from r1track.core.images import read_reduced, read_size
 from r1track.core.pairs import PairRow
 from r1track.core.schema import Settings
 from r1track.core.sequences import Sequence, read_sequence
 
-TRIES = 20  # draws per wanted pair before the missing pairs of a sequence are given up
+TRIES = 20  # draws per wanted pair before the missing pairs of a sequence are given up; places tried for a negative
+CLEAR = 0.1  # free space around the target outside of a negative's search region, over the target's width and height
 BATCH = 64  # pairs whose frames are read together, and rows that are written together
 # Policy `paper`: side of the crop over sqrt(w * h) of the box, and displacement of the crop relative to its side.
 FACTORS, JITTER = (2.0, 8.0), 0.2
@@ -42,9 +43,10 @@ Pair = tuple[tuple[int, Crop], ...]
 
 
 class Shard(BaseModel):
-    """The content of a finished shard: number of pairs, number of rejected draws by reason, hash of the file."""
+    """A finished shard: number of pairs and of negatives among them, of rejected draws by reason, hash of the file."""
 
     pairs: int
+    negatives: int
     rejected: dict[str, int]
     sha256: str
 
@@ -91,6 +93,26 @@ def draw(sequence: Sequence, settings: Settings, rng: np.random.Generator, most:
             yield str(search)
 
 
+def move_off(sequence: Sequence, pair: Pair, rng: np.random.Generator) -> Pair | None:
+    """The pair with its search region elsewhere in the same frame, off the target: a negative. None without room.
+
+    The region keeps its side. Its centre is uniform over the places in the frame from which it does not reach the
+    target's box, widened by CLEAR. Of TRIES random places the first such one is taken.
+    """
+    template, (t, crop), *later = pair
+    (x, y, w, h), half = sequence.boxes[t], crop.side / 2
+    box = boxes.xywh_to_xyxy([x - CLEAR * w, y - CLEAR * h, (1 + 2 * CLEAR) * w, (1 + 2 * CLEAR) * h])
+    try:
+        size = read_size(sequence.frames[t])
+    except UserError:
+        return None  # `cut` counts the frame
+    for centre_x, centre_y in rng.uniform((0, 0), size, (TRIES, 2)).tolist():
+        moved = replace(crop, x=centre_x - half, y=centre_y - half)
+        if not boxes.area(boxes.clip(moved.to_crop(box), crop.size, crop.size)):
+            return template, (t, moved), *later
+    return None
+
+
 def decode(path: Path, crops: Iterable[Crop]) -> tuple[cv2.typing.MatLike, int]:
     """A frame with no more pixels than its crops need, as `read_reduced` gives it."""
     return read_reduced(path, min(1 / crop.scale for crop in crops) / SPARE)
@@ -123,9 +145,10 @@ def cut(sequence: Sequence, pairs: list[Pair], least: float) -> Iterator[PairRow
 def _row(sequence: Sequence, pair: Pair, images: list[bytes]) -> PairRow:
     (first, crop), (second, _), *_ = pair
     in_crops = [crop.to_crop(boxes.xywh_to_xyxy(sequence.boxes[t])) for t, crop in pair]
-    template, answer, *later = (boxes.clip(box, crop.size, crop.size).tolist() for box in in_crops)
+    template, target, *later = (boxes.clip(box, crop.size, crop.size).tolist() for box in in_crops)
     return {
-        "images": [{"bytes": image, "path": None} for image in images], "answer": answer, "template_box": template,
+        "images": [{"bytes": image, "path": None} for image in images],
+        "answer": target if boxes.area(target) else [], "template_box": template,
         "second_box": later[0] if later else None, "sequence": sequence.name, "frames": [t + 1 for t, _ in pair],
         "gap": second - first, "boxes": [sequence.boxes[t].tolist() for t, _ in pair], "size": crop.size,
         "crops": [[crop.x, crop.y, crop.side] for _, crop in pair], "visibility": float(sequence.visibility[second]),
@@ -141,13 +164,17 @@ def pairs(parts: list[tuple[Path, int]], layout: str, settings: Settings) -> Ite
             raise UserError(f"{folder}: a pair needs two frames with a box each; name the sequence in sample.exclude")
         digest = hashlib.sha256(f"{settings.seed}:{sequence.name}".encode()).digest()
         rng = np.random.default_rng(np.frombuffer(digest, np.uint32))
+        share = settings.sample.negatives
+        negatives = int(share * wanted + rng.random()) if share else 0  # still to be made, of the first pairs that fit
         while len(drawn) < wanted and tries < TRIES * wanted:
             for pair in draw(sequence, settings, rng, wanted - len(drawn)):
                 tries += 1
                 if isinstance(pair, str):
                     yield pair
                 else:
-                    drawn.append(pair)
+                    moved = move_off(sequence, pair, rng) if negatives else None
+                    negatives -= moved is not None
+                    drawn.append(moved or pair)
         yield from ["pair given up: no usable frames"] * (wanted - len(drawn))
         for start in range(0, len(drawn), BATCH):
             yield from cut(sequence, drawn[start : start + BATCH], settings.sample.min_visibility)
@@ -170,7 +197,8 @@ def write(path: Path, make: Maker, columns: Features) -> Shard:
 
     The content is kept beside the file, as JSON, until the stage is done: a finished shard is not written again.
     """
-    record, rejected, count, stored = path.with_suffix(".json"), Counter[str](), 0, columns.arrow_schema
+    record, rejected, stored = path.with_suffix(".json"), Counter[str](), columns.arrow_schema
+    count = negatives = 0
     if not record.is_file():
         with files.atomic_file(path) as temp_path, ParquetWriter(temp_path, stored) as writer:
             items = iter(make())
@@ -179,6 +207,8 @@ def write(path: Path, make: Maker, columns: Features) -> Shard:
                 if rows := [item for item in batch if isinstance(item, dict)]:
                     writer.write_table(pa.Table.from_pylist(rows, schema=stored))
                     count += len(rows)
-        shard = Shard(pairs=count, rejected=dict(sorted(rejected.items())), sha256=files.hash_file(path))
+                    negatives += sum(not row["answer"] for row in rows)
+        counts = {"pairs": count, "negatives": negatives, "rejected": dict(sorted(rejected.items()))}
+        shard = Shard.model_validate({**counts, "sha256": files.hash_file(path)})
         files.write_json(record, shard.model_dump())
     return files.read_record(record, Shard)

@@ -215,6 +215,17 @@ BAD = {
 }
 
 
+def test_a_row_with_an_empty_list_as_its_answer_is_a_negative(tmp_path: Path) -> None:
+    rows = [question(answer=text) for text in ("[]", " [ ] ", "```json\n[]\n```", "[10, 20, 30, 40]")]
+    data = foreign(rows, tmp_path / "data")
+    foreign([question(answer="[]")] * 2, data, "test")
+    sample.run(settings(hub=str(data), pairs=50), None, tmp_path / "pairs", 1)
+    splits = files.read_json(tmp_path / "pairs" / "manifest.json")["splits"]
+    assert [(split["pairs"], split["negatives"]) for split in splits.values()] == [(4, 3), (2, 2)]
+    assert pairs_module.load(tmp_path / "pairs" / "train")["answer"] == [[], [], [], [10, 20, 30, 40]]
+    assert pairs_module.load(tmp_path / "pairs" / "val")["answer"] == [[], []]
+
+
 def test_rows_that_are_no_pairs_are_counted_by_reason(tmp_path: Path) -> None:
     rows = [question(**changes) for changes, _ in BAD.values()] + [question(answer="[10, 20, 30, 86]")] * 9
     data = foreign(rows, tmp_path / "data")
