@@ -34,6 +34,7 @@ class Toy(Section):
     train_sequences: int = Field(150, ge=1, description="sequences in toy/train")
     val_sequences: int = Field(40, ge=1, description="sequences in toy/val")
     length: int = Field(24, ge=2, description="frames per sequence")
+    rest: int = Field(0, ge=0, description="more frames in which a panel hides the target, where one slides over it")
 
 
 class Task(Section):

@@ -24,7 +24,7 @@ COLORS = {
     "red": (214, 40, 40), "green": (46, 160, 67), "blue": (40, 90, 214),
     "yellow": (240, 205, 40), "purple": (150, 60, 190), "white": (245, 245, 245),
 }  # fmt: skip
-PANEL_FRAMES = 9  # in which the panel slides over the target
+PANEL_FRAMES = 9  # in which the panel slides over the target, without those in which it rests there
 Frame = NDArray[np.uint8]
 
 
@@ -168,21 +168,27 @@ def distractor_kinds(rng: np.random.Generator, shape: str, color: str, count: in
     return [(str(rng.choice(shapes)), color) if rng.random() < 0.5 else (shape, str(rng.choice(colors))) for _ in draws]
 
 
-def make(rng: np.random.Generator, length: int, distractors: int, panel: bool, ground: Frame | None = None) -> World:
-    """A random clip; its background is random too, unless one is given."""
+def make(
+    rng: np.random.Generator, length: int, distractors: int, panel: bool, ground: Frame | None = None, rest: int = 0
+) -> World:
+    """A random clip; its background is random too, unless one is given. rest: frames in which the panel rests."""
     shape, color = str(rng.choice(SHAPES)), str(rng.choice(list(COLORS)))
     kinds = [(shape, color), *distractor_kinds(rng, shape, color, distractors)]
     things = [make_thing(rng, length, s, c) for s, c in kinds]
     drift = np.cumsum(rng.normal(0, 0.8, (length, 2)), 0) + 12
     ground = make_ground(rng) if ground is None else ground
-    boxes = _panel(rng, things[0], length) if panel and length > PANEL_FRAMES + 6 else {}
+    boxes = _panel(rng, things[0], length, rest) if panel and length > PANEL_FRAMES + rest + 6 else {}
     return World(length, things, ground, np.clip(drift, 0, 23), boxes)
 
 
-def _panel(rng: np.random.Generator, target: Thing, length: int) -> dict[int, list[int]]:
-    """The panel's box x1, y1, x2, y2 in whole pixels, by frame: it slides across the target, in a random direction."""
-    start, heading, boxes = int(rng.integers(4, length - PANEL_FRAMES - 1)), rng.uniform(0, 2 * np.pi), {}
-    for k, t in enumerate(range(start, start + PANEL_FRAMES)):
+def _panel(rng: np.random.Generator, target: Thing, length: int, rest: int) -> dict[int, list[int]]:
+    """The panel's box x1, y1, x2, y2 in whole pixels, by frame: it slides across the target, in a random direction.
+
+    Half-way it moves with the target for `rest` more frames.
+    """
+    start, heading, boxes = int(rng.integers(4, length - PANEL_FRAMES - rest - 1)), rng.uniform(0, 2 * np.pi), {}
+    middle = PANEL_FRAMES // 2
+    for t, k in enumerate([*range(middle), *[middle] * rest, *range(middle, PANEL_FRAMES)], start):
         offset = 1.7 * (2 * k / (PANEL_FRAMES - 1) - 1)
         centre = target.centre[t] + np.array([math.cos(heading), math.sin(heading)]) * offset * target.size[t]
         corners = np.concatenate([centre - 0.72 * target.size[t], centre + 0.72 * target.size[t]])
@@ -210,13 +216,14 @@ def write_sequence(folder: Path, world: World) -> None:
     (folder / "nlp.txt").write_text(f"{world.description}\n")
 
 
-def write_split(folder: Path, split: str, *, sequences: int, length: int, seed: int) -> None:
+def write_split(folder: Path, split: str, *, sequences: int, length: int, seed: int, rest: int = 0) -> None:
     """Write `folder/list.txt` and a folder per sequence, which has a generator of its own: seed, split, its number."""
     with atomic_folder(folder, "toy") as out:
         names = [f"Toy_{split.capitalize()}_{number:06d}" for number in range(1, sequences + 1)]
         for number, name in enumerate(progress(names, f"toy {split}")):
             rng = np.random.default_rng([seed, {"train": 1, "val": 2}[split], number])
-            write_sequence(out / name, make(rng, length, int(rng.integers(0, 4)), bool(rng.random() < 0.35)))
+            distractors, panel = int(rng.integers(0, 4)), bool(rng.random() < 0.35)
+            write_sequence(out / name, make(rng, length, distractors, panel, rest=rest))
         (out / "list.txt").write_text("".join(f"{name}\n" for name in names))
 
 
@@ -225,5 +232,5 @@ def run(settings: Settings, out: Path) -> None:
     provenance, toy = Provenance("toy", {}), settings.toy
     with atomic_folder(out, "toy") as folder:
         for split, sequences in (("train", toy.train_sequences), ("val", toy.val_sequences)):
-            write_split(folder / split, split, sequences=sequences, length=toy.length, seed=toy.seed)
+            write_split(folder / split, split, sequences=sequences, length=toy.length, seed=toy.seed, rest=toy.rest)
         provenance.write(folder / "provenance.json", seed=toy.seed)

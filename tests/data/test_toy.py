@@ -89,3 +89,15 @@ def test_a_whole_target_is_wholly_visible_and_one_behind_the_panel_is_not():
     assert clip.visibility(0) == 1
     assert min(clip.visibility(t) for t in range(start, start + toy.PANEL_FRAMES)) < 0.1
     assert clip.visibility(start - 1) == 1
+
+
+def test_a_panel_that_rests_hides_the_target_for_so_many_frames_more_and_nothing_else_changes():
+    clips = [[toy.make(np.random.default_rng(seed), 40, 1, True, rest=rest) for rest in (0, 6)] for seed in range(5)]
+    for plain, resting in clips:
+        assert len(resting.panel) == len(plain.panel) + 6 == toy.PANEL_FRAMES + 6
+        hidden = [sum(clip.visibility(t) == 0 for t in range(40)) for clip in (plain, resting)]
+        assert hidden[0] > 0
+        assert hidden[1] == hidden[0] + 6
+        assert [thing.name for thing in plain.things] == [thing.name for thing in resting.things]
+        assert all((a.centre == b.centre).all() for a, b in zip(plain.things, resting.things, strict=True))
+        assert np.array_equal(plain.ground, resting.ground)
