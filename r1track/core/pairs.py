@@ -94,11 +94,13 @@ def questions(pairs: Dataset, task: Task) -> list[prompts.Messages]:
     ]
 
 
-def first_row(folder: Path) -> dict[str, Any]:
-    """The first pair in the shards of a folder, without its images. Raises MissingFile when there is no shard."""
-    table = pyarrow.parquet.read_table(shards(folder)[0], columns=list(OTHERS))
-    row: dict[str, Any] = table.slice(0, 1).to_pylist()[0]
-    return row
+def first_rows(folder: Path) -> list[dict[str, Any]]:
+    """The first pair with a target and the first without, as far as the first shard of a folder has them; no images.
+
+    Raises MissingFile when there is no shard.
+    """
+    rows = pyarrow.parquet.read_table(shards(folder)[0], columns=list(OTHERS)).to_pylist()
+    return list({bool(row["answer"]): row for row in reversed(rows)}.values())
 
 
 def held_out_rows(folder: Path, count: int) -> Dataset:

@@ -77,7 +77,7 @@ class Example(Record):
     step: int
     # File names: template, search region, any further template.
     images: list[Annotated[str, Field(pattern=r"^\w[\w.-]*$")]] = Field(min_length=2)
-    target: tuple[float, float, float, float]  # corners in pixels of the search region
+    target: tuple[float, float, float, float] | tuple[()]  # corners in pixels of the search region, empty: not there
     answers: list[SampledAnswer] = Field(min_length=1)
 
 
@@ -173,7 +173,8 @@ def examples(folder: Path, count: int, think: bool) -> list[tuple[Example, list[
         example = read_record(paths[k], Example)
         pictures = [_picture(folder / name, []) for name in example.images]
         read = [parse_box(row.answer, size=pictures[-1].width, think=think) for row in example.answers]
-        corners = [*(("answer", box) for box in read if box is not None), (TRUTH, np.array(example.target))]
+        corners = [("answer", box) for box in read if box is not None]
+        corners += [(TRUTH, np.array(example.target))] if example.target else []
         boxes = [(name, np.round(xyxy_to_xywh(box), 1).tolist()) for name, box in corners]
         rows.append((example, [*pictures[:-1], pictures[-1]._replace(boxes=boxes)]))
     return rows

@@ -68,8 +68,8 @@ class Evaluation(TrainerCallback):
         return self.best.parents[1] / f"checkpoint-{state.global_step}" / BEST
 
     def measure(self) -> dict[str, float]:
-        """The held-out figures by their names in the log: the mean IoU, in which an unreadable answer counts 0; the
-        share of readable answers; and the seconds that this took."""
+        """The held-out figures by their names in the log: the mean IoU, in which an unreadable answer counts 0, and
+        to a pair without the target `[]` counts 1; the share of readable answers; and the seconds that this took."""
         began, think, trainer = time.perf_counter(), self.settings.task.think, self.trainer
         for module in trainer.model.train().modules():
             if isinstance(module, torch.nn.Dropout):

@@ -21,7 +21,8 @@ class Answer(NamedTuple):
 
     text: str
     box: Array | None  # x1, y1, x2, y2 as the tracker's parser reads them, in pixels of the search crop; None: no box
-    target: list[float]  # the true x1, y1, x2, y2 there
+    absent: bool  # whether the answer is `[]`: that the target is not there
+    target: list[float]  # the true x1, y1, x2, y2 there; empty where the target is not there
     size: int  # side of the crop in pixels
     think: bool  # task.think
     tokens: int  # length of the answer
@@ -82,17 +83,19 @@ def _fault(error: Exception) -> str:
     return f"{type(error).__name__}: {error} ({Path(frame.filename).name}, line {frame.lineno})"
 
 
-def try_on(reward: str, pair: dict[str, Any], think: bool) -> None:
-    """Give the function a right answer to a pair, a readable one that is wrong, and one without a box."""
-    function, target = load(reward), pair["answer"]
-    right, wrong = prompts.numbers(target), prompts.numbers([0, 0, pair["size"] / 4, pair["size"] / 4])
-    for text in (right, wrong, "no box"):
-        text = prompts.thoughtful("", text) if think else text
-        function(answer_of(text, target, pair, think, len(text)))
+def try_on(reward: str, pairs: list[dict[str, Any]], think: bool) -> None:
+    """Give the function a right answer to each pair, a readable one that is wrong, and one without a box."""
+    function = load(reward)
+    for pair in pairs:
+        right, wrong = prompts.numbers(pair["answer"]), prompts.numbers([0, 0, pair["size"] / 4, pair["size"] / 4])
+        for text in (right, wrong, "no box"):
+            text = prompts.thoughtful("", text) if think else text
+            function(answer_of(text, pair["answer"], pair, think, len(text)))
 
 
 def answer_of(text: str, target: list[float], pair: dict[str, Any], think: bool, tokens: int) -> Answer:
     """An answer to a pair. pair: its columns; `answer` and `images` are left out of what the function gets."""
     size, box = int(pair["size"]), prompts.parse_box(text, size=pair["size"], think=think)
     others = {name: value for name, value in pair.items() if name not in ("answer", "images", "size")}
-    return Answer(text, box, list(target), size, think, tokens, others)
+    absent = prompts.denies(text, think=think)
+    return Answer(text, box, absent, list(target), size, think, tokens, others)

@@ -30,7 +30,7 @@ from r1track.core import card, config, files, models, prompts, schema
 from r1track.core.crops import processed_size
 from r1track.core.errors import UserError, naming
 from r1track.core.folders import atomic_folder, check_replaceable, locked
-from r1track.core.pairs import OTHERS, first_row, questions, shards
+from r1track.core.pairs import OTHERS, first_rows, questions, shards
 from r1track.core.pairs import load as open_pairs
 from r1track.core.provenance import Provenance
 from r1track.core.train_schema import Sft, Train
@@ -238,7 +238,7 @@ def run(settings: config.Settings, arm: str, model: str, pairs: Path, scratch: P
     for split in ("train", "val") if train.eval_every else ("train",):
         shards(pairs / split)  # before anything is written, and checkpoints of other pairs are deleted
     if ":" in train.reward:
-        own_reward.try_on(train.reward, first_row(pairs / "train"), settings.task.think)
+        own_reward.try_on(train.reward, first_rows(pairs / "train"), settings.task.think)
     with atomic_folder(out, "train") as temp_path, locked(scratch):
         _train(settings, arm, model, pairs, scratch, temp_path, kind)
 

@@ -16,6 +16,7 @@ from r1track.core.boxes import iou
 from r1track.core.pairs import held_out, held_out_rows
 from r1track.training import evaluation, progress, train
 
+FEW = {"pairs": 24, "val_pairs": 12}
 SCRIPT = (0.3, 0.5, 0.6, 0.6, 0.2)  # held-out IoU before the first step and after each of four: step 2 is the best
 
 
@@ -29,8 +30,7 @@ def settings(**changes: Any) -> config.Settings:
         "steps": 4, "save_every": 1, "prompts_per_step": 2, "group": 4, "micro_batch": 4, "learning_rate": 1e-3,
         "quantize": "none", "warmup": 0.0, "eval_every": 1, "sft": sft,
     }  # fmt: skip
-    few = {"pairs": 24, "val_pairs": 12}
-    return config.resolve({"preset": "demo", "sample": few, "train": {**short, **changes}})
+    return config.resolve({"preset": "demo", "sample": FEW, "train": {**short, **changes}})
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +95,23 @@ def test_the_figures_are_those_of_greedy_answers_by_generate_and_every_row_that_
         overlaps = [0.0 if box is None else float(iou(box, answer)) for box, answer in both]
         assert rows[step]["held_out_iou"] == pytest.approx(np.mean(overlaps), abs=1e-9)
         assert rows[step]["held_out_parsed"] == pytest.approx(np.mean([box is not None for box in boxes]))
+
+
+@pytest.mark.parametrize("answer", ["[]", "[9, 9, 40, 40]", "no"])
+def test_held_out_pairs_without_the_target_count_one_for_an_empty_list_and_nothing_for_a_box(
+    answer: str, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = settings(eval_pairs=12)
+    mixed = toy_pairs(tmp_path, config.resolve({"preset": "demo", "sample": {**FEW, "negatives": 0.5}}))
+    trainer = train.make_trainer(made, "grpo", models.TINY, pairs, tmp_path / "scratch")
+    measured = evaluation.Evaluation(made, "grpo", models.TINY, mixed, tmp_path, trainer)
+    monkeypatch.setattr(measured.processor.tokenizer, "batch_decode", lambda rows, **options: [answer] * len(rows))
+    figures, truth = measured.measure(), held_out_rows(mixed, 12)["answer"]
+    negatives = sum(not box for box in truth)
+    assert negatives == 6
+    overlaps = [float(iou([9, 9, 40, 40], box)) if box else 0.0 for box in truth]
+    wanted = {"[]": (negatives / 12, 0.5), "no": (0.0, 0.0), "[9, 9, 40, 40]": (np.mean(overlaps), 1.0)}[answer]
+    assert (figures["held_out_iou"], figures["held_out_parsed"]) == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize("arm", ["sft", "grpo"])

@@ -15,7 +15,7 @@ from toys import toy_pairs
 from r1track import plan
 from r1track.core import config, files
 from r1track.core.errors import UserError
-from r1track.core.pairs import OTHERS, first_row
+from r1track.core.pairs import OTHERS, first_rows
 from r1track.core.pairs import load as open_pairs
 from r1track.training import own_reward, train
 
@@ -84,6 +84,26 @@ def test_a_function_gets_the_columns_of_its_own_pair(folder: Path, pairs: Path) 
         assert not {"images", "answer"} & answer.pair.keys()
 
 
+def test_a_function_is_tried_on_a_pair_without_the_target_and_told_what_such_an_answer_says(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    some = config.resolve({"preset": "demo", "sample": {"pairs": 12, "val_pairs": 4, "negatives": 0.5}})
+    mixed = toy_pairs(tmp_path_factory.mktemp("mixed"), some)
+    both = first_rows(mixed / "train")
+    assert sorted(bool(row["answer"]) for row in both) == [False, True]
+    (folder / "tried_reward.py").write_text(
+        "rows = []\ndef score(answer):\n    rows.append(answer)\n    return float(answer.absent)\n"
+    )
+    own_reward.try_on("tried_reward:score", both, False)
+    rows = sys.modules["tried_reward"].rows
+    assert len(rows) == 6
+    assert [(row.text, row.box, row.target) for row in rows if row.absent] == [("[]", None, [])]
+    assert sum(not row.target for row in rows) == 3
+    (folder / "boxes_reward.py").write_text("def score(answer):\n    left, *_ = answer.target\n    return 1.0\n")
+    with pytest.raises(UserError, match=r"ValueError: not enough values to unpack .*boxes_reward\.py, line 2\)"):
+        own_reward.try_on("boxes_reward:score", both, False)
+
+
 @pytest.mark.parametrize(
     ("reward", "text", "message"),
     [
@@ -134,6 +154,6 @@ def test_a_changed_file_of_a_reward_trains_anew(folder: Path, pairs: Path, caplo
 
 def test_the_first_row_has_every_column_but_images_and_question(pairs: Path) -> None:
     row = open_pairs(pairs / "train")[0]
-    assert first_row(pairs / "train") == {name: row[name] for name in OTHERS}
+    assert first_rows(pairs / "train") == [{name: row[name] for name in OTHERS}]
     assert row.keys() - set(OTHERS) == {"images", "problem"}
     assert own_reward.source("paper") is None

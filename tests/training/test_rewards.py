@@ -60,6 +60,39 @@ def test_answers_that_the_reference_overpaid_are_invalid(answer: str, scheme: st
     assert (found["total"], found["valid"]) == (-1, 0)
 
 
+THOUGHT = "<think>x</think><answer>{}</answer>"
+
+
+@pytest.mark.parametrize(
+    ("answer", "paper", "iou", "valid"),
+    [
+        ("[]", 1.5, 1.0, 1.0),
+        (" [ ]\n", 1.5, 1.0, 1.0),
+        ("```json\n[]\n```", 1.5, 1.0, 1.0),
+        (str(TARGET), 0.0, 0.0, 1.0),
+        ('{"bbox_2d": [0, 0, 336, 336]}', 0.0, 0.0, 1.0),
+        ("[[]]", -1.0, -1.0, 0.0),
+        ("no target", -1.0, -1.0, 0.0),
+        ("[180, 200, 100, 120]", -1.0, -1.0, 0.0),
+    ],
+)
+def test_without_a_target_an_empty_list_is_a_perfect_answer_a_box_worth_nothing_and_the_rest_unreadable(
+    answer: str, paper: float, iou: float, valid: float
+) -> None:
+    for scheme, total in (("paper", paper), ("iou", iou)):
+        parts = rewards.score(answer, [], scheme=scheme)  # type: ignore[arg-type]
+        assert (parts["total"], parts["valid"]) == (total, valid)
+        assert parts["iou"] == parts["giou"] == max(iou, 0.0)
+        thought = rewards.score(THOUGHT.format(answer), [], scheme=scheme, think=True, tokens=200)  # type: ignore[arg-type]
+        assert thought["total"] == pytest.approx(total + (0.05 if scheme == "paper" and valid else 0))
+
+
+@pytest.mark.parametrize(("tokens", "total"), [(127, -1.0), (128, 1.55), (512, 1.45)])
+def test_the_length_of_a_thought_counts_without_a_target_too(tokens: int, total: float) -> None:
+    parts = rewards.score(THOUGHT.format("[]"), [], think=True, tokens=tokens)
+    assert parts["total"] == pytest.approx(total)
+
+
 def random_answer(rng: np.random.Generator, target: list[float]) -> tuple[str, list[float] | None]:
     """An answer of any kind, and its corners where it is an ordered box inside the crop in a form that is read."""
     kind = rng.integers(0, 12)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import shutil
+import types
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from toys import toy_pairs
 
 from r1track.core import config, files, models, prompts, schema
 from r1track.core.errors import MissingFile, UserError
+from r1track.core.pairs import FEATURES
 from r1track.core.pairs import load as open_pairs
+from r1track.reporting import strips
 from r1track.training import rewards, train, trl_patches
 from r1track.training.stopping import StopCallback
 
@@ -109,6 +112,42 @@ def test_the_supervised_arm_is_told_the_rounded_box_after_the_trackers_question(
     texts = [part["text"] for part in rows[0]["prompt"][0]["content"] if part["type"] == "text"]
     asked = prompts.build(truth["template_box"])[0]["content"]
     assert texts == [part["text"] for part in asked if part["type"] == "text"]
+
+
+@pytest.mark.parametrize(
+    ("task", "text"),
+    [
+        (schema.Task(), "[]"),
+        (schema.Task(box="truncated"), "[]"),
+        (schema.Task(think=True), "<think>nowhere</think><answer>[]</answer>"),
+    ],
+)
+def test_the_supervised_arm_is_told_an_empty_list_where_the_target_is_not(
+    task: schema.Task, text: str, pairs: Path
+) -> None:
+    rows = open_pairs(pairs / "train").select([0, 1])
+    table = rows.remove_columns("answer").add_column("answer", [[], rows["answer"][1]], feature=FEATURES["answer"])
+    table = table.add_column("thought", ["nowhere", "there"])
+    first, second = train.with_answers(table, task)
+    assert first["completion"] == [{"role": "assistant", "content": text}]
+    assert second["completion"][0]["content"] != text
+
+
+def test_a_group_about_a_missing_target_is_rewarded_and_kept(pairs: Path, tmp_path: Path) -> None:
+    reward = train.make_reward(settings(), tmp_path / "examples")
+    texts, logged = ["[]", "[1, 2, 30, 40]", "no"], dict[str, float]()
+    state = types.SimpleNamespace(global_step=0)
+    image = Image.new("RGB", (84, 84))
+    values = reward(
+        [[{"content": text}] for text in texts], [[1]] * 3, [[]] * 3, logged.__setitem__,
+        size=[84] * 3, images=[[image] * 2] * 3, trainer_state=state,
+    )  # fmt: skip
+    assert values == [1.0, 0.0, -1.0]
+    assert (logged["iou"], logged["parsed"]) == pytest.approx((1 / 3, 2 / 3))
+    ((example, pictures),) = strips.examples(tmp_path / "examples", 1, think=False)
+    assert example.target == ()
+    assert [row.total for row in example.answers] == values
+    assert [name for name, _ in pictures[1].boxes] == ["answer"]
 
 
 def test_the_language_layers_are_held_in_four_bits_and_the_vision_tower_is_not() -> None:
