@@ -8,6 +8,7 @@ from pathlib import Path
 
 from r1track import failures, plan, study
 from r1track.core import config as configuration
+from r1track.core.cards import present
 from r1track.core.errors import UserError
 from r1track.core.files import write_json
 from r1track.core.folders import link_folder, locked
@@ -67,6 +68,8 @@ CARDS = (gpu.value if gpu else None) or 1
 CORES = max(1, workflow.cores // CARDS)
 if CARDS > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(CORES))
+# Where this machine has no card, the jobs of a model need not wait for it.
+GPU = int(bool(present()) or not workflow.local_exec)
 
 BEGAN = time.time()
 LOCKS = ExitStack()

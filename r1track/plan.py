@@ -112,6 +112,10 @@ class Plan:
         places |= {extra: f"extra:{extra}" for extra in self.settings.track.extra}
         return places.get(name) or self.place(f"models/{name}")
 
+    def cores(self, available: int) -> int:
+        """Cores of a job with a model. The tiny one is no faster on several, which other jobs can use."""
+        return 1 if self.settings.model.base == "tiny" else available
+
     def parts(self, model: str, name: str) -> list[str]:
         """The folders of the parts in which a set is tracked with a model; none where it is tracked as a whole."""
         count = self.settings.track.parts if model not in self.peers else 1

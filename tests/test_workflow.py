@@ -16,6 +16,7 @@ from typer.main import get_command
 
 from r1track import cli, plan
 from r1track.core import config, folders
+from r1track.core.cards import present
 from r1track.core.files import write_json
 
 ROOT = config.ROOT
@@ -505,13 +506,21 @@ def talking(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize(("cards", "cores", "threads"), [(1, 4, 4), (2, 4, 2), (3, 2, 1)])
-def test_jobs_on_several_cards_share_the_cores(cards: int, cores: int, threads: int, talking: Path) -> None:
-    words = ("results/cards/adapters/grpo", "--config", "run=cards", "--resources", f"gpu={cards}")
+@pytest.mark.parametrize(
+    ("base", "cards", "cores", "threads"),
+    [("large/base", 1, 4, 4), ("large/base", 2, 4, 2), ("large/base", 3, 2, 1), ("tiny", 1, 4, 1)],
+)
+def test_jobs_on_several_cards_share_the_cores_and_the_tiny_model_takes_one(
+    base: str, cards: int, cores: int, threads: int, talking: Path
+) -> None:
+    config = ("--config", "run=cards", f"model={{base: {base}}}")
+    words = ("results/cards/adapters/grpo", *config, "--resources", f"gpu={cards}")
     done = snakemake(talking, "--dry-run", "--nolock", *words, root=talking, cores=str(cores))
     (block,) = re.findall(r"rule train:\n.*?(?=Shell command|\n\n)", done.stdout + done.stderr, re.DOTALL)
     found = re.search(r"threads: (\d+)", block)
     assert (int(found[1]) if found else 1) == threads, block
+    takes_card = re.search(r"resources: .*\bgpu=1\b", block) is not None
+    assert takes_card == bool(present()), f"jobs wait for one another where no card is: {block}"
 
 
 def test_a_set_may_be_tracked_in_parts_that_are_joined_and_peers_are_not(finished: Path) -> None:

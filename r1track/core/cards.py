@@ -15,13 +15,18 @@ log = logging.getLogger(__name__)
 _locks = list[TextIO]()  # open until the process ends: then the kernel gives the card back, however it ends
 
 
+def present() -> list[str]:
+    """Numbers of the cards of this machine."""
+    return [file.name.removeprefix("nvidia") for file in sorted(Path("/dev").glob("nvidia[0-9]*"))]
+
+
 def take_card(cards: Sequence[str] | None = None) -> None:
     """Let this process see one card that no other process of this user has taken; wait while there is none.
 
     cards: their numbers; by default all of this machine. Nothing happens with fewer than two, and where
     CUDA_VISIBLE_DEVICES is set, as schedulers do. Call it before anything starts CUDA.
     """
-    numbers = cards or [file.name.removeprefix("nvidia") for file in sorted(Path("/dev").glob("nvidia[0-9]*"))]
+    numbers = cards or present()
     if "CUDA_VISIBLE_DEVICES" in os.environ or len(numbers) < 2:
         return
     for attempt in count():

@@ -6,10 +6,9 @@ Training, tracking and questions use the same image processor, the PIL one: PIL 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from peft import LoraConfig, PeftModelForCausalLM
 from PIL import Image
 from rich.progress import track as progress
 from safetensors import SafetensorError, safe_open
@@ -22,6 +21,9 @@ from r1track.core.errors import MissingFile, UserError, reading
 from r1track.core.prompts import Messages
 from r1track.core.train_schema import Lora
 from r1track.core.vision import attend_together
+
+if TYPE_CHECKING:  # PEFT, more than a second's import, is imported where there is an adapter
+    from peft import LoraConfig, PeftModelForCausalLM
 
 disable_progress_bar()  # the stages have progress bars of their own
 Images = Sequence[Sequence[Image.Image]]  # of each question, in the order of their places
@@ -164,8 +166,10 @@ def check_finite(tensors: Iterable[tuple[str, torch.Tensor]], folder: Path) -> N
             raise UserError(f"{folder}: {name} holds NaN or infinity; copy the weights again, or train again")
 
 
-def make_adapter(lora: Lora) -> LoraConfig:
+def make_adapter(lora: Lora) -> "LoraConfig":
     """The LoRA adapter: on the named linear layers of the language model and, with `vision`, on the vision tower's."""
+    from peft import LoraConfig
+
     targets = rf".*language_model.*\.({'|'.join(lora.targets)})"
     if lora.vision:
         targets += r"|.*visual\.blocks.*\.(qkv|proj|gate_proj|up_proj|down_proj)|.*visual\.merger\.mlp\.[02]"
@@ -175,11 +179,13 @@ def make_adapter(lora: Lora) -> LoraConfig:
     )  # fmt: skip
 
 
-def attach(model: Any, adapter: Path) -> PeftModelForCausalLM:
+def attach(model: Any, adapter: Path) -> "PeftModelForCausalLM":
     """PEFT's wrapper around `model`, with the LoRA adapter in the folder `adapter`, for inference.
 
     Raises MissingFile for a folder without one, and UserError for an adapter that does not fit the model one to one.
     """
+    from peft import LoraConfig, PeftModelForCausalLM
+
     for file in (adapter / "adapter_config.json", weights := adapter / "adapter_model.safetensors"):
         if not file.is_file():
             raise MissingFile(f"{file}: not there; give an adapter that `train` wrote")

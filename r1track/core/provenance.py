@@ -1,9 +1,11 @@
 """Provenance: where a result came from, in a `provenance.json` beside it."""
 
+import ctypes
 import platform
 import re
 import resource
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -68,13 +70,23 @@ class Hardware(BaseModel):
     gpu: Card | None
 
 
+def _cuda() -> Any:
+    """The module torch.cuda where there is a card, else None, for which torch, a second's import, is not needed."""
+    try:
+        if "torch" not in sys.modules:
+            ctypes.CDLL("libcuda.so.1")  # NVIDIA's driver
+    except OSError:
+        return None
+    from torch import cuda
+
+    return cuda if cuda.is_available() else None
+
+
 def hardware() -> Hardware:
     """The machine that this process runs on."""
-    import torch
-
     card = None
-    if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
+    if cuda := _cuda():
+        properties = cuda.get_device_properties(0)
         card = Card(name=properties.name, memory_gib=round(properties.total_memory / 2**30, 1))
     info = Path("/proc/cpuinfo")
     name = re.search(r"(?m)^model name[^:]*:\s*(.*\S)", info.read_text() if info.exists() else "")
@@ -170,8 +182,7 @@ class Provenance:
 
     def write(self, path: Path, *, seed: int | None = None, notes: Notes = None) -> None:
         """Write a ProvenanceRecord to `path`. notes: its optional fields; `outputs` are by default those beside it."""
-        import torch
-
+        cuda = _cuda()
         notes = notes if notes and "outputs" in notes else {"outputs": files.hashes(path.parent), **(notes or {})}
         record = ProvenanceRecord(
             stage=self.stage,
@@ -184,7 +195,7 @@ class Provenance:
             wall_seconds=round(time.time() - self.started, 3),
             cpu_seconds=round(cpu_seconds() - self.cpu_started, 3),
             peak_cpu_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            peak_gpu_bytes=torch.cuda.max_memory_reserved() if torch.cuda.is_available() else None,
+            peak_gpu_bytes=cuda.max_memory_reserved() if cuda else None,
             inputs=self.inputs,
             **notes,
         )

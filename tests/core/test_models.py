@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -357,3 +359,20 @@ def test_an_adapter_that_is_not_finite_is_named(adapter: Path, tmp_path: Path) -
     wrong = edited(adapter, tmp_path / "wrong", spoiled(name, float("nan")))
     with pytest.raises(UserError, match=f"^{wrong}: .*layers.3.self_attn.q_proj.lora_B.default.weight holds NaN"):
         models.load("tiny", SETTINGS.model, adapter=wrong)
+
+
+@pytest.mark.parametrize(
+    ("needs", "library"),
+    [
+        ("r1track.core.provenance; r1track.core.provenance.hardware()", "torch"),
+        ("r1track.core.models", "peft"),
+        ("r1track.core.models", "datasets"),
+    ],
+)
+def test_a_library_that_takes_a_second_to_import_is_not_imported_where_it_is_not_needed(
+    needs: str, library: str
+) -> None:
+    if library == "torch" and torch.cuda.is_available():
+        pytest.skip("a card is described by torch")
+    code = f"import sys, {needs}; sys.exit({library!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=300).returncode == 0

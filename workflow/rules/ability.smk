@@ -13,9 +13,9 @@ rule vqa:
     wildcard_constraints:
         model="base|sft|grpo",
     priority: lambda w: 10 if w.model == "base" else 0  # see the rule `track`
-    threads: CORES
+    threads: lambda w: PLANS[w.home].cores(CORES)
     resources:
-        gpu=1,
+        gpu=GPU,
     params:
         model=lambda w: PLANS[w.home].model(w.model),
         # For the KL divergence of an arm from the base, on held-out pairs.

@@ -29,7 +29,9 @@ rule sample:
         "results/{home}/logs/sample.log",
     benchmark:
         "results/{home}/benchmarks/sample.tsv"
-    threads: workflow.cores
+    priority: 5  # before what nothing waits for: this, the training and the merge are the longest way to the report
+    # The synthetic frames are few: a second process would start for longer than it works.
+    threads: lambda w: 1 if PLANS[w.home].settings.data.train == "toy/train" else workflow.cores
     params:
         root=lambda w: ["--root", PLANS[w.home].train] if PLANS[w.home].train else [],
         source=lambda w: PLANS[w.home].train or PLANS[w.home].settings.sample.hub,

@@ -11,9 +11,9 @@ rule part:
         "results/{home}/logs/track/{model}/{set}.{part}.log",
     wildcard_constraints:
         part=r"\d+",
-    threads: CORES
+    threads: lambda w: PLANS[w.home].cores(CORES)
     resources:
-        gpu=1,
+        gpu=GPU,
     params:
         model=lambda w: PLANS[w.home].model(w.model),
         root=lambda w: PLANS[w.home].sets[w.set],
@@ -40,9 +40,9 @@ rule track:
         "results/{home}/benchmarks/track/{model}/{set}.tsv"
     # The base goes before the training, so that what would stop its own tracking and questions stops them at once.
     priority: lambda w: 10 if w.model == "base" else 0
-    threads: lambda w: 1 if w.model in PLANS[w.home].peers else CORES
+    threads: lambda w: 1 if w.model in PLANS[w.home].peers else PLANS[w.home].cores(CORES)
     resources:
-        gpu=lambda w, input: 0 if w.model in PLANS[w.home].peers or input.parts else 1,
+        gpu=lambda w, input: 0 if w.model in PLANS[w.home].peers or input.parts else GPU,
     params:
         model=lambda w: PLANS[w.home].model(w.model),
         root=lambda w: PLANS[w.home].sets[w.set],

@@ -12,9 +12,10 @@ rule train:
         "results/{home}/logs/train/{arm}.log",
     benchmark:
         "results/{home}/benchmarks/train/{arm}.tsv"
-    threads: CORES
+    priority: 5  # see the rule `sample`
+    threads: lambda w: PLANS[w.home].cores(CORES)
     resources:
-        gpu=1,
+        gpu=GPU,
     params:
         model=lambda w: PLANS[w.home].model(PLANS[w.home].initial_model(w.arm)),
         # Not an output: Snakemake deletes the outputs of a job that fails, and with them its checkpoints.
@@ -39,9 +40,10 @@ rule merge:
         "results/{home}/logs/merge/{arm}.log",
     benchmark:
         "results/{home}/benchmarks/merge/{arm}.tsv"
-    threads: CORES
+    priority: 5  # see the rule `sample`
+    threads: lambda w: PLANS[w.home].cores(CORES)
     resources:
-        gpu=1,
+        gpu=GPU,
     params:
         model=lambda w: PLANS[w.home].model(PLANS[w.home].initial_model(w.arm)),
     message:
