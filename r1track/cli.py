@@ -296,6 +296,8 @@ def show_config(
     over = [config.parse_change(change) for change in with_change(changes, "preset", preset)]
     layers = config.read_layers([] if preset and not config_file else [config_file or Path("config.yaml")], over)
     sources = config.origins(layers)
+    for variant in config.variants(layers).values():
+        config.combine(variant)  # which refuses one that cannot be used
     for field, value in config.flat(config.combine(layers).model_dump()).items():
         line = yaml.safe_dump([value], default_flow_style=True, width=10**6)[1:-2]
         text = json.dumps(value) if isinstance(value, str) else line
@@ -333,8 +335,12 @@ def doctor(
     changes: Changes = None,
 ) -> None:
     """Check machine, data and configuration, and plan the memory of every stage, before a run."""
+    from r1track import study
     from r1track.preflight.doctor import examine, show
 
-    diagnosis = examine(config_file, budget and budget * 1e9, changes, online)
-    show(diagnosis, get_console())
-    raise typer.Exit(0 if diagnosis.well else 1)
+    layers = config.read_layers([config_file], [config.parse_change(change) for change in changes or ()])
+    diagnoses = examine(layers, budget and budget * 1e9, online)
+    lines = [] if any(diagnosis.errors for diagnosis in diagnoses.values()) else study.check(layers)
+    show(diagnoses, lines, get_console())
+    well = all(diagnosis.well for diagnosis in diagnoses.values()) and all(line.state != "error" for line in lines)
+    raise typer.Exit(0 if well else 1)

@@ -11,9 +11,14 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from r1track.core.config import ConfigError, Layer, Settings, combine, stage_file, stage_values
+from r1track.core.config import ConfigError, Layer, Settings, combine, stage_file, stage_values, variants
+from r1track.core.errors import UserError
 from r1track.plan import Plan, make_plan
+
+if TYPE_CHECKING:  # it imports torch, which a plan does without
+    from r1track.preflight.doctor import Line
 
 SHARED = "results/shared"
 
@@ -66,11 +71,10 @@ def make_study(layers: Sequence[Layer]) -> Study:
         runs = {settings.run: make_plan(settings)}
         return Study(results, runs, runs)
     runs, makers = {}, dict[str, Plan]()
-    for name, changes in (settings.study.variants or {settings.run: {}}).items():
+    for name, over in variants(layers).items():
         for seed in settings.study.seeds or [settings.seed]:
             run = f"{name}-seed{seed}"
-            over = [Layer(f"study.variants.{name}", changes), Layer(run, {"run": run, "seed": seed})]
-            runs[run] = _with_homes(combine([*layers, *over]))
+            runs[run] = _with_homes(combine([*over, Layer(run, {"run": run, "seed": seed})]))
             for home in runs[run].homes.values():
                 folder = home.removeprefix("results/")
                 makers.setdefault(folder, replace(runs[run], results=home, scratch=f"scratch/{folder}"))
@@ -79,6 +83,18 @@ def make_study(layers: Sequence[Layer]) -> Study:
     if len(runs) == 1:
         raise ConfigError(f"study: one run, {[*runs]}; give two seeds or variants, or take `study` out")
     return Study(results, runs, makers)
+
+
+def check(layers: Sequence[Layer]) -> list["Line"]:
+    """The doctor's lines about a whole study, in which a shared result counts once; or why it cannot be planned."""
+    from r1track.preflight.doctor import Line, totals
+
+    try:
+        study = make_study(layers)
+    except UserError as error:
+        return [Line("error", "workflow", str(error))]
+    made = {home: (result, run.settings) for run in study.runs.values() for result, home in run.homes.items()}
+    return totals(len(study.runs), made.values()) if study.page else []
 
 
 def _with_homes(settings: Settings) -> Plan:

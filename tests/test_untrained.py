@@ -95,7 +95,8 @@ def test_memory_and_doctor_plan_neither_training_nor_merging(tmp_path: Path) -> 
     assert [plan.stage for plan in memory.plan(config.resolve(NOTHING))] == ["track", "vqa"]
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump({**NOTHING, "data": {"train": "nowhere"}}))
-    subjects = {line.subject for line in doctor.examine(file).lines}
+    (diagnosis,) = doctor.examine(config.read_layers([file])).values()
+    subjects = {line.subject for line in diagnosis.lines}
     assert "data.sets.toy-val" in subjects
     assert not {name for name in subjects if re.search(r"train|pairs|results/|scratch/", name)}
 

@@ -205,6 +205,16 @@ def combine(layers: Sequence[Layer], whole: bool = True) -> Settings:
     return settings.model_copy(update={"run": settings.run or settings.preset}) if whole else settings
 
 
+def variants(layers: Sequence[Layer]) -> dict[str, list[Layer]]:
+    """The layers of each variant of a study, by its name; without variants those of the run, by the run's name.
+
+    Raises ConfigError where the layers cannot be used; whether a variant can, `combine` says.
+    """
+    settings = combine(layers)
+    changes = settings.study.variants or {settings.run: {}}
+    return {name: [*layers, Layer(f"study.variants.{name}", values)] for name, values in changes.items()}
+
+
 def resolve(values: dict[str, Any], source: str = "config.yaml") -> Settings:
     """Settings from a user's values over their preset's. source: name of the file. Raises ConfigError as `combine`."""
     return combine(read_layers([], [Layer(source, values)]))

@@ -4,9 +4,11 @@ Nothing is written, and no model is loaded: of weights that are here, names and 
 nothing is asked of a network.
 """
 
+import functools
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Sequence as Series
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,16 +43,24 @@ class Line(NamedTuple):
 
 
 class Diagnosis(NamedTuple):
-    """The findings; the plans of the stages; for a stage that does not fit `budget` bytes, what would make it fit.
+    """Of a run or variant the findings; the plans of its stages; for one above `budget` bytes, what makes it fit.
 
-    well: there is no error and every stage fits; where there is no card, the tiny base need not.
+    fits: every stage fits; where there is no card, the tiny base need not.
     """
 
     lines: list[Line]
     plans: list[memory.StagePlan]
     remedies: dict[str, dict[str, float]]
     budget: float
-    well: bool
+    fits: bool
+
+    @property
+    def errors(self) -> bool:
+        return any(line.state == "error" for line in self.lines)
+
+    @property
+    def well(self) -> bool:
+        return self.fits and not self.errors
 
 
 def _line(good: bool, subject: str, finding: str, remedy: str, otherwise: State = "error") -> Line:
@@ -71,6 +81,13 @@ def _versions(extra: str) -> Iterator[Line]:
             remedy = f"`pip install '{name}{wanted}'`, or make the environment anew"
             finding = f"{installed}, not {wanted}; {remedy}"
             yield Line("warning" if requirement.marker else "error", name, finding)
+
+
+def _changes(settings: config.Settings, variant: config.Layer) -> Iterator[Line]:
+    """What a variant sets."""
+    if settings.study.variants:
+        fields = config.flat(variant.values).items()
+        yield Line("ok", "changes", ", ".join(f"{field}: {value}" for field, value in fields) or "nothing")
 
 
 def _card(settings: config.Settings) -> Iterator[Line]:
@@ -121,7 +138,7 @@ def _models(settings: config.Settings, model: memory.Model) -> Iterator[Line]:
             yield Line("error", field, f"{name}; no {' or '.join(names)} there; copy the weights")
 
 
-def _data(settings: config.Settings) -> Iterator[Line]:
+def _data(settings: config.Settings, read: Callable[[Path], list[Sequence]] = read_split) -> Iterator[Line]:
     """The splits, the pairs that are drawn from one of them, and what describes the targets of those that need it."""
     splits = {f"data.sets.{name}": path for name, path in settings.data.sets.items()}
     arms, hub_set = settings.train.arms, settings.sample.hub
@@ -136,7 +153,7 @@ def _data(settings: config.Settings) -> Iterator[Line]:
             yield Line("ok", field, f"{path}, drawn by the stage `toy`")
         else:
             try:
-                sequences = read_split(Path(path))
+                sequences = read(Path(path))
                 read_image(sequences[0].frames[0])
                 yield Line("ok", field, f"{path}, {len(sequences)} sequences")
             except (OSError, UserError) as error:
@@ -167,8 +184,8 @@ def _pairs(pairs: int, sequences: int) -> Line:
     )
 
 
-def _sources(settings: config.Settings, online: bool) -> Iterator[Line]:
-    """Every data set: on the hub, in a folder, or a package. online: ask the hub about data sets and models."""
+def _sources(settings: config.Settings, ask: Callable[[hub.Source], Line] | None) -> Iterator[Line]:
+    """Every data set: on the hub, in a folder, or a package. ask: of the hub, about data sets and models."""
     for name, one in settings.vqa.sets.items():
         if one.source == "easy-vqa":
             remedy = "`pip install easy-vqa==1.0`"
@@ -177,8 +194,8 @@ def _sources(settings: config.Settings, online: bool) -> Iterator[Line]:
             remedy = "no such folder; correct the path, or name a data set on the hub"
             yield _line(Path(one.source).is_dir(), f"vqa.sets.{name}", one.source, remedy)
     for source in hub.sources(settings):
-        if online:
-            yield _ask_hub(source)
+        if ask:
+            yield ask(source)
         elif source.kind == "dataset":
             cached = hub.cached_bytes(source) is not None
             yield _line(cached, source.field, f"{source.title}, {hub.here(source)}", hub.REMEDY, "warning")
@@ -221,46 +238,86 @@ def _hours(settings: config.Settings, results: Path) -> Iterator[Line]:
         yield Line("ok", f"hours of train {arm}", finding)
 
 
-def _disk(settings: config.Settings, model: memory.Model) -> Iterator[Line]:
-    if not settings.train.arms:
-        return  # tracks and answers are small
-    sample, task, arms = settings.sample, settings.task, len(settings.train.arms)
+def sizes(settings: config.Settings, model: memory.Model) -> dict[str, tuple[float, float]]:
+    """Bytes that a run writes below results/ and below scratch/, by result; those of tracks and answers are few."""
+    sample, task, arms = settings.sample, settings.task, settings.train.arms
     pairs = (sample.pairs + sample.val_pairs) * (task.templates + 1) * task.size**2 * PIXEL
-    written = {"results": 2 * arms * model.parameters + pairs, "scratch": 2 * (model.adapter + model.optimiser) + pairs}
-    near = {name: next(p for p in (Path(name).absolute(), *Path.cwd().parents) if p.exists()) for name in written}
+    training = 2 * (model.adapter + model.optimiser) + pairs  # two checkpoints, and the pairs as they are read
+    written = {"pairs": (pairs, 0.0)} | {f"adapters/{arm}": (0.0, training) for arm in arms}
+    return written | {f"models/{arm}": (2.0 * model.parameters, 0.0) for arm in arms} if arms else {}
+
+
+def _disk(who: str, written: Collection[tuple[float, float]]) -> Iterator[Line]:
+    """Whether there is room for it; written: bytes below results/ and below scratch/."""
+    below = dict(zip(("results", "scratch"), map(sum, zip(*written, strict=True)), strict=True)) if written else {}
+    near = {name: next(p for p in (Path(name).absolute(), *Path.cwd().parents) if p.exists()) for name in below}
     for name, place in near.items():
-        size = sum(written[other] for other in near if near[other].stat().st_dev == place.stat().st_dev)
+        size = sum(below[other] for other in near if near[other].stat().st_dev == place.stat().st_dev)
         free = shutil.disk_usage(place).free
-        finding = f"a run writes {size / 1e9:.1f} GB to its disk, {free / 1e9:.1f} are free"
+        finding = f"{who} writes {size / 1e9:.1f} GB to its disk, {free / 1e9:.1f} are free"
         yield _line(size < free, f"{name}/", finding, "make room, or link it to another disk")
 
 
-def examine(
-    file: Path, budget: float | None = None, changes: list[str] | None = None, online: bool = False
-) -> Diagnosis:
-    """Look at everything; budget: bytes of the card, else of the one here, else CARD; changes: to `file`'s values.
+def totals(runs: int, made: Iterable[tuple[str, config.Settings]]) -> list[Line]:
+    """Hours and disk of a whole study; made: each result that is made once, and the settings that it is made with."""
+    hours, trainings, written = 0.0, 0, []
+    for result, settings in made:
+        kind, _, arm = result.partition("/")
+        size = sizes(settings, memory.Model(settings)).get(result)
+        written += [size] if size else []
+        if kind == "adapters":
+            hours += next(plan.hours for plan in memory.plan(settings) if plan.stage == f"train {arm}")
+            trainings += 1
+    finding = f"{runs} runs with {trainings} trainings, together about {hours:.1f} hours on an RTX 3090"
+    return [Line("ok", "study", f"{finding}; what several runs share is counted once"), *_disk("the study", written)]
+
+
+def examine(layers: Series[config.Layer], budget: float | None = None, online: bool = False) -> dict[str, Diagnosis]:
+    """Look at everything, for each variant of a study, or for the run; by name. budget: bytes of the card, else of the
+    one here, else CARD.
 
     online: open every model and data set on the hub by its id and revision, and read one row.
     """
     cuda = torch.cuda.is_available()
     budget = budget or (torch.cuda.get_device_properties(0).total_memory if cuda else CARD)
-    lines = list(_versions("gpu" if cuda else "cpu"))
+    versions = list(_versions("gpu" if cuda else "cpu"))
+    read, ask = functools.cache(read_split), functools.cache(_ask_hub) if online else None  # once for all variants
+
+    def diagnose(variant: Series[config.Layer]) -> Diagnosis:
+        try:
+            settings = config.combine(variant)
+            model, plans = memory.Model(settings), memory.plan(settings)
+        except UserError as error:
+            return Diagnosis([*versions, Line("error", "configuration", str(error))], [], {}, budget, True)
+        lines = [*versions, *_changes(settings, variant[-1]), *_card(settings), *_models(settings, model)]
+        lines += [*_data(settings, read), *_sources(settings, ask), *_reporter(settings)]
+        lines += [*_disk("a run", sizes(settings, model).values()), *_hours(settings, Path("results"))]
+        large = [plan.stage for plan in plans if plan.peak[0] > budget]
+        fits = not large or (settings.model.base == "tiny" and not cuda)
+        return Diagnosis(lines, plans, {s: memory.remedies(settings, s, budget) for s in large}, budget, fits)
+
     try:
-        settings = config.load(file, changes)
-        model, plans = memory.Model(settings), memory.plan(settings)
-    except UserError as error:
-        return Diagnosis([*lines, Line("error", "configuration", str(error))], [], {}, budget, False)
-    lines += [*_card(settings), *_models(settings, model), *_data(settings), *_sources(settings, online)]
-    lines += [*_reporter(settings), *_disk(settings, model), *_hours(settings, Path("results"))]
-    large = [plan.stage for plan in plans if plan.peak[0] > budget]
-    fits = not large or (settings.model.base == "tiny" and not cuda)
-    well = fits and all(line.state != "error" for line in lines)
-    return Diagnosis(lines, plans, {stage: memory.remedies(settings, stage, budget) for stage in large}, budget, well)
+        variants = config.variants(layers)
+    except UserError:  # `diagnose` words it
+        variants = {"": [*layers]}
+    return {name: diagnose(variant) for name, variant in variants.items()}
 
 
-def peaks(diagnosis: Diagnosis) -> Table:
-    """For every stage the terms of its peak memory, in GB."""
-    table, plans, budget = Table("GB at the peak (~ estimated)"), diagnosis.plans, diagnosis.budget
+def joined(diagnoses: dict[str, Diagnosis]) -> list[Line]:
+    """The lines that all variants have; then every other one, with the names of the variants that have it."""
+    common, others = list[Line](), list[Line]()
+    for line in dict.fromkeys(line for diagnosis in diagnoses.values() for line in diagnosis.lines):
+        names = [name for name, diagnosis in diagnoses.items() if line in diagnosis.lines]
+        if len(names) == len(diagnoses):
+            common.append(line)
+        else:
+            others.append(line._replace(subject=f"{', '.join(names)}: {line.subject}"))
+    return common + others
+
+
+def peaks(diagnosis: Diagnosis, names: str = "") -> Table:
+    """For every stage the terms of its peak memory, in GB; names: of the variants."""
+    table, plans, budget = Table("GB at the peak (~ estimated)", title=names), diagnosis.plans, diagnosis.budget
     for plan in plans:
         table.add_column(plan.stage, justify="right")
     moments = [plan.moments[plan.peak[1]] for plan in plans]
@@ -274,16 +331,28 @@ def peaks(diagnosis: Diagnosis) -> Table:
     return table
 
 
-def show(diagnosis: Diagnosis, console: Console) -> None:
-    """Print the findings, the planned memory, hours on another card, and what would make a stage fit."""
-    for state, subject, finding in diagnosis.lines:
+def show(diagnoses: dict[str, Diagnosis], study: list[Line], console: Console) -> None:
+    """Print the findings, the planned memory, hours on another card, and what would make a stage fit.
+
+    study: further findings. Variants with the same plans are shown together.
+    """
+    for state, subject, finding in [*joined(diagnoses), *study]:
         colour = {"ok": "green", "warning": "yellow", "error": "bold red"}[state]
         console.print(Text.assemble((f"{state:9}", colour), (subject, "bold"), "  ", finding), soft_wrap=True)
-    if diagnosis.plans:
-        console.print(peaks(diagnosis))
-    for plan in diagnosis.plans:
-        if plan.flops:
-            console.print(f"{plan.stage}: {plan.flops:.1e} operations, about {plan.hours:.1f} hours on an RTX 3090")
-        if plan.stage in diagnosis.remedies:
-            fitting = [f"{change} ({peak / 1e9:.2f} GB)" for change, peak in diagnosis.remedies[plan.stage].items()]
-            console.print(f"{plan.stage} fits after one of: {'; '.join(fitting) or 'none alone, take a smaller base'}")
+    groups: dict[str, Diagnosis] = {}
+    for one in diagnoses.values():
+        alike = [
+            name for name, other in diagnoses.items() if (other.plans, other.remedies) == (one.plans, one.remedies)
+        ]
+        groups[", ".join(alike)] = one
+    for names, one in groups.items():
+        title = names if len(groups) > 1 else ""
+        if one.plans:
+            console.print(peaks(one, title))
+        for plan in one.plans:
+            stage = f"{title}: {plan.stage}" if title else plan.stage
+            if plan.flops:
+                console.print(f"{stage}: {plan.flops:.1e} operations, about {plan.hours:.1f} hours on an RTX 3090")
+            if plan.stage in one.remedies:
+                fitting = [f"{change} ({peak / 1e9:.2f} GB)" for change, peak in one.remedies[plan.stage].items()]
+                console.print(f"{stage} fits after one of: {'; '.join(fitting) or 'none alone, take a smaller base'}")

@@ -23,7 +23,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_fits_and_is_planned_for_the_trainer_that_runs(preset: str, file: Path, tmp_path: Path) -> None:
     file.write_text(f"preset: {preset}\n")
-    diagnosis = doctor.examine(file)
+    (diagnosis,) = doctor.examine(config.read_layers([file])).values()
     lines = {subject: (state, text) for state, subject, text in diagnosis.lines}
     assert "NVIDIA GeForce RTX 4090, 25.4 GB" in lines["card"][1]
     arms = config.resolve({"preset": preset}).train.arms
@@ -41,7 +41,8 @@ def test_the_trainer_that_is_planned_is_the_one_that_is_made(
 ) -> None:
     train = {"backend": "auto", "shared_prefix": shared, "arms": [arm]}
     file.write_text(f"preset: demo\ntrain: {{shared_prefix: {str(shared).lower()}, arms: [{arm}]}}\n")
-    (plan,) = (plan for plan in doctor.examine(file).plans if plan.trainer)
+    (diagnosis,) = doctor.examine(config.read_layers([file])).values()
+    (plan,) = (plan for plan in diagnosis.plans if plan.trainer)
     trainer = make_trainer(settings(**train), arm, pairs, tmp_path / "scratch")
     assert type(trainer).__name__ == plan.trainer
     assert type(trainer.model.get_base_model().model.language_model.layers[0].mlp.gate_proj).__module__.startswith(

@@ -250,7 +250,7 @@ def test_the_presets_need_no_training_split(preset: str, tmp_path: Path, monkeyp
     local = {"preset": preset, "sample": {"hub": str(tmp_path / "mine")}}
     assert plan.make_plan(config.resolve(local)).pair_sources == [str(tmp_path / "mine")]
     settings = config.resolve({"preset": preset})
-    states = {line[1]: line[0] for line in [*doctor._data(settings), *doctor._sources(settings, online=False)]}
+    states = {line[1]: line[0] for line in [*doctor._data(settings), *doctor._sources(settings, None)]}
     assert states["sample.hub"] == "warning"  # to be downloaded
     assert "data.train" not in states
     assert ("error", "sample.hub") in {line[:2] for line in doctor._data(config.resolve(local))}
