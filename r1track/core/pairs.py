@@ -69,7 +69,7 @@ def load(folder: Path, *, cache: Path | None = None) -> Dataset:
     """The pairs in the shards of a folder (`.../pairs/train` or `.../pairs/val`), with the columns FEATURES.
 
     cache: folder for a memory-mapped copy; without it all pairs are read into memory.
-    Raises MissingFile when there is no shard, and UserError for damaged ones and for a box that is not finite.
+    Raises MissingFile when there is no shard, and UserError for damaged ones and a box that is not four finite numbers.
     """
     files = shards(folder)
     remedy = "run `r1track sample` again"
@@ -78,11 +78,14 @@ def load(folder: Path, *, cache: Path | None = None) -> Dataset:
             pairs = Dataset(pyarrow.parquet.ParquetDataset(files).read())
         else:
             pairs = load_dataset("parquet", data_files=files, split="train", cache_dir=str(cache))
-        for name in ("answer", "template_box", "second_box"):
-            finite = pyarrow.compute.is_finite(pyarrow.compute.list_flatten(pairs.data.column(name)))
-            if pyarrow.compute.all(finite).as_py() is False:  # null where all boxes are
-                row, box = next((k, b) for k, b in enumerate(pairs[name]) if b and not all(map(math.isfinite, b)))
-                raise UserError(f"{folder}: {name} of pair {row + 1} is {box}; {remedy}")
+        for name, lengths in {"answer": {0, 4}, "template_box": {4}, "second_box": {4}}.items():
+            column = pairs.data.column(name)
+            found = set(pyarrow.compute.list_value_length(column).unique().to_pylist()) - {None}
+            finite = pyarrow.compute.all(pyarrow.compute.is_finite(pyarrow.compute.list_flatten(column))).as_py()
+            if finite is False or not found <= lengths:  # null where all boxes are
+                boxes = ((row, box) for row, box in enumerate(pairs[name], 1) if box is not None)
+                row, box = next((n, b) for n, b in boxes if len(b) not in lengths or not all(map(math.isfinite, b)))
+                raise UserError(f"{folder}: {name} of pair {row} is {box}; {remedy}")
     return pairs
 
 
