@@ -59,10 +59,10 @@ def timed(owner: Any, name: str, clock: Callable[[], float] = time.perf_counter)
 
     @wraps(method)
     def clocked(*args: Any, **named: Any) -> Any:
-        _wait()
+        wait()
         began = clock()
         result = method(*args, **named)
-        _wait()
+        wait()
         seconds.append(clock() - began)
         return result
 
@@ -70,7 +70,7 @@ def timed(owner: Any, name: str, clock: Callable[[], float] = time.perf_counter)
     return seconds
 
 
-def _wait() -> None:
+def wait() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -165,7 +165,7 @@ def loading(settings: Settings, place: Path) -> Figures:
 
     began = time.perf_counter()
     model = models.load_weights(place / "base", getattr(torch, settings.model.dtype), settings.train.quantize)
-    _wait()
+    wait()
     seconds = time.perf_counter() - began
     return {"load_seconds": seconds, "weight_bytes": sum(p.nbytes for p in model.parameters())}
 
