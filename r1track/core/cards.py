@@ -27,7 +27,8 @@ def take_card(cards: Sequence[str] | None = None) -> None:
     CUDA_VISIBLE_DEVICES is set, as schedulers do. Call it before anything starts CUDA.
     """
     numbers = cards or present()
-    if "CUDA_VISIBLE_DEVICES" in os.environ or len(numbers) < 2:
+    if (given := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None or len(numbers) < 2:
+        log.debug("CUDA_VISIBLE_DEVICES is %s", given)
         return
     for attempt in count():
         for card in numbers:

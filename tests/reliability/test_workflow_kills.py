@@ -10,47 +10,14 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from test_kills import KILLS
-from trials import CONFIG, hidden
-
-from r1track.core import config, files
-
-COMMAND = [sys.executable, "-m", "snakemake", "--snakefile", str(config.ROOT / "Snakefile"), "--cores", "2",
-           "--workflow-profile", str(config.ROOT / "profiles" / "default"), "--configfile", "config.yaml"]  # fmt: skip
-TIMES = ("provenance.json", "_time.txt", "log.jsonl", "index.html", "summary.json", "summary.md", ".log", ".tsv")
-SPEED = re.compile(r'"fps(_run)?": [\d.]+')  # in scores
-
-
-def begin(folder: Path, *targets: str, **train: Any) -> subprocess.Popen[str]:
-    """The workflow of the small run in `folder`, in a session of its own; train: other values of that section."""
-    folder.mkdir(exist_ok=True)
-    changes = {"verdict": CONFIG["verdict"] | {"on_regression": "warn"}, "train": CONFIG["train"] | train}
-    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG | changes))
-    place = {**os.environ, "PYTHONPATH": str(config.ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [*COMMAND, "--", *targets], cwd=folder, env=place, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )  # fmt: skip
-
-
-def end(workflow: subprocess.Popen[str]) -> None:
-    output = workflow.communicate()[0]
-    assert workflow.returncode == 0, output[-4000:]
-
-
-def results(folder: Path) -> dict[str, str]:
-    """What the results hold that is no time: the scores as text without their speeds, hashes of the other files."""
-    hashes = {name: digest for name, digest in files.hashes(folder / "results").items() if not name.endswith(TIMES)}
-    texts = {name: (folder / "results" / name).read_text() for name in hashes if "/scores/" in name}
-    return hashes | {name: SPEED.sub("", text) for name, text in texts.items()}
+from trials import hidden
+from workflows import begin, end, results
 
 
 def kill_session(workflow: subprocess.Popen[str]) -> None:
