@@ -121,15 +121,18 @@ def on_hub(name: str | Path) -> bool:
     return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(name))) and not Path(name).exists()
 
 
-def resolve_path(name: str | Path, revision: str | None = None) -> Path:
-    """The path of a file, folder or model: `tiny` is in this package, a hub id (of a revision) in the hub's cache."""
+def resolve_path(name: str | Path, revision: str | None = None, file: str = "config.json") -> Path:
+    """The path of a file, folder or model: `tiny` is in this package, a hub id (of a revision) in the hub's cache.
+
+    file: which one the cache has of a model; of an adapter it is `adapter_config.json`.
+    """
     if str(name) == "tiny":
         return Path(__file__).parents[1] / "toy" / "tiny"
     if not on_hub(name):
         return Path(name)
     from huggingface_hub import try_to_load_from_cache
 
-    cached = try_to_load_from_cache(str(name), "config.json", revision=revision)
+    cached = try_to_load_from_cache(str(name), file, revision=revision)
     return Path(cached).parent if isinstance(cached, str) else Path(name)
 
 

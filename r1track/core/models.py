@@ -179,6 +179,14 @@ def make_adapter(lora: Lora) -> "LoraConfig":
     )  # fmt: skip
 
 
+def check_adapter(adapter: Path) -> set[str]:
+    """The names of an adapter's weights. Raises MissingFile for a folder without one, UserError for a damaged one."""
+    for file in (adapter / "adapter_config.json", weights := adapter / "adapter_model.safetensors"):
+        if not file.is_file():
+            raise MissingFile(f"{file}: not there; give an adapter that `train` wrote")
+    return _stored_names(weights)
+
+
 def attach(model: Any, adapter: Path) -> "PeftModelForCausalLM":
     """PEFT's wrapper around `model`, with the LoRA adapter in the folder `adapter`, for inference.
 
@@ -186,10 +194,7 @@ def attach(model: Any, adapter: Path) -> "PeftModelForCausalLM":
     """
     from peft import LoraConfig, PeftModelForCausalLM
 
-    for file in (adapter / "adapter_config.json", weights := adapter / "adapter_model.safetensors"):
-        if not file.is_file():
-            raise MissingFile(f"{file}: not there; give an adapter that `train` wrote")
-    stored = _stored_names(weights)
+    stored = check_adapter(adapter)
     names = NEW_NAMES if any(name.startswith(OLD_NAMES) for name in stored) else None
     with reading(adapter, "give an adapter that `train` wrote over this base"):
         adapted = PeftModelForCausalLM(model, LoraConfig.from_pretrained(str(adapter)))

@@ -113,29 +113,31 @@ def _card(settings: config.Settings) -> Iterator[Line]:
 
 
 def _models(settings: config.Settings, model: memory.Model) -> Iterator[Line]:
-    """The base and the third-party models: here, in the hub's cache, or to be downloaded."""
-    names = ("model.safetensors", "model.safetensors.index.json")
-    base = (settings.model.base, settings.model.revision, 2 * model.parameters)
-    needed: dict[str, tuple[str, str | None, int | None]] = {"model.base": base}
-    extras = settings.track.extra.items()
-    needed |= {f"track.extra.{name}.model": (extra.model, extra.revision, None) for name, extra in extras}
-    for field, (name, revision, size) in needed.items():
-        folder = files.resolve_path(name, revision)
-        title = f"{name}, {revision or 'newest'}" if files.on_hub(name) else name
-        if (folder / "adapter_config.json").is_file():
-            yield Line("ok", field, f"{title}, an adapter, {hub.folder_bytes(folder) / 1e9:.2f} GB here")
-        elif any((folder / file).is_file() for file in names):
-            try:
-                models.check_weights(folder)
-                yield Line("ok", field, f"{title}, {hub.folder_bytes(folder) / 1e9:.2f} GB here")
-            except UserError as error:
-                yield Line("error", field, str(error))
-        elif files.on_hub(name):
-            download = f"{f'{size / 1e9:.1f} GB are' if size else 'it is'} to be downloaded"
-            beforehand = f"`hf download {name}` or `r1track fetch` does it beforehand"
-            yield Line("warning", field, f"{title}; {download}; {beforehand}")
-        else:
-            yield Line("error", field, f"{name}; no {' or '.join(names)} there; copy the weights")
+    """The base, and the third-party models with their adapters: here, in the hub's cache, or to be downloaded."""
+    yield _weights("model.base", settings.model.base, settings.model.revision, 2 * model.parameters)
+    for name, extra in settings.track.extra.items():
+        field = f"track.extra.{name}"
+        yield _weights(f"{field}.model", extra.model, extra.revision)
+        if extra.adapter:
+            yield _weights(f"{field}.adapter", extra.adapter, extra.adapter_revision, adapter=True)
+
+
+def _weights(field: str, name: str, revision: str | None, size: int = 0, adapter: bool = False) -> Line:
+    """Where the weights are that a field names; size: bytes of those on the hub, 0 where they are not known."""
+    names = ("adapter_model.safetensors",) if adapter else ("model.safetensors", "model.safetensors.index.json")
+    folder = files.resolve_path(name, revision, "adapter_config.json" if adapter else "config.json")
+    title = f"{name}, {revision or 'newest'}" if files.on_hub(name) else name
+    if any((folder / file).is_file() for file in names):
+        try:
+            models.check_adapter(folder) if adapter else models.check_weights(folder)
+        except UserError as error:
+            return Line("error", field, str(error))
+        return Line("ok", field, f"{title}, {hub.folder_bytes(folder) / 1e9:.2f} GB here")
+    if files.on_hub(name):
+        download = f"{f'{size / 1e9:.1f} GB are' if size else 'it is'} to be downloaded"
+        beforehand = f"`hf download {name}` or `r1track fetch` does it beforehand"
+        return Line("warning", field, f"{title}; {download}; {beforehand}")
+    return Line("error", field, f"{name}; no {' or '.join(names)} there; copy the weights")
 
 
 def _data(settings: config.Settings, read: Callable[[Path], list[Sequence]] = read_split) -> Iterator[Line]:

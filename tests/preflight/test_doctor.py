@@ -9,6 +9,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from safetensors.torch import save_file
 from test_cli import run
 from toys import bare_sequence, toy_split
 
@@ -174,6 +175,30 @@ def test_an_extra_model_has_a_line_of_its_own(tmp_path: Path) -> None:
     found = bad(examined(track={"extra": {"rival": {"model": "some/tracker", "revision": "abc"}}}))[field]
     assert found[0] == "warning"
     assert found[1].startswith("some/tracker, abc; it is to be downloaded; ")
+
+
+def test_the_adapter_of_an_extra_model_has_a_line_whether_it_is_here_in_the_cache_or_neither(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def line(adapter: str, revision: str | None = None) -> doctor.Line:
+        rival = {"model": "tiny", "adapter": adapter, "adapter_revision": revision}
+        lines = {line.subject: line for line in examined(track={"extra": {"rival": rival}}).lines}
+        assert lines["track.extra.rival.model"].finding == "tiny, 0.00 GB here"
+        return lines["track.extra.rival.adapter"]
+
+    (tmp_path / "mine").mkdir()
+    files.write_json(tmp_path / "mine/adapter_config.json", {"peft_type": "LORA"})
+    assert line("./mine")[::2] == ("error", "./mine; no adapter_model.safetensors there; copy the weights")
+    weights = tmp_path / "mine/adapter_model.safetensors"
+    save_file({"weight": torch.zeros(2_500_000)}, weights)
+    assert line("./mine")[::2] == ("ok", "./mine, 0.01 GB here")
+    state, _, finding = line("some/adapter", "abc")
+    assert (state, finding.startswith("some/adapter, abc; it is to be downloaded; ")) == ("warning", True)
+    cached = {"adapter_config.json": str(tmp_path / "mine/adapter_config.json")}
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda base, name, revision: cached.get(name))
+    assert line("some/adapter", "abc")[::2] == ("ok", "some/adapter, abc, 0.01 GB here")
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert "adapter_model.safetensors: cannot be read" in line("./mine").finding
 
 
 def test_too_little_disk_is_an_error_that_says_how_much_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:

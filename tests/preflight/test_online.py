@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 from hub_mirror import COMMIT, Mirror, serving
 from PIL import Image
+from safetensors.numpy import save_file
 
 from r1track.core import models
 
@@ -37,8 +39,12 @@ def mirror(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mirror]:
     data = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
     (folder / "data").mkdir()
     data.to_parquet(folder / "data" / "test-00000-of-00001.parquet")
+    adapter = tmp_path_factory.mktemp("adapter")
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    save_file({"weight": np.zeros(2_500_000, np.float32)}, adapter / "adapter_model.safetensors")
     names = {("datasets", "some/Right-Set"): folder, ("datasets", "some/gated"): folder}
-    with serving(Mirror({**names, ("models", "some/tracker"): models.TINY}, {"some/gated"})) as served:
+    names |= {("models", "some/tracker"): models.TINY, ("models", "some/adapter"): adapter}
+    with serving(Mirror(names, {"some/gated"})) as served:
         yield served
 
 
@@ -50,8 +56,9 @@ def run(folder: Path, command: str, **env: str) -> subprocess.CompletedProcess[s
     return subprocess.run([*path, *words], cwd=folder, env=place, capture_output=True, text=True)
 
 
-def configure(folder: Path, sets: dict[str, Any], extra: str | None = None) -> None:
-    values = {"preset": "demo", "vqa": {"sets": sets}, "track": {"extra": {"rival": {"model": extra}} if extra else {}}}
+def configure(folder: Path, sets: dict[str, Any], extra: str | None = None, adapter: str | None = None) -> None:
+    extras = {"rival": {"model": extra, "adapter": adapter}} if extra else {}
+    values = {"preset": "demo", "vqa": {"sets": sets}, "track": {"extra": extras}}
     (folder / "config.yaml").write_text(json.dumps(values))
 
 
@@ -62,7 +69,7 @@ def lines(output: str) -> dict[str, str]:
 
 
 def test_the_doctor_opens_each_set_and_model_and_says_what_is_wrong(mirror: Mirror, tmp_path: Path) -> None:
-    configure(tmp_path, SETS, "some/tracker")
+    configure(tmp_path, SETS, "some/tracker", "some/adapter")
     done = run(tmp_path, "r1track doctor --online", HF_ENDPOINT=mirror.url)
     found = lines(done.stdout)
     assert done.returncode == 1, done.stderr
@@ -70,6 +77,7 @@ def test_the_doctor_opens_each_set_and_model_and_says_what_is_wrong(mirror: Mirr
     assert found["right"] == found["pinned"] == f"ok: {read}"
     assert found["track.extra.rival.model"] == f"ok: some/tracker at {COMMIT}, qwen2_5_vl, 0.00 GB; not in the cache"
     newest, page = "some/Right-Set at the newest commit", "https://huggingface.co/datasets/some"
+    assert found["track.extra.rival.adapter"] == f"ok: some/adapter at {COMMIT}, LORA, 0.01 GB; not in the cache"
     assert found["wrong-id"].startswith("error: some/wrong at the newest commit: there is no such repository; correct")
     assert found["wrong-commit"] == (
         f"error: some/Right-Set at abcdef0: there is no such commit; look for one at {page}/Right-Set/commits, or set "
@@ -82,6 +90,17 @@ def test_the_doctor_opens_each_set_and_model_and_says_what_is_wrong(mirror: Mirr
         "error: some/gated at the newest commit: its owner asks you to accept conditions; accept them at "
         f"{page}/gated, then run `hf auth login`"
     )
+
+
+def test_an_adapter_that_was_fetched_is_in_the_cache_for_a_doctor_without_a_network(
+    mirror: Mirror, tmp_path: Path
+) -> None:
+    configure(tmp_path, {}, "some/tracker", "some/adapter")
+    before = lines(run(tmp_path, "r1track doctor", HF_ENDPOINT=NOWHERE).stdout)["track.extra.rival.adapter"]
+    assert before.startswith("warning: some/adapter, newest; it is to be downloaded; ")
+    assert run(tmp_path, "r1track fetch", HF_ENDPOINT=mirror.url).returncode == 0
+    after = lines(run(tmp_path, "r1track doctor", HF_HUB_OFFLINE="1").stdout)["track.extra.rival.adapter"]
+    assert after == "ok: some/adapter, newest, 0.01 GB here"
 
 
 def test_with_no_network_and_no_cache_one_sentence_has_the_remedy(tmp_path: Path) -> None:
