@@ -179,6 +179,8 @@ def _read(folder: Path) -> Run:
         scores[name] = results.scores[name][model], results.scores[name][BASE]
         row, change = score.models[model], score.differences[model].value if model != BASE else None
         values = {"AO": row.ao, "SR.50": row.sr50, "SR.75": row.sr75, f"AO − {BASE}": change}
+        presence = row.presence.model_dump(include={"precision", "recall"}) if row.presence else {}
+        values |= {f"absent frames, {key}": value for key, value in presence.items()}
         values |= {f"AO, {key}": group.ao for key, group in scores[name][0].attributes.items()}
         figures |= {f"{name}: {key}": value for key, value in values.items()}
     figures["general ability − base, points"] = summary.verdict.difference if summary.verdict else None

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from r1track.ability.records import Decision, Divergence
 from r1track.core.provenance import KeptAdapter
 from r1track.core.records import Record
-from r1track.tracking.score import Interval
+from r1track.tracking.score import Interval, Presence
 
 Json = dict[str, Any]  # a JSON object
 
@@ -36,6 +36,7 @@ class ModelScore(Record):
     ao_sequence_mean: float
     ao_class_mean: float
     fps_run: float | None
+    presence: Presence | None
     status: dict[str, int]
     peers: dict[str, Change]
     words: str

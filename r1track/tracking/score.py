@@ -44,8 +44,9 @@ class SequenceScore(Record):
     """The score of one sequence. AO and SR are None where no frame counts, speeds where no time is known.
 
     frames: those that count. overlap_sum: of their IoU. length: a name of LENGTHS. status: how many frames have each
-    status, without the first frame. The figures of one-pass evaluation are set in other layouts than GOT-10k's only.
-    attributes: what makes it hard, see `attributes`.
+    status, without the first frame. absent: frames without a target by the annotation, the first one left out;
+    absent_found: those that have the status `absent`. The figures of one-pass evaluation are set in other layouts than
+    GOT-10k's only. attributes: what makes it hard, see `attributes`.
     """
 
     ao: float | None
@@ -58,6 +59,8 @@ class SequenceScore(Record):
     class_name: str = Field(alias="class")
     length: str
     status: dict[str, int]
+    absent: int = 0
+    absent_found: int = 0
     success_auc: float | None = None
     precision_20px: float | None = None
     norm_precision_20pct: float | None = None
@@ -70,6 +73,18 @@ class GroupScore(Record):
     ao: float
     ao_interval: Interval
     sequences: int
+
+
+class Presence(Record):
+    """How well a tracker tells that the target is not there. frames: without a target by the annotation, one or more.
+
+    precision: share of the frames with the status `absent` that are such; None where no frame has it. recall: share of
+    such frames that have it.
+    """
+
+    precision: float | None
+    recall: float
+    frames: int
 
 
 class Scores(Record):
@@ -85,6 +100,7 @@ class Scores(Record):
     fps: float | None
     fps_run: float | None
     ao_interval: Interval
+    presence: Presence | None = None  # where no frame is absent, and of tracks without statuses
     success_auc: float | None = None
     success_auc_interval: Interval = None
     precision_20px: float | None = None
@@ -250,16 +266,26 @@ def _groups(sequences: list[SequenceScore], field: str, draws: int) -> dict[str,
     return {name: GroupScore(ao=ao, ao_interval=ends, sequences=n) for name, (ao, ends, n) in scores.items()}
 
 
+def _presence(sequences: Iterable[SequenceScore]) -> Presence | None:
+    """Precision and recall over the frames of all sequences; None where no frame is absent or none has a status."""
+    counts = [(row.absent, row.absent_found, row.status.get("absent", 0)) for row in sequences if row.status]
+    frames, right, said = np.sum(counts, 0, dtype=int).tolist() if counts else (0, 0, 0)
+    return Presence(precision=right / said if said else None, recall=right / frames, frames=frames) if frames else None
+
+
 def _score_sequence(track: Track, sequence: Sequence, layout: str) -> tuple[SequenceScore, Array]:
     """The score of a sequence, and the IoU of each of its frames that count."""
     values = overlaps(track.boxes, sequence)
     class_name = sequence.name.rpartition("-")[0] if layout == "lasot" else "unknown"
+    found = [status == "absent" and absent for status, absent in zip(track.statuses, sequence.absent, strict=False)]
     return SequenceScore(
         **_pooled_figures(values, [track.seconds]),
         overlap_sum=float(values.sum()),
         class_name=sequence.meta.get("object_class", class_name),
         length=next(name for most, name in LENGTHS.items() if len(track.boxes) <= most),
         status=Counter(status for status in track.statuses if status != "init"),
+        absent=int(sequence.absent[1:].sum()),
+        absent_found=sum(found),
         **(one_pass(track.boxes, sequence, layout) if layout != "got10k" else {}),
         attributes=attributes(sequence),
     ), values
@@ -296,6 +322,7 @@ def score(tracks: Path, root: Path, draws: int) -> Scores:
         metric="ope" if passes else "got10k-pooled",
         **_pooled_figures(pooled, seconds),
         ao_interval=_interval(np.divide(*_resampled(_sums(scored), draws)), len(scored)),
+        presence=_presence(rows.values()),
         **one_pass_means,
         sequences_count=len(rows),
         sequences_failed=sum("failed" in row.status for row in rows.values()),

@@ -88,6 +88,18 @@ def test_the_spread_is_that_of_numpy(runs, comparison, figure, key):
     )
 
 
+def test_the_spread_of_precision_and_recall_of_absent_frames_stands_beside(runs, tmp_path):
+    recalls = {"seed0": 0.25, "seed1": 0.5, "seed2": 0.75}
+    for name, recall in recalls.items():
+        shutil.copytree(runs / name, tmp_path / name)
+        path = tmp_path / name / "scores/grpo/toy-val.json"
+        presence = {"precision": None if name == "seed0" else 0.9, "recall": recall, "frames": 4}
+        files.write_json(path, files.read_json(path) | {"presence": presence})
+    group = compare.compare([tmp_path / name for name in recalls]).groups["A"]
+    assert group["toy-val: absent frames, recall"] == compare.Spread(3, 0.5, 0.25, 0.25, 0.75)
+    assert group["toy-val: absent frames, precision"] == compare.Spread(2, 0.9, 0.0, 0.9, 0.9)
+
+
 def test_difference_ability_minutes_and_memory_stand_beside(runs, comparison):
     group = comparison.groups["B"]
     gains = [scores(runs, name)["ao"] - scores(runs, name, "base")["ao"] for name in ("rate0", "rate1")]

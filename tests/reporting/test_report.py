@@ -104,6 +104,27 @@ def test_the_page_asks_for_nothing_outside_itself(run):
     assert set(re.findall(r'(?:url\(|href=")#([^)"]+)', text)) <= set(ids)
 
 
+def test_precision_and_recall_of_absent_frames_stand_beside_the_overlap_and_nothing_does_without_such_frames(run):
+    results, _, make = run
+    for model, presence in (
+        ("base", {"precision": None, "recall": 0.0}),
+        ("grpo", {"precision": 0.875, "recall": 0.625}),
+    ):
+        path = results / "scores" / model / "toy-val.json"
+        files.write_json(path, files.read_json(path) | {"presence": {**presence, "frames": 16}})
+    path = results / "scores" / "static" / "toy-val.json"
+    files.write_json(path, files.read_json(path) | {"presence": None})
+    out = make()
+    page, text = (out / "index.html").read_text(), (out / "summary.md").read_text()
+    assert "Absent frames: in 16 of the frames the annotation says that there is no target." in page
+    for model, cells in (("base", ("–", "0.000")), ("grpo", ("0.875", "0.625")), ("static", ("–", "–"))):
+        row = re.search(rf'<tr class="\w+"><th scope="row">{model}</th>(.*?)</tr>', page, re.DOTALL)
+        assert tuple(re.findall(r"<td[^>]*>([^<]*)</td>", row[1])[7:9]) == cells
+        (line,) = [line for line in text.splitlines() if line.startswith(f"| {model} |")]
+        assert tuple(line.strip("| ").split(" | ")[-2:]) == cells
+    assert files.read_json(out / "summary.json")["sets"]["toy-val"]["models"]["grpo"]["presence"]["frames"] == 16
+
+
 def test_page_summary_and_text_hold_the_same_figures(run):
     results, _, make = run
     out = make()

@@ -108,6 +108,50 @@ def test_means_over_sequences_and_classes_stand_under_their_own_names(world):
     assert len({round(figures[key], 9) for key in ("ao", "ao_sequence_mean", "ao_class_mean")}) == 3
 
 
+def test_presence_is_precision_and_recall_of_the_status_absent_against_the_labels(tmp_path):
+    """Two sequences: of 5 absent frames 2 are called so, and of 3 frames that are called so 2 are absent."""
+    box, statuses = [10, 10, 20, 20], {"a": "init ok absent absent held ok", "b": "init ok held absent failed ok"}
+    for name, cover in {"a": [8, 8, 0, 0, 0, 8], "b": [8, 8, 0, 8, 0, 8]}.items():
+        truth = [box if eighths else [-1] * 4 for eighths in cover]
+        folder = bare_sequence(tmp_path / "set", name, truth, cover=cover)
+        (folder / "absence.label").write_text("".join(f"{int(eighths == 0)}\n" for eighths in cover))
+        write_track(tmp_path / "t" / "s", name, [box] * 6, status=statuses[name].split())
+    figures = scored(tmp_path / "t" / "s", tmp_path / "set", 100)
+    assert figures["presence"] == {"precision": pytest.approx(2 / 3), "recall": pytest.approx(2 / 5), "frames": 5}
+    counts = {name: (row["absent"], row["absent_found"]) for name, row in figures["sequences"].items()}
+    assert counts == {"a": (3, 2), "b": (2, 0)}
+    for name in statuses:
+        status = tmp_path / "t" / "s" / name / f"{name}_status.csv"
+        status.write_text(status.read_text().replace("absent", "held"))
+    figures = scored(tmp_path / "t" / "s", tmp_path / "set", 100)
+    assert figures["presence"] == {"precision": None, "recall": 0.0, "frames": 5}
+
+
+@pytest.mark.parametrize("reason", ["full_occlusion", "out_of_view"])
+def test_lasots_two_labels_count_as_absent(reason, tmp_path):
+    folder = tmp_path / "set" / "cat" / "cat-1"
+    (folder / "img").mkdir(parents=True)
+    for t in range(1, 5):
+        Image.new("RGB", SIZE).save(folder / "img" / f"{t:08d}.jpg")
+    (folder / "groundtruth.txt").write_text("10,10,20,20\n" * 4)
+    (folder / f"{reason}.txt").write_text("0,0,1,1")
+    (tmp_path / "set" / "list.txt").write_text("cat/cat-1\n")
+    write_track(tmp_path / "t" / "s", "cat-1", [[10, 10, 20, 20]] * 4, status=["init", "absent", "absent", "ok"])
+    assert scored(tmp_path / "t" / "s", tmp_path / "set", 100)["presence"] == {
+        "precision": 0.5, "recall": 0.5, "frames": 2,
+    }  # fmt: skip
+
+
+def test_presence_is_null_where_no_frame_is_absent_or_a_track_has_no_statuses(tmp_path):
+    box = [10, 10, 20, 20]
+    bare_sequence(tmp_path / "all", "a", [box] * 3)
+    write_track(tmp_path / "t" / "all", "a", [box] * 3, status=["init", "ok", "absent"])
+    assert scored(tmp_path / "t" / "all", tmp_path / "all", 100)["presence"] is None
+    bare_sequence(tmp_path / "some", "a", [box, [-1] * 4, box], cover=[8, 0, 8])
+    write_track(tmp_path / "t" / "some", "a", [box] * 3)
+    assert scored(tmp_path / "t" / "some", tmp_path / "some", 100)["presence"] is None
+
+
 def test_sequences_are_grouped_by_their_length(tmp_path):
     for name, length in (("a", 100), ("b", 101), ("c", 301)):
         truth = [[0, 0, 10, 10]] * length
