@@ -7,7 +7,7 @@ CARD := .venv-card/bin
 PYTHON312 ?= $(shell for p in python3.12 $(HOME)/.pyenv/versions/3.12.*/bin/python $(PYTHON); do \
 	"$$p" -c "import sys; sys.exit(sys.version_info[:2] != (3, 12))" 2>/dev/null && echo "$$p" && break; done)
 
-.PHONY: install demo test test-card torture docs lock lock-card
+.PHONY: install demo test test-card test-slurm torture docs lock lock-card
 
 install: .venv/installed
 
@@ -45,6 +45,11 @@ test-card: .venv-card/installed
 	PATH="$(CURDIR)/$(CARD):$$PATH" PYTHONPATH="$(CURDIR)/tests/card/site" FAKECARD=4090 OMP_NUM_THREADS=1 \
 		$(CARD)/python -m pytest tests/card --numprocesses auto --dist loadfile
 
+# profiles/slurm on a real SLURM of this machine alone, with two emulated cards: some ten minutes.
+test-slurm: install
+	$(INSTALL) --constraint requirements.lock --editable '.[slurm]'
+	tests/slurm/cluster.sh $(BIN)/python -m pytest tests/slurm --durations 0
+
 docs: install
 	$(BIN)/python tools/document.py
 
@@ -53,7 +58,7 @@ docs: install
 FREEZE := -m pip freeze --exclude-editable | sed -E '/^\#|@/d; s/\+[a-z0-9.]+$$//'
 lock: install
 	$(BIN)/python -m pip install --quiet --editable '.[cpu,dev]'
-	$(BIN)/python $(FREEZE) | grep -vE '^(cuda|nvidia|triton|setuptools|wheel)' > requirements.lock
+	$(BIN)/python $(FREEZE) | grep -vE '^(cuda|nvidia|triton|setuptools|wheel|snakemake-executor)' > requirements.lock
 
 lock-card: .venv-card/installed
 	$(CARD)/python -m pip install --quiet --editable '.[gpu,dev]'

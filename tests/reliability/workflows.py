@@ -28,10 +28,8 @@ def begin(folder: Path, *targets: str, where: Sequence[str] = HERE, **train: Any
     changes = {"verdict": CONFIG["verdict"] | {"on_regression": "warn"}, "train": CONFIG["train"] | train}
     (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG | changes))
     place = {**os.environ, "PYTHONPATH": str(config.ROOT), "OMP_NUM_THREADS": "1"}
-    command, pipes = (
-        [*COMMAND, "config.yaml", *where, "--", *targets],
-        {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT},
-    )
+    command = [*COMMAND, "config.yaml", *where, "--", *targets]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.Popen(command, cwd=folder, env=place, text=True, start_new_session=True, **pipes)
 
 

@@ -25,7 +25,9 @@ here="$(cd "$(dirname "$0")" && pwd)"
 folder="$(mktemp -d -t r1track-slurm.XXXXXX)"
 chmod 711 "$folder" # munge wants its socket to be within everybody's reach
 mkdir "$folder"/{state,spool,cards,bin}
-touch "$folder"/cards/nvidia{0,1}
+for card in 0 1; do # SLURM gives out devices alone: in the place of a card's, any other one
+    ln -s /dev/null "$folder/cards/nvidia$card"
+done
 read -r ctld_port slurmd_port < <(python3 - <<'PORTS'
 import socket
 sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
@@ -57,12 +59,13 @@ stop() {
 }
 trap stop EXIT
 (umask 077 && head -c 128 /dev/urandom >"$folder/munge.key")
-munged --foreground --socket "$folder/munge.socket" --key-file "$folder/munge.key" --pid-file "$folder/munged.pid" \
+# In sessions of their own, so that Ctrl-C does not end them before `stop` has cancelled the jobs.
+setsid munged --foreground --socket "$folder/munge.socket" --key-file "$folder/munge.key" --pid-file "$folder/munged.pid" \
     --log-file "$folder/munged.log" --seed-file "$folder/munge.seed" 2>"$folder/munged.out" &
 daemons=($!)
-slurmctld -D -i 2>"$folder/slurmctld.out" &
+setsid slurmctld -D -i 2>"$folder/slurmctld.out" &
 daemons=($! "${daemons[@]}")
-slurmd -D 2>"$folder/slurmd.out" &
+setsid slurmd -D 2>"$folder/slurmd.out" &
 daemons=($! "${daemons[@]}")
 for _ in $(seq 60); do
     state="$(sinfo --noheader --partition gpu --format '%T %G' 2>&1 || true)"
