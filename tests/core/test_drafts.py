@@ -60,6 +60,15 @@ def test_numbers_may_differ_from_the_examples_and_what_follows_them_is_drafted_a
     assert after(begun, "[241, 66, 329, 154]") == draft
 
 
+def test_an_empty_list_drafts_another_and_nothing_of_a_box_which_the_next_example_does() -> None:
+    assert after("", "[]") == "[]"
+    assert after("[", "[]") == "]"
+    assert after("[2", "[]") == ""
+    assert after("[]", "[241, 66, 329, 154]") == ""
+    examples = [[*map(ord, text)] for text in ("[]", "[241, 66, 329, 154]")]
+    assert "".join(map(chr, likeliest(LETTERS, [*map(ord, "[24")], examples))) == "1, 66, 329, 154]"
+
+
 def test_the_likeliest_numbers_stand_side_by_side_in_a_draft() -> None:
     draft = LETTERS.tree([*map(ord, "[24")], [*map(ord, "[241, 66, 329, 154]")], 31)
     texts = [""]  # of every place
