@@ -66,8 +66,6 @@ if DOWNLOADS and workflow.is_main_process:
 gpu = workflow.global_resources.get("gpu")
 CARDS = (gpu.value if gpu else None) or 1
 CORES = max(1, workflow.cores // CARDS)
-if CARDS > 1:
-    os.environ.setdefault("OMP_NUM_THREADS", str(CORES))
 # Where this machine has no card, the jobs of a model need not wait for it.
 GPU = int(bool(present()) or not workflow.local_exec)
 
