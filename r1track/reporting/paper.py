@@ -45,7 +45,7 @@ def score_groups(sets: dict[str, SetSummary]) -> list[PaperGroup]:
     The boxes of the test split are withheld, so no score of this run is on it.
     """
     split, source = PAPER["split"], f"README of {PAPER['repository']}"
-    unscored = "nothing comparable was run: only the benchmark's server can score this split (`r1track submit`)"
+    unscored = "nothing comparable was run: only the benchmark's server can score this split (r1track submit)"
     groups = [
         PaperGroup(split=split, whose="published by the paper", rows=PUBLISHED, note=source),
         PaperGroup(split=split, whose="this run", rows=[], note=unscored),

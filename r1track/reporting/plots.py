@@ -31,7 +31,8 @@ COLOURS = {"base": "#d9660f", "truth": "#1f9d55", "oracle": "#1f9d55", "template
 TUNED = ("#3b82f6", "#db3f8f", "#0f969c")
 SPAN = 10  # steps that the bold line averages
 CURVES = {
-    "held_out_iou": "mean IoU of greedy answers to held-out pairs", "held_out_parsed": "share of them that is readable",
+    "held_out_iou": "mean IoU of greedy answers to held-out pairs",
+    "held_out_parsed": "share of answers to held-out pairs that are readable",
     "reward": "mean reward", "iou": "mean IoU of the answers", "giou": "mean GIoU of the answers",
     "format": "part of the reward: format", "length_cost": "part of the reward: length",
     "reward_std": "standard deviation of the reward", "frac_reward_zero_std": "share of groups with equal rewards",
