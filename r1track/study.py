@@ -87,14 +87,16 @@ def make_study(layers: Sequence[Layer]) -> Study:
 
 def check(layers: Sequence[Layer]) -> list["Line"]:
     """The doctor's lines about a whole study, in which a shared result counts once; or why it cannot be planned."""
-    from r1track.preflight.doctor import Line, totals
+    from r1track.preflight.doctor import Line, totals, unused
 
     try:
         study = make_study(layers)
     except UserError as error:
         return [Line("error", "workflow", str(error))]
     made = {home: (result, run.settings) for run in study.runs.values() for result, home in run.homes.items()}
-    return totals(len(study.runs), made.values()) if study.page else []
+    if not study.page:
+        return []
+    return totals(len(study.runs), made.values()) + unused(Path(SHARED), {Path(home).name for home in made})
 
 
 def _with_homes(settings: Settings) -> Plan:

@@ -171,3 +171,24 @@ def test_a_linked_result_is_verified_by_the_files_of_its_run_when_the_shared_fol
     write_json(results / "adapters/grpo/provenance.json", record("train", inputs=source))
     assert verify.Run(results).find(recorded) == (results / "pairs/manifest.json").resolve()
     assert verify.Run(results).find("results/shared/other/pairs/manifest.json") is None
+
+
+def test_the_doctor_names_the_shared_results_that_no_run_needs_or_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    layers = config.read_layers([], [config.Layer("study.yaml", TWO_BY_TWO)])
+    needed = make(TWO_BY_TWO).runs["iou-seed0"].homes["pairs"]
+    for home in (needed, "results/shared/pairs-held", "results/shared/pairs-left"):
+        (tmp_path / home / "pairs").mkdir(parents=True)
+        (tmp_path / home / "pairs" / "rows").write_bytes(b"0" * 20_000_000)
+        (tmp_path / home / "config").mkdir()
+        (tmp_path / home / "config/sample.json").write_text("{}")
+    (tmp_path / "results/shared/toy-none/config").mkdir(parents=True)
+    (tmp_path / "results/shared/toy-none/config/toy.json").write_text("{}")
+    folders.link_folder(tmp_path / "results/shared/pairs-held/pairs", tmp_path / "results/old-seed0/pairs")
+    (line,) = (line for line in study.check(layers) if line.subject == "results/shared/")
+    assert line[::2] == (
+        "warning",
+        "1 results that no run needs or holds, 0.02 GB; to free the space, `rm -r results/shared/pairs-left`",
+    )

@@ -274,6 +274,19 @@ def totals(runs: int, made: Iterable[tuple[str, config.Settings]]) -> list[Line]
     return [Line("ok", "study", f"{finding}; what several runs share is counted once"), *_disk("the study", written)]
 
 
+def unused(shared: Path, needed: Collection[str]) -> list[Line]:
+    """Shared results that are neither among `needed`, folders in `shared`, nor linked into the folder of any run."""
+    sizes = dict[str, int]()
+    for folder in sorted(shared.glob("*")):
+        results = [part for part in folder.glob("[!.]*") if part.name not in ("config", "logs", "benchmarks")]
+        stats = [file.stat() for part in results for file in part.rglob("*") if file.is_file()]
+        if folder.name not in needed and stats and all(stat.st_nlink == 1 for stat in stats):
+            sizes[str(folder)] = sum(stat.st_size for stat in stats)
+    finding = f"{len(sizes)} results that no run needs or holds, {sum(sizes.values()) / 1e9:.2f} GB"
+    remedy = f"to free the space, `rm -r {' '.join(sizes)}`"
+    return [Line("warning", f"{shared}/", f"{finding}; {remedy}")] if sizes else []
+
+
 def examine(layers: Series[config.Layer], budget: float | None = None, online: bool = False) -> dict[str, Diagnosis]:
     """Look at everything, for each variant of a study, or for the run; by name. budget: bytes of the card, else of the
     one here, else CARD.
