@@ -25,7 +25,7 @@ def test_the_recipe_installs_what_the_environment_of_a_card_names() -> None:
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     assert [*lines] == " ".join(environment[-1]["pip"]).split()
     (python,) = (line.partition("=")[2] for line in environment if isinstance(line, str) and "=" in line)
-    assert recipe.count(f"FROM python:{python}-slim") == 1
+    assert recipe.count(f"ARG BASE=python:{python}-slim\nFROM ${{BASE}}\n") == 1
 
 
 def test_the_rules_run_in_the_image_alone_and_name_no_conda_environment() -> None:
