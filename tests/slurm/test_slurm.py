@@ -93,7 +93,8 @@ def train(trained: Path, folder: Path, disturb: Callable[[str], object]) -> tupl
     workflow = begin(folder, ADAPTER, where=SLURM, **TRAIN)
     while not (folder / "scratch/demo/train/grpo/log.jsonl").exists() and workflow.poll() is None:
         time.sleep(0.2)
-    disturb(slurm("squeue", "--noheader", "--states=RUNNING", "--format=%i").strip())
+    if workflow.poll() is None:
+        disturb(slurm("squeue", "--noheader", "--states=RUNNING", "--format=%i").strip())
     output = workflow.communicate()[0]
     assert workflow.returncode == 0, output
     resumed = re.findall(
