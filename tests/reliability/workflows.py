@@ -19,13 +19,17 @@ TIMES = ("provenance.json", "_time.txt", "log.jsonl", "index.html", "summary.jso
 SPEED = re.compile(r'"fps(_run)?": [\d.]+')  # in scores
 
 
-def begin(folder: Path, *targets: str, where: Sequence[str] = HERE, **train: Any) -> subprocess.Popen[str]:
-    """The workflow of the small run in `folder`, in a session of its own; train: other values of that section.
+def begin(
+    folder: Path, *targets: str, where: Sequence[str] = HERE, sections: dict[str, Any] | None = None, **train: Any
+) -> subprocess.Popen[str]:
+    """The workflow of the small run in `folder`, in a session of its own.
 
-    where: the profile that its stages run by, and other options of Snakemake.
+    where: the profile that its stages run by, and other options of Snakemake. sections: others in place of the small
+    run's. train: other values of that section.
     """
     folder.mkdir(exist_ok=True)
     changes = {"verdict": CONFIG["verdict"] | {"on_regression": "warn"}, "train": CONFIG["train"] | train}
+    changes |= sections or {}
     (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG | changes))
     place = {**os.environ, "PYTHONPATH": str(config.ROOT), "OMP_NUM_THREADS": "1"}
     command = [*COMMAND, "config.yaml", *where, "--", *targets]
