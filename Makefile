@@ -45,7 +45,7 @@ test-card: .venv-card/installed
 	PATH="$(CURDIR)/$(CARD):$$PATH" PYTHONPATH="$(CURDIR)/tests/card/site" FAKECARD=4090 OMP_NUM_THREADS=1 \
 		$(CARD)/python -m pytest tests/card --numprocesses auto --dist loadfile
 
-# profiles/slurm on a real SLURM of this machine alone, with two emulated cards: some ten minutes.
+# profiles/slurm on a real SLURM of this machine alone, with two emulated cards: half an hour on two busy cores.
 test-slurm: install
 	$(INSTALL) --constraint requirements.lock --editable '.[slurm]'
 	tests/slurm/cluster.sh $(BIN)/python -m pytest tests/slurm --durations 0
