@@ -336,7 +336,8 @@ def doctor(
 ) -> None:
     """Check machine, data and configuration, and plan the memory of every stage, before a run."""
     from r1track import study
-    from r1track.preflight.doctor import examine, show
+    from r1track.preflight.doctor import examine
+    from r1track.preflight.printing import show
 
     layers = config.read_layers([config_file], [config.parse_change(change) for change in changes or ()])
     diagnoses = examine(layers, budget and budget * 1e9, online)

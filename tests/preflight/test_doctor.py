@@ -16,7 +16,7 @@ from toys import bare_sequence, toy_split
 from r1track import study
 from r1track.core import config, files, hub, models, provenance
 from r1track.core.provenance import Card, Hardware, Provenance
-from r1track.preflight import doctor, memory
+from r1track.preflight import doctor, memory, printing
 
 pytestmark = pytest.mark.usefixtures("logging_as_it_was")
 Usage = namedtuple("Usage", "total used free")
@@ -321,7 +321,7 @@ def test_every_variant_is_checked_and_what_only_some_of_them_have_stands_below_t
         large={"train": {"quantize": "none"}}, data={"data": {"train": "nowhere"}},
     )  # fmt: skip
     found = doctor.examine(layers, budget=13e9)
-    lines = {line.subject: line for line in doctor.joined(found)}
+    lines = {line.subject: line for line in printing.joined(found)}
     assert lines["versions"].state == "ok"
     assert lines["paper: changes"].finding == "nothing"
     assert lines["large: changes"].finding == "train.quantize: none"
