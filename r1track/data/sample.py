@@ -137,7 +137,8 @@ def run(settings: config.Settings, root: Path | None, out: Path, processes: int 
                 raise UserError(f"{name}: no pair could be made; rejected draws: {draws}; {REMEDY}")
             content["rejected"] = dict(sorted(rejected.items()))
             content["shards"] = {key: shard.sha256 for key, shard in chosen.items()}
-            counts = f"{content['pairs']} pairs, {content['negatives']} of them negatives"
+            absent = content["negatives"]
+            counts = f"{content['pairs']} pairs" + (f", {absent} of them without the target" if absent else "")
             log.info("%s: %s; rejected draws: %s", name, counts, content["rejected"] or "none")
         for leftover in (*folder.glob("*/*.json"), *folder.glob("*/.*.part")):
             leftover.unlink()
