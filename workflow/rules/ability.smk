@@ -15,7 +15,7 @@ rule vqa:
     priority: lambda w: 10 if w.model == "base" else 0  # see the rule `track`
     threads: lambda w: PLANS[w.home].cores(CORES)
     resources:
-        gpu=GPU,
+        gpu=cards_of,
     params:
         model=lambda w: PLANS[w.home].model(w.model),
         # For the KL divergence of an arm from the base, on held-out pairs.

@@ -15,7 +15,7 @@ rule train:
     priority: 5  # see the rule `sample`
     threads: lambda w: PLANS[w.home].cores(CORES)
     resources:
-        gpu=GPU,
+        gpu=cards_of,
     params:
         model=lambda w: PLANS[w.home].model(PLANS[w.home].initial_model(w.arm)),
         # Not an output: Snakemake deletes the outputs of a job that fails, and with them its checkpoints.
@@ -43,7 +43,7 @@ rule merge:
     priority: 5  # see the rule `sample`
     threads: lambda w: PLANS[w.home].cores(CORES)
     resources:
-        gpu=GPU,
+        gpu=cards_of,
     params:
         model=lambda w: PLANS[w.home].model(PLANS[w.home].initial_model(w.arm)),
     message:
