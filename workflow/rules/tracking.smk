@@ -42,7 +42,9 @@ rule track:
     priority: lambda w: 10 if w.model == "base" else 0
     threads: lambda w: 1 if w.model in PLANS[w.home].peers else PLANS[w.home].cores(CORES)
     resources:
-        gpu=lambda w, input: 0 if w.model in PLANS[w.home].peers or input.parts else cards_of(w),
+        gpu=lambda w, input: (
+            0 if w.model in PLANS[w.home].peers or input.parts else cards_of(w)
+        ),
     params:
         model=lambda w: PLANS[w.home].model(w.model),
         root=lambda w: PLANS[w.home].sets[w.set],
