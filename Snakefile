@@ -66,15 +66,9 @@ if DOWNLOADS and workflow.is_main_process:
 gpu = workflow.global_resources.get("gpu")
 CARDS = (gpu.value if gpu else None) or 1
 CORES = max(1, workflow.cores // CARDS)
-
-
-def cards_of(wildcards):
-    """Cards of a job with a model. Here it waits for none where there is none. A job that is sent away gets one.
-
-    A function, because the executor is not known yet when this file is read.
-    """
-    return int(bool(present()) or not workflow.local_exec)
-
+# Cards of a job with a model: here it waits for none where there is none, and a job that is sent away gets one. Asked
+# for each job, because the executor is not known yet when this file is read.
+cards_of = lambda wildcards: int(bool(present()) or not workflow.local_exec)
 
 BEGAN = time.time()
 LOCKS = ExitStack()
