@@ -13,7 +13,8 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from r1track.core import config, models, prompts
-from r1track.core.pairs import FEATURES, questions
+from r1track.core.boxes import iou
+from r1track.core.pairs import FEATURES, held_out, held_out_rows, questions
 from r1track.core.pairs import load as open_pairs
 from r1track.core.schema import Task
 from r1track.data import sample
@@ -116,3 +117,16 @@ def with_pixels(trainer: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     hung, grids = trainer.image_cache.images, inputs["image_grid_thw"]
     numbers = [int(128 * high + low) for high, low in inputs["pixel_values"][grids.prod(1).cumsum(0) - 1].tolist()]
     return {**inputs, "pixel_values": torch.cat([hung[n].pixels for n in numbers])}
+
+
+def held_out_by_generate(
+    made: config.Settings, pairs: Path, adapter: Path | None, count: int, max_tokens: int
+) -> tuple[float, float]:
+    """Mean IoU and share of readable answers to the first held-out pairs, by transformers' own `generate`."""
+    questions, images = held_out(pairs, count, made.task)
+    loaded = models.load("tiny", made.model, adapter)
+    answers = models.generate(loaded, questions, images, max_tokens=max_tokens, batch=count)
+    boxes = [prompts.parse_box(text, size=84) for text in answers]
+    both = zip(boxes, held_out_rows(pairs, count)["answer"], strict=True)
+    overlaps = [0.0 if box is None else float(iou(box, answer)) for box, answer in both]
+    return float(np.mean(overlaps)), float(np.mean([box is not None for box in boxes]))

@@ -4,13 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from card_runs import settings
+from toys import held_out_by_generate
 
-from r1track.core import files, models, prompts
-from r1track.core.boxes import iou
-from r1track.core.pairs import held_out, held_out_rows
+from r1track.core import files
 from r1track.training import evaluation, train
 
 
@@ -41,15 +39,10 @@ def test_the_figures_are_those_of_plain_transformers_with_the_same_adapter(pairs
     changes = {"quantize": "none", "eval_every": 1, "eval_pairs": 7, "sft": sft}
     trained(tmp_path, pairs, "sft", "float32", **changes)
     rows, made = rows_of(tmp_path), settings(dtype="float32", **changes)
-    truth, (questions, images) = held_out_rows(pairs, 7), held_out(pairs, 7, made.task)
     for step, adapter in ((0, None), (2, tmp_path / "adapter")):
-        loaded = models.load("tiny", made.model, adapter)
-        answers = models.generate(loaded, questions, images, max_tokens=12, batch=7)
-        boxes = [prompts.parse_box(text, size=84) for text in answers]
-        both = zip(boxes, truth["answer"], strict=True)
-        overlaps = [0.0 if box is None else float(iou(box, answer)) for box, answer in both]
-        assert rows[step]["held_out_iou"] == pytest.approx(np.mean(overlaps), abs=1e-9)
-        assert rows[step]["held_out_parsed"] == pytest.approx(np.mean([box is not None for box in boxes]))
+        overlap, readable = held_out_by_generate(made, pairs, adapter, 7, 12)
+        assert rows[step]["held_out_iou"] == pytest.approx(overlap, abs=1e-9)
+        assert rows[step]["held_out_parsed"] == pytest.approx(readable)
     assert rows[0]["held_out_iou"] != rows[2]["held_out_iou"], "the training changed no answer: nothing is compared"
 
 
