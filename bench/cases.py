@@ -14,14 +14,15 @@ SECONDS = {"build": 120, "load": 60, "sft": 150, "grpo": 270, "think": 300, "tra
 class Case:
     """One measurement: `3B-grpo-unsloth-nf4`. Precision is that of the frozen weights: `nf4` or `bf16`.
 
-    prefix: `stock` for GRPO with `train.shared_prefix: false`, then the last word of the key.
+    variant: the last word of the key: `stock` for GRPO with `train.shared_prefix: false`, `graphs` for tracking with
+    `track.graphs: true`.
     """
 
     shape: str
     kind: str
     backend: str = "transformers"
     precision: str = "bf16"
-    prefix: str = ""
+    variant: str = ""
 
     @classmethod
     def parse(cls, key: str) -> "Case":
@@ -29,7 +30,7 @@ class Case:
 
     @property
     def key(self) -> str:
-        return "-".join(filter(None, (self.shape, self.kind, self.backend, self.precision, self.prefix)))
+        return "-".join(filter(None, (self.shape, self.kind, self.backend, self.precision, self.variant)))
 
     @property
     def after(self) -> list["Case"]:
@@ -67,13 +68,14 @@ def of_shape(shape: str) -> list[Case]:
     merge = [Case(shape, "merge", precision="nf4")] if shape == "3B" else []  # it stands for both
     loads = [Case(shape, "load", precision=precision) for precision in ("nf4", "bf16")]
     stock = [Case(shape, "grpo", backend, "nf4", "stock") for backend in ("transformers", "unsloth")]
+    tracked = [Case(shape, "track"), Case(shape, "track", variant="graphs")]
     grpo = [*trained["grpo"][:2], *stock, *trained["grpo"][2:]]
-    return [*grpo, *trained["sft"], Case(shape, "track"), *merge, *trained["think"], *loads]
+    return [*grpo, *trained["sft"], *tracked, *merge, *trained["think"], *loads]
 
 
 FULL = [*of_shape("3B"), *of_shape("7B")]
 REHEARSAL = [
     Case("tiny", "build"), Case("tiny", "grpo", precision="nf4"), Case("tiny", "grpo", "unsloth", "nf4"),
-    Case("tiny", "grpo", precision="nf4", prefix="stock"), Case("tiny", "grpo", "unsloth", "nf4", "stock"),
+    Case("tiny", "grpo", precision="nf4", variant="stock"), Case("tiny", "grpo", "unsloth", "nf4", "stock"),
     Case("tiny", "sft"), Case("tiny", "sft", "unsloth", "nf4"), Case("tiny", "track"), Case("tiny", "merge"),
 ]  # fmt: skip

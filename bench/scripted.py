@@ -17,6 +17,8 @@ from tokenizers.models import BPE
 from transformers import DynamicCache, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from r1track.core import generation
+
 COMMON = 8192
 # Other programs lengthen wall seconds; a card's work is in these alone.
 CLOCK = time.perf_counter if torch.cuda.is_available() else time.process_time
@@ -63,14 +65,19 @@ def qwen_tokenizer(like: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
 
 
 class Script:
-    """Lets a model say given texts, row by row; the first token of all of them is the same. `passes` counts decoding's.
+    """Lets every decoder say given texts, row by row; the first token of all of them is the same. `passes` counts.
 
-    Set on a model once. Rows are copied and dropped with those of the cache.
+    Made once. Rows are copied and dropped with those of the cache.
     """
 
-    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerFast):
-        self.tokenizer, self.passes = tokenizer, 0
-        self.real, model.forward, self.device = model.forward, self.forward, model.device
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, device: torch.device):
+        self.tokenizer, self.device, self.passes = tokenizer, device, 0
+        real = generation.Decoder.forward
+
+        def forward(decoder: generation.Decoder, cache: Any, **inputs: Any) -> torch.Tensor:
+            return self.replace(real(decoder, cache, **inputs), inputs)
+
+        generation.Decoder.forward = forward  # type: ignore[method-assign]
         self.say(["["])
         self.follow("batch_repeat_interleave", lambda rows, n: rows.repeat_interleave(n, 0))
         self.follow("batch_select_indices", lambda rows, places: rows[places])
@@ -91,15 +98,12 @@ class Script:
         rows = [torch.tensor([*self.tokenizer(text)["input_ids"], end]) for text in texts]
         self.said = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=end).to(self.device)
 
-    def forward(self, **inputs: Any) -> Any:
-        out = self.real(**inputs)
-        if inputs.get("past_key_values") is None:  # not a pass of the decoder
-            return out
+    def replace(self, logits: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
+        """The logits of a pass, with those of what is said in their place."""
         self.passes += 1
-        at = inputs["position_ids"][0][:, -out.logits.shape[1] :]
+        at = inputs["position_ids"][0][:, -logits.shape[1] :]
         if "pixel_values" in inputs:  # the end of a prompt, and what is drafted behind it
             self.start = at[:, :1] + 1
         said = self.said if len(self.said) == len(at) else self.said[:1].expand(len(at), -1)
         places = (at - self.start + 1).clamp(max=said.shape[1] - 1)
-        out.logits.zero_().scatter_(2, said.gather(1, places)[..., None], 30.0)
-        return out
+        return logits.zero_().scatter_(2, said.gather(1, places)[..., None], 30.0)

@@ -19,6 +19,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import shapes
 import torch
@@ -81,32 +82,43 @@ def start(sequence: Sequence, frames: int) -> Sequence:
 
 def drafting(sequences: list[Sequence], batch: int, base: Path, dtype: str = "float32") -> None:
     """Print passes and frames per second with drafts and without, over answers with the true boxes."""
-    values = {"model": {"base": str(base), "dtype": dtype}, "track": {"batch": batch, "max_tokens": 32}}
+    tracked = {"batch": batch, "max_tokens": 32}
+    values: dict[str, Any] = {"model": {"base": str(base), "dtype": dtype}, "track": tracked}
     settings, most = predictors.settings_for(config.Settings.model_validate(values), str(base)), generation.DRAFT
     loaded, real_load = models.load(str(base), settings.model), models.load
-    script, oracle = Script(loaded.model, loaded.processor.tokenizer), peers.find("oracle")
+    script, oracle = Script(loaded.processor.tokenizer, loaded.device), peers.find("oracle")
     models.load = lambda *_: loaded
-    answer = load(settings, str(base))
+    modes = {"without drafts": (0, False), "drafts": (most, False)}
+    modes |= {"drafts and graphs": (most, True)} if torch.cuda.is_available() else {}
+    answer = {
+        graphs: load(config.Settings.model_validate(values | {"track": {**tracked, "graphs": graphs}}), str(base))
+        for _, graphs in modes.values()
+    }
     models.load = real_load
-
-    def predict(views: list[View]) -> list[str]:
-        script.say([text or "[]" for text in oracle(views)])
-        return answer(views)
-
-    figures: dict[int, list[tuple[float, float]]] = {0: [], most: []}
+    figures: dict[str, list[tuple[float, float]]] = {mode: [] for mode in modes}
     for sequence in [sequences[k : k + batch] for k in range(0, len(sequences), batch)]:
-        for generation.DRAFT, kept in figures.items():
+        for mode, (generation.DRAFT, graphs) in modes.items():
+
+            def predict(views: list[View], graphs: bool = graphs) -> list[str]:
+                script.say([text or "[]" for text in oracle(views)])
+                return answer[graphs](views)
+
             script.passes, began = 0, CLOCK()
             tracks = track.follow(sequence, predict, settings, reveal=True)
             frames = sum(len(finished.boxes) - 1 for finished in tracks)
             prefixes = -(-len(sequence) // batch)
-            kept.append(((script.passes - prefixes) * len(sequence) / frames, (CLOCK() - began) / frames))
-    (plain, slow), (drafted, fast) = (
-        (statistics.mean(n for n, _ in kept), statistics.median(s for _, s in kept)) for kept in figures.values()
+            figures[mode].append(((script.passes - prefixes) * len(sequence) / frames, (CLOCK() - began) / frames))
+    generation.DRAFT = most
+    passes = {mode: statistics.mean(n for n, _ in kept) for mode, kept in figures.items()}
+    console.print(
+        f"passes per answer tracking {passes['drafts']:.2f}, without drafts {passes['without drafts']:.2f}, "
+        f"{batch} side by side"
     )
-    gains = statistics.median(a / b for (_, a), (_, b) in zip(*figures.values(), strict=True))
-    console.print(f"passes per answer tracking {drafted:.2f}, without drafts {plain:.2f}, {batch} side by side")
-    console.print(f"frames/s {1 / fast:.2f}, without drafts {1 / slow:.2f}, ratio {gains:.2f} ({CLOCK.__name__})")
+    for mode, kept in figures.items():
+        speed = 1 / statistics.median(s for _, s in kept)
+        pairs = zip(figures["without drafts"], kept, strict=True)
+        gain = statistics.median(slow / fast for (_, slow), (_, fast) in pairs)
+        console.print(f"frames/s {speed:.2f} {mode}, ratio {gain:.2f} ({CLOCK.__name__})")
 
 
 def main() -> None:

@@ -232,7 +232,7 @@ def test_no_case_is_started_without_the_time_for_it(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_most_valuable_cases_come_first() -> None:
-    kinds = [(case.shape, case.kind, case.backend, case.precision, case.prefix) for case in cases.FULL]
+    kinds = [(case.shape, case.kind, case.backend, case.precision, case.variant) for case in cases.FULL]
     first = [(backend, prefix) for prefix in ("", "stock") for backend in ("transformers", "unsloth")]
     assert kinds[:4] == [("3B", "grpo", backend, "nf4", prefix) for backend, prefix in first]
     assert [shape for shape, *_ in kinds] == sorted(shape for shape, *_ in kinds)
@@ -250,7 +250,8 @@ def test_a_scripted_model_says_what_it_is_told_row_by_row_with_and_without_draft
     for name in ("batch_repeat_interleave", "batch_select_indices"):  # put back afterwards
         monkeypatch.setattr(DynamicCache, name, getattr(DynamicCache, name))
     loaded = models.load("tiny", config.resolve({}).model)
-    script = scripted.Script(loaded.model, loaded.processor.tokenizer)
+    monkeypatch.setattr(generation.Decoder, "forward", generation.Decoder.forward)
+    script = scripted.Script(loaded.processor.tokenizer, loaded.device)
     texts = ["[1, 20, 300, 40]", "[1, 2, 3, 4]", "[28, 30, 56, 60]", "[]"]
     asked = [prompts.build([28, 28, 56 + k, 56]) for k in range(4)]
     white = Image.new("RGB", (84, 84))

@@ -13,11 +13,12 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from r1track.core import config, models, prompts
-from r1track.core.boxes import iou
+from r1track.core.boxes import iou, xywh_to_xyxy
+from r1track.core.crops import Crop
 from r1track.core.pairs import FEATURES, held_out, held_out_rows, questions
 from r1track.core.pairs import load as open_pairs
 from r1track.core.schema import Task
-from r1track.data import sample
+from r1track.data import sample, toy
 from r1track.data.toy import write_split
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "realseq"
@@ -130,3 +131,18 @@ def held_out_by_generate(
     both = zip(boxes, held_out_rows(pairs, count)["answer"], strict=True)
     overlaps = [0.0 if box is None else float(iou(box, answer)) for box, answer in both]
     return float(np.mean(overlaps)), float(np.mean([box is not None for box in boxes]))
+
+
+def tracked(rows: int, *, later: bool = False, think: bool = False) -> tuple[Any, list[list[Image.Image]], Any]:
+    """Questions about `rows` clips with their templates, and the search regions of two frames of each."""
+    rng = np.random.default_rng(3)
+    asked, templates, searches = [], [], []
+    for k in range(rows):
+        clip = toy.make(rng, 2, 2, False, toy.make_ground(rng))
+        crop = Crop.around(clip.box(0), 4.0, 84)
+        box = crop.to_crop(xywh_to_xyxy(np.asarray(clip.box(0), dtype=float))) + 600 * (k % 2)  # more digits in some
+        asked.append(prompts.build(box, second_box=box if later else None, think=think))
+        shown = [crop.cut(Image.fromarray(clip.frame(t))) for t in range(2)]
+        templates.append([shown[0]] * (1 + later))
+        searches.append(shown)
+    return asked, templates, [list(row) for row in zip(*searches, strict=True)]

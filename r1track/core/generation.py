@@ -22,6 +22,7 @@ from transformers import DynamicCache
 
 from r1track.core import prompts
 from r1track.core.drafts import Draft, Drafter
+from r1track.core.graphs import FixedCache, Graphs, columns_of
 from r1track.core.models import Loaded, check_logits, suppressed
 from r1track.core.prompts import Messages
 
@@ -66,6 +67,11 @@ def places(rows: int, device: str) -> int:
     return rows * max(1, min(1 + DRAFT, PASS[device] // rows))
 
 
+def most_holes(rows: int) -> int:
+    """How many columns more than its longest row has tokens a cache may have, before a draft."""
+    return HOLES * max(1, 4 // rows)
+
+
 def greedy(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The most likely tokens, and their logits."""
     values, tokens = logits.max(-1)
@@ -87,9 +93,10 @@ class Decoder:
     """Generates answers to batches of questions.
 
     max_tokens: maximum length of a completion. think: whether answers have reasoning before the box (`prompts.ended`).
+    graphs: whether the passes of `answers` are replayed from CUDA graphs, which needs a card.
     """
 
-    def __init__(self, loaded: Loaded, *, max_tokens: int, think: bool = False):
+    def __init__(self, loaded: Loaded, *, max_tokens: int, think: bool = False, graphs: bool = False):
         self.loaded, self.max_tokens, self.think = loaded, max_tokens, think
         self.model: Any = loaded.model
         self.core: Any = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
@@ -97,6 +104,7 @@ class Decoder:
         self.ends = {loaded.processor.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
         self.forbidden = suppressed(loaded.processor)
         self.drafter = Drafter(loaded.processor.tokenizer, think)
+        self.graphs = Graphs(self.model) if graphs else None
         self.stacked: tuple[list[Prefix], Any, torch.Tensor] | None = None
         self.tails: dict[tuple[str, tuple[int, int]], tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -119,10 +127,10 @@ class Decoder:
         """Encode prompts; images: those of all prompts, one after another."""
         inputs, positions = self._inputs(texts, images)
         cache: Any = DynamicCache(config=self.core.config)
-        out = self.model(**inputs, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        logits = self.forward(cache, **inputs, position_ids=positions, logits_to_keep=1)
         mask = inputs["attention_mask"]
         after = positions.masked_fill(mask == 0, 0).amax((0, 2)) + 1
-        return Prefill(out.logits, cache, mask, after, inputs["input_ids"], [Draft([], [])] * len(mask))
+        return Prefill(logits, cache, mask, after, inputs["input_ids"], [Draft([], [])] * len(mask))
 
     def prefixes(self, questions: Sequence[Messages], images: Sequence[Sequence[Image.Image]]) -> list[Prefix]:
         """The encoded prefixes of questions; images: for every question those before its last one."""
@@ -182,10 +190,14 @@ class Decoder:
         drafts = self._drafts([[]] * len(prefixes), examples)
         positions, after = positions + after[None, :, None], after + int(positions.max()) + 1
         inputs, mask = _behind(ids.expand(len(prefixes), -1), positions, mask, drafts)
-        logits = self.model(
-            **inputs, pixel_values=pixels["pixel_values"], image_grid_thw=pixels["image_grid_thw"],
-            past_key_values=cache, use_cache=True, logits_to_keep=1 + max(len(draft.tokens) for draft in drafts),
-        ).logits  # fmt: skip
+        logits = self.forward(
+            cache, **inputs, pixel_values=pixels["pixel_values"], image_grid_thw=pixels["image_grid_thw"],
+            logits_to_keep=1 + max(len(draft.tokens) for draft in drafts),
+        )  # fmt: skip
+        if self.graphs:
+            width = self._room(len(mask)) + 1
+            columns = mask.shape[1] + self.max_tokens + most_holes(len(mask)) + width
+            cache = self.graphs.hold(cache, width, columns)
         prefill = Prefill(logits, cache, mask, after, ids, drafts)
         return [completion.tokens for completion in self.decode(prefill, greedy, self.ended, examples=examples)]
 
@@ -241,11 +253,22 @@ class Decoder:
             begun = [completions[row].tokens if row in open_rows else None for row in rows]
             drafts = self._drafts(begun, examples and [examples[row] for row in rows])
             inputs, mask = _behind(ids, (after - 1).expand(3, -1)[..., None], mask, drafts)
-            logits = self.model(**inputs, past_key_values=cache, use_cache=True).logits
+            logits = self.forward(cache, **inputs)
+
+    def forward(self, cache: Any, **inputs: Any) -> torch.Tensor:
+        """The logits of a pass through the model; its keys and values go into the cache."""
+        if self.graphs and isinstance(cache, FixedCache):
+            return self.graphs.replay(inputs["input_ids"], inputs["position_ids"], inputs["attention_mask"], cache)
+        logits: torch.Tensor = self.model(**inputs, past_key_values=cache, use_cache=True).logits
+        return logits
+
+    def _room(self, rows: int) -> int:
+        """How many tokens a draft may have where `rows` rows are in a pass."""
+        return places(rows, self.loaded.device.type) // rows - 1
 
     def _drafts(self, begun: Sequence[list[int] | None], examples: Examples | None) -> list[Draft]:
         """Drafts of what follows the tokens of every row; None: none for a row."""
-        room = places(len(begun), self.loaded.device.type) // len(begun) - 1
+        room = self._room(len(begun))
         if examples is None or room < 1:
             return [Draft([], [])] * len(begun)
         return [
@@ -263,13 +286,15 @@ class Decoder:
         if last:
             mask = torch.cat([mask, mask.new_tensor([[n in row for n in range(1, last + 1)] for row in taken])], 1)
         longest = int(mask.sum(1).max())
-        if mask.shape[1] - longest <= HOLES * max(1, 4 // len(mask)):
+        if mask.shape[1] - longest <= most_holes(len(mask)):
             return mask
-        self.stacked = None  # its columns are moved
         order = mask.argsort(stable=True, dim=1)[:, -longest:]  # holes and padding come first
-        for layer in cache.layers:
-            columns = order[:, None, :, None].expand(-1, layer.keys.shape[1], -1, layer.keys.shape[3])
-            layer.keys, layer.values = layer.keys.gather(2, columns), layer.values.gather(2, columns)
+        if isinstance(cache, FixedCache):
+            cache.keep(order)
+        else:
+            self.stacked = None  # its columns are moved
+            for layer in cache.layers:
+                layer.keys, layer.values = columns_of(layer.keys, order), columns_of(layer.values, order)
         return mask.gather(1, order)
 
 

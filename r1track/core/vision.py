@@ -21,15 +21,23 @@ class WindowAttention(modeling.Qwen2_5_VLVisionAttention):
         """hidden_states: (patches, width); cu_seqlens: the first patch of each window, and the number of patches."""
         queries, keys, values = self.qkv(hidden_states).unflatten(1, (3, self.num_heads, -1)).unbind(1)
         queries, keys = modeling.apply_rotary_pos_emb_vision(queries, keys, *position_embeddings)
-        starts, lengths = cu_seqlens[:-1], cu_seqlens.diff()
         seen = torch.empty_like(values)
-        for length in lengths.unique().tolist():
-            patches = (starts[lengths == length, None] + torch.arange(length, device=starts.device)).flatten()
-            q, k, v = (part[patches].unflatten(0, (-1, length)).transpose(1, 2) for part in (queries, keys, values))
-            attended = scaled_dot_product_attention(q, k, v, scale=self.scaling)
-            seen[patches] = attended.transpose(1, 2).flatten(0, 1)
+        for patches in _windows(cu_seqlens):
+            q, k, v = (part[patches].transpose(1, 2) for part in (queries, keys, values))
+            seen[patches] = scaled_dot_product_attention(q, k, v, scale=self.scaling).transpose(1, 2)
         projected: torch.Tensor = self.proj(seen.flatten(1))
         return projected
+
+
+def _windows(cu_seqlens: Any) -> list[torch.Tensor]:
+    """Of each size of window its patches, (windows, patches), sorted once: the layers of a pass get the same tensor."""
+    if not hasattr(cu_seqlens, "windows"):
+        starts, lengths = cu_seqlens[:-1], cu_seqlens.diff()
+        steps = torch.arange(int(lengths.max()), device=starts.device)
+        sizes = lengths.unique().tolist()
+        cu_seqlens.windows = [starts[lengths == size, None] + steps[:size] for size in sizes]
+    windows: list[torch.Tensor] = cu_seqlens.windows
+    return windows
 
 
 def attend_together(tower: Any) -> None:

@@ -237,6 +237,9 @@ def plan(settings: Settings) -> list[StagePlan]:
         resident |= {"adapter": model.adapter} if stage == "merge" else {}
         resident |= {"pixel values": model.pixels * batch.rows * batch.patches}
         drafted = stage == "track" and settings.track.reuse
+        if drafted and track.graphs:  # beside the cache of the prompts
+            columns = batch.prompt + batch.answer + generation.most_holes(batch.rows)
+            resident |= {"graphs' cache": model.cache * batch.rows * columns}
         plans.append(StagePlan(stage, _answering(model, batch, resident, stage == "merge", drafted)))
     return plans
 

@@ -87,8 +87,10 @@ def load_predictor(settings: Settings, model: str) -> Predictor:
             raise UserError(f"track.endpoint.url: the server does not get the adapter of {model}; set it to null")
         generate = endpoint.connect(settings)
     else:
-        from r1track.core import models
+        from r1track.core import graphs, models
 
+        if track.graphs:
+            graphs.check_card()
         loaded = models.load(settings.model.base, settings.model, adapter_of(settings, model))
 
         def generate(questions: list[Messages], images: list[list[Image.Image]], max_tokens: int) -> list[str]:
@@ -119,7 +121,8 @@ def _reuse_prefixes(loaded: Any, settings: Settings) -> Predict:
     from r1track.core import generation
 
     task = settings.task
-    decoder = generation.Decoder(loaded, max_tokens=settings.track.max_tokens, think=task.think)
+    track = settings.track
+    decoder = generation.Decoder(loaded, max_tokens=track.max_tokens, think=task.think, graphs=track.graphs)
     prefixes: dict[tuple[Template, Template | None], generation.Prefix] = {}
     last: dict[Template, list[int]] = {}
 

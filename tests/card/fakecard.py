@@ -54,6 +54,45 @@ class Idle:
         return None
 
 
+def make_graphs() -> tuple[type, type]:
+    """What torch.cuda.CUDAGraph and torch.cuda.graph become: operations run once are kept and run again, on the same
+    tensors, without Python. What waits for the card or copies from Python is refused, as a card does.
+    """
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    aten = torch.ops.aten
+    waiting = {aten._local_scalar_dense.default, aten.nonzero.default, aten.lift_fresh.default, aten.equal.default}
+
+    class Graph:
+        def __init__(self) -> None:
+            self.operations: list[Any] = []
+
+        def pool(self) -> "Graph":
+            return self
+
+        def replay(self) -> None:
+            for function, args, named, made in self.operations:
+                for old, new in zip(tree_leaves(made), tree_leaves(function(*args, **named)), strict=True):
+                    if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                        old.copy_(new)
+
+    class Capture(TorchDispatchMode):
+        def __init__(self, graph: Graph, **_: Any):
+            super().__init__()
+            self.graph = graph
+
+        def __torch_dispatch__(self, function: Any, kinds: Any, args: Any = (), named: Any = None) -> Any:
+            if function in waiting:
+                raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+            made = function(*args, **(named or {}))
+            self.graph.operations.append((function, args, named or {}, made))
+            return made
+
+    return Graph, Capture
+
+
 def always(answer: Any) -> Callable[..., Any]:
     return lambda *args, **named: answer
 
@@ -63,6 +102,7 @@ def answers(card: str) -> dict[str, Any]:
     import torch
 
     name, (major, minor), processors = CARDS[card]
+    graph, capture = make_graphs()
     properties = types.SimpleNamespace(
         name=name, major=major, minor=minor, total_memory=MEMORY, multi_processor_count=processors, warp_size=32,
         max_threads_per_multi_processor=1536, max_threads_per_block=1024, regs_per_multiprocessor=65536,
@@ -81,7 +121,7 @@ def answers(card: str) -> dict[str, Any]:
         "get_rng_state_all": lambda: [torch.get_rng_state()],
         "current_stream": lambda device=None: Idle(), "default_stream": lambda device=None: Idle(),
         "stream": always(contextlib.nullcontext()), "Stream": Idle, "Event": Idle, "ExternalStream": Idle,
-        "device": Idle, "device_of": Idle, "_DeviceGuard": Idle,
+        "CUDAGraph": graph, "graph": capture, "device": Idle, "device_of": Idle, "_DeviceGuard": Idle,
         **{name: always(None) for name in NOTHING}, **{name: always(0) for name in ZERO},
     }  # fmt: skip
 

@@ -4,24 +4,17 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toys import accustomed, toy_pairs, toy_split, varied_pairs
+from toys import toy_split, tracked
 
-from r1track.core import config, generation, models, prompts
+from r1track.core import generation, models, prompts
 from r1track.core.boxes import xywh_to_xyxy
 from r1track.core.crops import Crop
 from r1track.core.drafts import Draft
 from r1track.core.models import Loaded
 from r1track.core.sequences import read_split
-from r1track.data import toy
-
-
-@pytest.fixture(scope="module")
-def loaded() -> Loaded:
-    return models.load("tiny", config.resolve({}).model)
 
 
 @pytest.fixture(scope="module")
@@ -113,21 +106,6 @@ class Passes:
         n = len(self.lengths)
         self.lengths.clear()
         return n
-
-
-def tracked(rows: int, *, later: bool = False, think: bool = False) -> tuple[Any, list[list[Image.Image]], Any]:
-    """Questions about `rows` clips with their templates, and the search regions of two frames of each."""
-    rng = np.random.default_rng(3)
-    asked, templates, searches = [], [], []
-    for k in range(rows):
-        clip = toy.make(rng, 2, 2, False, toy.make_ground(rng))
-        crop = Crop.around(clip.box(0), 4.0, 84)
-        box = crop.to_crop(xywh_to_xyxy(np.asarray(clip.box(0), dtype=float))) + 600 * (k % 2)  # more digits in some
-        asked.append(prompts.build(box, second_box=box if later else None, think=think))
-        shown = [crop.cut(Image.fromarray(clip.frame(t))) for t in range(2)]
-        templates.append([shown[0]] * (1 + later))
-        searches.append(shown)
-    return asked, templates, [list(row) for row in zip(*searches, strict=True)]
 
 
 @pytest.mark.parametrize("rows", [1, 8, 32])
@@ -224,15 +202,6 @@ def test_forms_are_mixed_in_a_batch_and_each_row_follows_the_example_of_its_own(
     drafted = decoder.decode(decoder.prefill(*mixed), generation.greedy, examples=[known] * 8)
     assert [each.tokens for each in drafted] == [each.tokens for each in plain]
     assert passes() <= without - 4
-
-
-@pytest.fixture(scope="module")
-def thinker(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
-    """A base that thinks about two and three images before it answers."""
-    folder = tmp_path_factory.mktemp("thinker")
-    settings = config.resolve({"preset": "demo", "sample": {"pairs": 8, "val_pairs": 4}})
-    pairs = varied_pairs(toy_pairs(folder, settings), folder / "told", later="some", thought="It moved from [1, 2].")
-    return models.load(str(accustomed(pairs, folder / "base")), config.resolve({}).model)
 
 
 @pytest.mark.parametrize("later", [False, True])

@@ -1,0 +1,155 @@
+"""Graphs: passes of decoding that a card repeats without Python.
+
+A pass over a few tokens takes a card as long as Python takes to start its thousands of operations. A CUDA graph holds
+them all and starts them at once, but works only on tensors of fixed size in fixed places: inputs of fixed width, and a
+cache with room to spare. What is not used of both is hidden by the mask.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn.functional import pad
+
+from r1track.core.errors import UserError
+
+STEP = 64  # columns: a cache's number of them is a multiple
+Layers = list[torch.Tensor]  # keys or values of every layer, (rows, heads, columns, width)
+
+
+@dataclass
+class FixedCache:
+    """A cache of fixed size, for transformers' models: its first `filled` columns hold tokens.
+
+    A pass writes at column `start`, a number on the card, and sees all columns.
+    """
+
+    keys: Layers
+    values: Layers
+    start: torch.Tensor
+    filled: int = 0
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        columns = self.start + torch.arange(keys.shape[2], device=keys.device)
+        return self.keys[layer].index_copy_(2, columns, keys), self.values[layer].index_copy_(2, columns, values)
+
+    def get_seq_length(self) -> int:
+        return self.filled
+
+    def crop(self, columns: int) -> None:
+        """Forget the last columns; their number is negative, as for transformers' caches."""
+        self.filled += columns
+
+    def keep(self, order: torch.Tensor) -> None:
+        """Keep the columns that `order` (rows, columns) names, in its order."""
+        self.filled = order.shape[1]
+        for part in (*self.keys, *self.values):
+            part[:, :, : self.filled] = columns_of(part, order)
+
+
+class Recorded(NamedTuple):
+    """A graph and the tensors that it reads and writes."""
+
+    graph: Any  # a torch.cuda.CUDAGraph
+    ids: torch.Tensor  # (rows, width)
+    positions: torch.Tensor  # (3, rows, width)
+    mask: torch.Tensor  # (rows, 1, width, columns)
+    cache: FixedCache
+    logits: torch.Tensor  # (rows, width, vocabulary)
+
+
+def columns_of(part: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """Of keys or values (rows, heads, columns, width) the columns that `order` (rows, columns) names, in its order."""
+    return part.gather(2, order[:, None, :, None].expand(-1, part.shape[1], -1, part.shape[3]))
+
+
+def check_card() -> None:
+    """Raise UserError where there is no card that could replay a graph."""
+    if not torch.cuda.is_available():
+        raise UserError("track.graphs: true, but torch finds no CUDA card here; set it to false")
+
+
+class Graphs:
+    """The graphs of one model, recorded when they are first needed: one for each number of rows.
+
+    All work in the same memory, that of the largest cache so far; for a larger one they are recorded anew.
+    """
+
+    def __init__(self, model: Any):
+        self.model = model
+        self.keys, self.values = list[torch.Tensor](), list[torch.Tensor]()
+        self.logits = torch.empty(0)  # (tokens, vocabulary); every graph writes here
+        self.recorded: dict[int, Recorded] = {}
+
+    def hold(self, cache: Any, width: int, columns: int) -> FixedCache:
+        """A cache of at least `columns` columns that holds what a DynamicCache does, in as many rows.
+
+        It is for passes over at most `width` tokens in each row, and the same in every call with as many rows.
+        """
+        keys, values = [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
+        rows, heads, filled, size = keys[0].shape
+        most, most_columns = self.keys[0].shape[:3:2] if self.keys else (0, 0)
+        if rows > most or columns > most_columns:
+            self.recorded.clear()
+            self.keys, self.values = [], []  # before larger ones are made
+            shape = max(rows, most), heads, max(most_columns, -(-columns // STEP) * STEP), size
+            self.keys, self.values = ([part.new_zeros(shape) for part in side] for side in (keys, values))
+        if rows not in self.recorded:
+            self.recorded[rows] = self._record(rows, width)
+        fixed = self.recorded[rows].cache
+        fixed.filled = filled
+        torch._foreach_copy_([part[:, :, :filled] for part in (*fixed.keys, *fixed.values)], [*keys, *values])
+        return fixed
+
+    def _record(self, rows: int, width: int) -> Recorded:
+        """Record a pass over `width` tokens in each row. What it writes into the cache is written over later."""
+        keys, values = ([part[:rows] for part in side] for side in (self.keys, self.values))
+        device, columns = keys[0].device, keys[0].shape[2]
+        cache = FixedCache(keys, values, torch.zeros((), dtype=torch.long, device=device))
+        ids = torch.zeros(rows, width, dtype=torch.long, device=device)
+        positions = torch.zeros(3, rows, width, dtype=torch.long, device=device)
+        mask = torch.ones(rows, 1, width, columns, dtype=torch.bool, device=device)
+
+        def work() -> torch.Tensor:
+            named = {"input_ids": ids, "position_ids": positions, "attention_mask": mask}
+            logits: torch.Tensor = self.model(**named, past_key_values=cache, use_cache=True).logits
+            return logits.flatten(0, 1)
+
+        side: Any = torch.cuda.Stream()  # what a first pass sets up is not for the record
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            logits = work()
+        torch.cuda.current_stream().wait_stream(side)
+        if len(self.logits) < len(logits):
+            self.logits = torch.empty_like(logits)
+        written = self.logits[: len(logits)]
+        graph, pool = torch.cuda.CUDAGraph(), next((known.graph.pool() for known in self.recorded.values()), None)
+        try:  # other threads read frames meanwhile
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                written.copy_(work())
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"track.graphs: a pass of this model cannot be recorded ({reason}); set it to false"
+            ) from error
+        return Recorded(graph, ids, positions, mask, cache, written.unflatten(0, (rows, width)))
+
+    def replay(self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, cache: FixedCache) -> torch.Tensor:
+        """Logits (rows, tokens, vocabulary) of a pass over `ids` (rows, tokens), valid until the next pass.
+
+        mask: (rows, 1, tokens, columns), the last of which are those of the tokens; (rows, columns) for one token.
+        """
+        tokens = ids.shape[1]
+        recorded = self.recorded[len(ids)]
+        mask = mask[:, None, None].bool() if mask.dim() == 2 else mask
+        spare, unused = recorded.ids.shape[1] - tokens, recorded.mask.shape[3] - mask.shape[3]
+        recorded.ids.copy_(pad(ids, (0, spare)))
+        recorded.positions.copy_(pad(positions, (0, spare)))
+        # Tokens to spare see what the last one sees: whoever saw nothing would not be a number.
+        recorded.mask.copy_(pad(torch.cat([mask, mask[:, :, -1:].expand(-1, -1, spare, -1)], 2), (0, unused)))
+        cache.start.fill_(cache.filled)
+        recorded.graph.replay()
+        cache.filled += tokens
+        return recorded.logits[:, :tokens]
