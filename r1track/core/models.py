@@ -20,7 +20,7 @@ from r1track.core import files, schema
 from r1track.core.errors import MissingFile, UserError, reading
 from r1track.core.prompts import Messages
 from r1track.core.train_schema import Lora
-from r1track.core.vision import attend_together
+from r1track.core.vision import fewer_calls
 
 if TYPE_CHECKING:  # PEFT, more than a second's import, is imported where there is an adapter
     from peft import LoraConfig, PeftModelForCausalLM
@@ -113,7 +113,7 @@ def load_weights(folder: Path, dtype: torch.dtype, quantize: Quantize = "none", 
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
         folder, dtype=dtype, quantization_config=quantization, device_map={"": device}, attn_implementation="sdpa"
     )
-    attend_together(model.model.visual)
+    fewer_calls(model.model.visual)
     check_finite(model.named_parameters(), folder)
     return model
 

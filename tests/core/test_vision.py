@@ -1,4 +1,4 @@
-"""The image tower's attention: transformers' results, in as many calls as there are sizes of windows."""
+"""The image tower: transformers' results, in fewer calls."""
 
 from typing import Any
 
@@ -23,24 +23,36 @@ def tower() -> Any:
     return modeling.Qwen2_5_VisionTransformerPretrainedModel(small)
 
 
-def look(tower: Any, sizes: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the tower makes of given pixels, and the gradient of its first layer's queries, keys and values."""
+def look(tower: Any, sizes: list[tuple[int, int]]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """What the tower makes of given pixels, and the gradients of the first weights of each part."""
     patches = sum(high * wide for high, wide in sizes)
     pixels = torch.linspace(-1, 1, patches * 1176).view(patches, 1176).sin()
     seen = tower(pixels, grid_thw=torch.tensor([[1, *size] for size in sizes])).last_hidden_state
     tower.zero_grad()
     seen.square().sum().backward()
-    return seen.detach(), tower.blocks[0].attn.qkv.weight.grad.clone()
+    weights = [tower.patch_embed.proj.weight, *(block.attn.qkv.weight for block in tower.blocks)]
+    return seen.detach(), [weight.grad.clone() for weight in weights]
 
 
 @pytest.mark.parametrize("kind", SIZES)
 def test_features_and_gradients_are_those_of_transformers(kind: str, tower: Any) -> None:
-    features, gradient = look(tower, SIZES[kind])
-    vision.attend_together(tower)
-    ours, our_gradient = look(tower, SIZES[kind])
+    features, gradients = look(tower, SIZES[kind])
+    vision.fewer_calls(tower)
+    ours, our_gradients = look(tower, SIZES[kind])
     assert torch.allclose(ours, features, rtol=1e-5, atol=1e-6)
-    assert torch.allclose(our_gradient, gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max())
-    assert gradient.abs().max() > 0
+    for one, other in zip(our_gradients, gradients, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-5 * other.abs().max())
+        assert other.abs().max() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_patches_are_embedded_without_a_convolution(dtype: torch.dtype, tower: Any) -> None:
+    pixels = torch.linspace(-1, 1, 50 * 1176).view(50, 1176).sin()
+    embedded = tower.patch_embed.to(dtype)(pixels).detach()
+    vision.fewer_calls(tower)
+    tower.patch_embed.proj.forward = None  # is not called
+    assert torch.allclose(tower.patch_embed(pixels), embedded, atol=1e-2 if dtype == torch.bfloat16 else 1e-6)
+    assert tower.patch_embed(pixels).dtype == dtype
 
 
 @pytest.mark.parametrize(("kind", "calls"), [("crops", 2), ("images", 4 + 3)])
@@ -53,11 +65,12 @@ def test_one_call_attends_to_all_windows_of_a_size(
         vision, "scaled_dot_product_attention",
         lambda q, *rest, **named: sizes.append(q.shape[2]) or attend(q, *rest, **named),
     )  # fmt: skip
-    vision.attend_together(tower)
+    vision.fewer_calls(tower)
     look(tower, SIZES[kind])
     assert len(sizes) == calls
 
 
-def test_loaded_models_attend_so() -> None:
+def test_loaded_models_have_such_a_tower() -> None:
     loaded = models.load("tiny", config.resolve({}).model)
     assert {type(block.attn) for block in loaded.model.model.visual.blocks} == {vision.WindowAttention}
+    assert type(loaded.model.model.visual.patch_embed) is vision.PatchProduct
