@@ -12,7 +12,7 @@ from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from workflows import begin, end, results
@@ -23,7 +23,17 @@ from r1track.core import config, files
 SLURM = ("--workflow-profile", str(config.ROOT / "profiles/slurm"), "--slurm-init-seconds-before-status-checks", "3")
 ADAPTER = "results/demo/adapters/grpo"
 TRAIN: dict[str, Any] = {"arms": ["grpo"], "steps": 12, "save_every": 12}  # no checkpoint but at the end
+# Of both arms in the whole workflow: there are many steps left when the first one is seen.
+MANY: dict[str, Any] = {"steps": 40, "save_every": 40, "sft": {"steps": 40, "batch": 2, "micro_batch": 2}}
 SUBMITTED = re.compile(r"has been submitted with SLURM jobid (\d+)")
+
+
+class Whole(NamedTuple):
+    """The folder of a workflow, its output, and the card that SLURM gave to each arm."""
+
+    folder: Path
+    output: str
+    cards: dict[str, str]
 
 
 def slurm(*words: str) -> str:
@@ -37,38 +47,65 @@ def facts(job: str) -> dict[str, str]:
     return {name: value for name, _, value in (word.partition("=") for word in words)}
 
 
+def meet(folder: Path, workflow: subprocess.Popen[str], minutes: float = 15) -> dict[str, str]:
+    """Stop (SIGSTOP) the training of each arm after its first step, until both of them have made one.
+
+    So they run at once however short they are, if SLURM lets them: where the second one waits for the first to end,
+    this fails when the minutes are over. Returns the card that SLURM gave to each arm.
+    """
+    jobs, last = dict[str, str](), time.monotonic() + 60 * minutes
+    while len(jobs) < 2:
+        assert workflow.poll() is None, workflow.communicate()[0][-4000:]
+        assert time.monotonic() < last, (jobs, slurm("squeue"))
+        # Snakemake's comment on a job: its rule and wildcards.
+        for job, arm in re.findall(
+            r"(\d+) rule_train_\S+_(\w+)", slurm("squeue", "--states=RUNNING", "--format=%i %k")
+        ):
+            if arm not in jobs and (folder / f"scratch/demo/train/{arm}/log.jsonl").exists():
+                slurm("scancel", "--signal=STOP", job)
+                jobs[arm] = job
+        time.sleep(0.05)
+    given = {arm: facts(job) for arm, job in jobs.items()}
+    assert {fact["JobState"] for fact in given.values()} == {"STOPPED"}, "begun, and with all that they were given"
+    slurm("scancel", "--signal=CONT", *jobs.values())
+    return {arm: re.sub(r".*IDX:(\d+).*", r"\1", fact["GRES"]) for arm, fact in given.items()}
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a workflow that ran on SLURM as a whole, its output beside it."""
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """A workflow that ran on SLURM as a whole; both arms have met in it."""
     folder = tmp_path_factory.mktemp("slurm")
-    workflow = begin(folder, where=SLURM)
-    output = workflow.communicate()[0]
-    folder.with_suffix(".txt").write_text(output)
+    workflow = begin(folder, where=SLURM, **MANY)
+    try:
+        cards = meet(folder, workflow)
+        output = workflow.communicate()[0]
+    finally:
+        workflow.kill()
     assert workflow.returncode == 0, output[-4000:]
-    return folder
+    return Whole(folder, output, cards)
 
 
-def test_the_whole_workflow_ends_with_the_results_of_a_local_run(whole: Path, tmp_path: Path) -> None:
+def test_the_whole_workflow_ends_with_the_results_of_a_local_run(whole: Whole, tmp_path: Path) -> None:
     """Pairs, adapters, merged weights, tracks, answers, scores and verdict: all but times and speeds."""
-    end(begin(tmp_path))
+    end(begin(tmp_path, **MANY))
     here = results(tmp_path)
     assert {name.split("/")[1] for name in here} >= {"pairs", "adapters", "models", "tracks", "vqa", "scores"}
-    assert results(whole) == here
-    output = whole.with_suffix(".txt").read_text()
-    assert "Trying to restart" not in output
-    assert len(SUBMITTED.findall(output)) == 16, "of 16 jobs, one is all that takes seconds (`groups`)"
+    assert results(whole.folder) == here
+    assert "Trying to restart" not in whole.output
+    assert len(SUBMITTED.findall(whole.output)) == 16, "of 16 jobs, one is all that takes seconds (`groups`)"
 
 
-def test_two_arms_train_at_once_each_on_a_card_of_its_own(whole: Path) -> None:
-    """By the records of the jobs themselves: logs and provenances."""
-    cards, spans = set[str](), []
+def test_two_arms_train_at_once_each_on_a_card_of_its_own(whole: Whole) -> None:
+    """By what SLURM said while both ran, and by the records of the jobs themselves: logs and provenances."""
+    cards, spans = dict[str, str](), []
     for arm in ("sft", "grpo"):
-        log = (whole / f"results/demo/logs/train/{arm}.log").read_text()
-        cards.update(re.findall(r"CUDA_VISIBLE_DEVICES is (\S+)", log))
-        record = files.read_json(whole / f"results/demo/adapters/{arm}/provenance.json")
+        log = (whole.folder / f"results/demo/logs/train/{arm}.log").read_text()
+        (cards[arm],) = re.findall(r"CUDA_VISIBLE_DEVICES is (\S+)", log)
+        record = files.read_json(whole.folder / f"results/demo/adapters/{arm}/provenance.json")
         finished = datetime.fromisoformat(record["finished"]).timestamp()
         spans.append((finished - record["wall_seconds"], finished))
-    assert cards == {"0", "1"}
+    assert cards == whole.cards
+    assert {*cards.values()} == {"0", "1"}
     (begin_one, end_one), (begin_two, end_two) = spans
     assert min(end_one, end_two) - max(begin_one, begin_two) > 1, spans
 
