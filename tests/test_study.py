@@ -11,7 +11,7 @@ from test_workflow import jobs, snakemake
 
 from r1track import study
 from r1track.core import config, folders
-from r1track.core.files import write_json
+from r1track.core.files import hash_file, write_json
 from r1track.reporting import verify
 
 SMALL = {"run": "small", "toy": {"train_sequences": 1, "val_sequences": 2, "length": 3}, "score": {"draws": 100}}
@@ -146,6 +146,26 @@ def test_a_real_study_of_a_peer_makes_it_once_and_a_changed_variant_alone_again(
     assert files[2].samefile(files[3])
     assert not files[1].samefile(files[2])
     assert not [place for place in tracks if (place / ".snakemake_timestamp").stat().st_nlink > 1]
+
+
+def test_a_real_study_trains_a_changed_variant_alone_again(tmp_path: Path) -> None:
+    tiny = {"steps": 1, "group": 2, "prompts_per_step": 1, "micro_batch": 2, "eval_every": 1, "eval_pairs": 2}
+    small = {**SMALL, "train": tiny, "sample": {"pairs": 8, "val_pairs": 2, "max_gap": 1}}
+    small["toy"] = {**SMALL["toy"], "train_sequences": 3}
+    adapters = [f"results/{name}-seed0/adapters/grpo" for name in VARIANTS]
+    counts, hashes = list[Counter[str]](), list[list[str]]()
+    for changed in ({"reward": "paper"}, {"reward": "paper", "learning_rate": 1.0e-3}):
+        variants = {"iou": {}, "paper": {"train": changed}}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump({**small, "study": {"variants": variants}}))
+        done = snakemake(tmp_path, *adapters)
+        assert done.returncode == 0, done.stdout + done.stderr
+        counts.append(jobs(done.stdout + done.stderr))
+        counts[-1].pop("settings")
+        hashes.append([hash_file(tmp_path / adapter / "provenance.json") for adapter in adapters])
+    assert counts == [{"toy": 1, "sample": 1, "train": 2, "link": 2}, {"train": 1, "link": 1}]
+    (iou, paper), (iou_after, paper_after) = hashes
+    assert iou == iou_after
+    assert paper != paper_after
 
 
 def test_a_linked_folder_keeps_what_it_had_when_its_source_is_made_again(tmp_path: Path) -> None:
