@@ -57,10 +57,8 @@ def meet(folder: Path, workflow: subprocess.Popen[str], minutes: float = 15) -> 
     while len(jobs) < 2:
         assert workflow.poll() is None, workflow.communicate()[0][-4000:]
         assert time.monotonic() < last, (jobs, slurm("squeue"))
-        # Snakemake's comment on a job: its rule and wildcards.
-        for job, arm in re.findall(
-            r"(\d+) rule_train_\S+_(\w+)", slurm("squeue", "--states=RUNNING", "--format=%i %k")
-        ):
+        running = slurm("squeue", "--states=RUNNING", "--format=%i %k")
+        for job, arm in re.findall(r"(\d+) rule_train_\S+_(\w+)", running):  # %k, the comment: rule and wildcards
             if arm not in jobs and (folder / f"scratch/demo/train/{arm}/log.jsonl").exists():
                 slurm("scancel", "--signal=STOP", job)
                 jobs[arm] = job
@@ -96,7 +94,7 @@ def test_the_whole_workflow_ends_with_the_results_of_a_local_run(whole: Whole, t
 
 
 def test_two_arms_train_at_once_each_on_a_card_of_its_own(whole: Whole) -> None:
-    """By what SLURM said while both ran, and by the records of the jobs themselves: logs and provenances."""
+    """By what SLURM said when both had begun, and by the records of the jobs themselves: logs and provenances."""
     cards, spans = dict[str, str](), []
     for arm in ("sft", "grpo"):
         log = (whole.folder / f"results/demo/logs/train/{arm}.log").read_text()
