@@ -249,7 +249,7 @@ def sizes(settings: config.Settings, model: memory.Model) -> dict[str, tuple[flo
 def _disk(who: str, written: Collection[tuple[float, float]]) -> Iterator[Line]:
     """Whether there is room for it; written: bytes below results/ and below scratch/."""
     below = dict(zip(("results", "scratch"), map(sum, zip(*written, strict=True)), strict=True)) if written else {}
-    near = {name: next(p for p in (Path(name).absolute(), *Path.cwd().parents) if p.exists()) for name in below}
+    near = {name: files.standing_above(Path(name, "run")) for name in below}
     for name, place in near.items():
         size = sum(below[other] for other in near if near[other].stat().st_dev == place.stat().st_dev)
         free = shutil.disk_usage(place).free

@@ -211,6 +211,19 @@ def test_too_little_disk_is_an_error_that_says_how_much_is_wanted(monkeypatch: p
     assert errors["results/"] == errors["scratch/"] == ("error", expected)
 
 
+def test_room_is_looked_for_where_the_results_will_lie(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`results` is a link to another disk; there is no `scratch` yet, so it will be made in the working folder."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "results").symlink_to("../other")
+    monkeypatch.chdir(tmp_path / "work")
+    free = {tmp_path / "other": 1e9, tmp_path / "work": 2e9}
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(9e9, 0, free[place.resolve()]))
+    found = {line.subject: line.finding for line in examined().lines}
+    assert "1.0 are free" in found["results/"]
+    assert "2.0 are free" in found["scratch/"]
+
+
 def test_a_configuration_that_cannot_be_used_is_one_error_and_no_plan() -> None:
     found = examined(train={"gruop": 8})
     assert bad(found)["configuration"][0] == "error"
