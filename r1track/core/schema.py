@@ -92,6 +92,15 @@ class Sample(Section):
     )
     shard_rows: int = Field(500, ge=1, description="pairs per Parquet file, approximately")
 
+    @model_validator(mode="after")
+    def _negatives_are_cut(self) -> Self:
+        if self.negatives and self.hub is not None:
+            raise ValueError(
+                f"negatives {self.negatives} and hub {self.hub!r}: negatives are cut from sequences, the pairs of hub are "
+                "ready-made; set negatives to 0.0, or hub to null"
+            )
+        return self
+
 
 class Merge(Section):
     """merge: the adapter is merged into 16-bit weights."""

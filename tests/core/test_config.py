@@ -61,12 +61,29 @@ def refusal(values: dict[str, Any]) -> str:
         ),
         ({"track": {"max_tokens": 15}}, ["track.max_tokens = 15: below train.max_tokens = 16", "raise it"]),
         ({"preset": "r1track-5k-think", "train": {"max_tokens": 513}}, ["track.max_tokens = 512: below", "= 513"]),
+        (
+            {"preset": "best", "sample": {"hub": "a/b"}},
+            ["sample: negatives 0.1 and hub 'a/b'", "set negatives to 0.0, or hub to null"],
+        ),
         ({"preset": "nope"}, ["preset = 'nope'", "demo", "r1track-5k"]),
     ],
 )
 def test_a_wrong_value_is_refused_with_field_value_and_remedy(values: dict[str, Any], parts: list[str]) -> None:
     message = refusal(values)
     assert all(part in message for part in parts), message
+
+
+def test_negatives_go_with_sequences_and_a_hub_without_them() -> None:
+    assert config.resolve({"preset": "best"}).sample.negatives == 0.1
+    assert config.resolve({"preset": "best", "sample": {"hub": "a/b", "negatives": 0.0}}).sample.hub == "a/b"
+    for path in config.PRESETS.glob("*-hub.yaml"):
+        assert config.resolve({"preset": path.stem}).sample.negatives == 0
+
+
+def test_negatives_are_refused_by_a_stage_too_which_reads_its_own_file_and_a_change(tmp_path: Path) -> None:
+    write_json(tmp_path / "sample.json", config.stage_values(config.resolve({"preset": "best"}), "sample"))
+    with pytest.raises(config.ConfigError, match="-o sample.hub=a/b: cannot be used\n  sample: negatives 0.1 and hub"):
+        config.load(tmp_path / "sample.json", ["sample.hub=a/b"])
 
 
 FENCED = 39  # tokens of a fenced `[{"bbox_2d": [...], "label": "target"}]`, by Qwen's vocabulary
