@@ -96,8 +96,8 @@ class Sample(Section):
     def _negatives_are_cut(self) -> Self:
         if self.negatives and self.hub is not None:
             raise ValueError(
-                f"negatives {self.negatives} and hub {self.hub!r}: negatives are cut from sequences, the pairs of hub are "
-                "ready-made; set negatives to 0.0, or hub to null"
+                f"negatives {self.negatives} and hub {self.hub!r}: negatives are cut from sequences, and the pairs of "
+                "a hub are ready-made; set negatives to 0.0, or hub to null"
             )
         return self
 
