@@ -5,7 +5,6 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-Place = Annotated[str, AfterValidator(expanduser)]  # a path, or a hub id
 NAME = r"^\w[\w.-]{0,99}$"  # of a folder or file of results; hidden ones are those of results that are not complete
 Name = Annotated[str, Field(pattern=NAME)]
 Schedule = Literal["constant_with_warmup", "linear", "cosine"]
@@ -30,6 +29,13 @@ def _holds_places(prompt: str) -> str:
     return prompt
 
 
+def _names_something(place: str) -> str:
+    if not place.strip():
+        raise ValueError("names nothing, and would mean the working folder; give a path or a hub id")
+    return place
+
+
+Place = Annotated[str, AfterValidator(_names_something), AfterValidator(expanduser)]  # a path, or a hub id
 Around = Annotated[str, AfterValidator(_holds_question)]  # a text around a question
 Prompt = Annotated[str, AfterValidator(_holds_places)]  # a tracking question
 

@@ -3,12 +3,12 @@
 import random
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import yaml
 
-from r1track.core import config
+from r1track.core import config, schema
 from r1track.core.errors import UserError
 
 MISREAD = {
@@ -213,6 +213,26 @@ def test_a_tilde_is_the_home_folder_in_every_field_that_holds_a_path(monkeypatch
     places = [settings.model.base, settings.data.train, settings.data.sets["a"], settings.sample.hub]
     places += [settings.track.extra["x"].model, settings.vqa.sets["q"].source]
     assert places == [f"/home/someone/{name}" for name in "mtvheq"]
+
+
+PLACES = ["model.base", "data.train", "data.sets.a", "sample.hub", "track.extra.x.model", "track.extra.x.adapter",
+          "vqa.sets.q.source"]  # fmt: skip
+
+
+def test_every_field_that_holds_a_path_is_among_those_that_are_tried_here() -> None:
+    sections = [one for one in vars(schema).values() if isinstance(one, type) and issubclass(one, schema.Section)]
+    kinds = [pair for one in sections for pair in get_type_hints(one, include_extras=True).items()]
+    validator, *_ = schema.Place.__metadata__
+    paths = {name for name, kind in kinds if repr(validator) in repr(kind)}
+    assert paths == {"base", "train", "sets", "hub", "model", "adapter", "source"}
+
+
+@pytest.mark.parametrize("field", PLACES)
+@pytest.mark.parametrize("value", ["", "  "])
+def test_an_empty_path_is_refused_by_the_name_of_its_field(field: str, value: str) -> None:
+    assert fault(config.parse_change(f"{field}='{value}'")).endswith(
+        f"  {field} = {value!r}: names nothing, and would mean the working folder; give a path or a hub id"
+    )
 
 
 @pytest.mark.parametrize("name", ["..", ".", ".hidden", "a/b", "../a", "", "-x", "a b", "a\n", "x" * 101, ".a.1.part"])
