@@ -20,11 +20,13 @@ from r1track.console import (
     Config,
     Export,
     Guarded,
+    LogFile,
     OutDir,
     OutFile,
     Root,
     Server,
     Tracker,
+    Version,
     start_log,
     with_change,
 )
@@ -43,7 +45,7 @@ app = typer.Typer(
 
 
 @app.callback()
-def main(log_file: Annotated[Path | None, typer.Option("--log", help="Also write a log file.")] = None) -> None:
+def main(log_file: LogFile = None, version: Version = False) -> None:
     start_log(log_file)
 
 

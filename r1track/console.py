@@ -4,6 +4,7 @@ import json
 import logging
 import signal
 from enum import StrEnum
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +32,16 @@ Tracker = Annotated[
     str, typer.Option(help="Model that tracks: folder, hub id, `tiny`, extra:NAME, peer:static|template|oracle|csrt.")
 ]
 Server = Annotated[str | None, typer.Option("--endpoint", help="URL of an OpenAI-compatible server with the model.")]
+LogFile = Annotated[Path | None, typer.Option("--log", help="Also write a log file.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"r1track {version('r1track')}")
+        raise typer.Exit
+
+
+Version = Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")]
 
 
 class Guarded(TyperGroup):

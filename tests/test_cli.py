@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import huggingface_hub
@@ -56,6 +57,14 @@ def test_help_of_a_command_says_what_it_does_and_lists_its_flags(command: str) -
     shown = {word[2:] for word in result.output.replace("│", " ").split() if word.startswith("--")}
     assert shown == FLAGS[command] | {"help"}
     assert len(result.output.split("Usage")[1].splitlines()[2].split()) > 3, "a sentence about the command"
+
+
+def test_the_version_is_that_of_pyproject_and_the_help_names_the_option() -> None:
+    declared = tomllib.loads((config.ROOT / "pyproject.toml").read_text())["project"]["version"]
+    shown = run("--version")
+    assert (shown.exit_code, shown.output) == (0, f"r1track {declared}\n")
+    assert run("--version", "toy", "--config", "nowhere.yaml", "--out", "o").output == shown.output
+    assert "--version" in run("--help").output
 
 
 def test_help_loads_no_stage() -> None:
