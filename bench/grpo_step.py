@@ -115,7 +115,10 @@ def measured(place: Path, kind: str, group: int, think: bool, shared: bool, step
 
 
 def rollouts(place: Path, turns: int) -> None:
-    """Print passes and seconds of rollouts with drafts and without, one prompt each; a side deviates by 6 px."""
+    """Print passes and seconds of rollouts with drafts and without, one prompt each; a side deviates by 6 px.
+
+    To a pair without the target the answers are all `[]`.
+    """
     from r1track.training import backend
 
     backend.enter("transformers", place / "scratch")
@@ -140,7 +143,7 @@ def rollouts(place: Path, turns: int) -> None:
     figures: dict[int, list[tuple[int, float]]] = {0: [], most: []}
     for turn in range(turns):
         row = trainer.train_dataset[turn % len(trainer.train_dataset)]
-        drawn = [prompts.numbers(np.clip(row["answer"] + rng.normal(0, 6, 4), 0, 336)) for _ in range(8)]
+        drawn = [prompts.numbers(rng.normal(row["answer"], 6).clip(0, row["size"])) for _ in range(8)]
 
         def told(decoder: Any, *args: Any, **named: Any) -> Any:
             script.say(drawn)  # noqa: B023

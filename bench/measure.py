@@ -91,13 +91,14 @@ def enliven() -> None:
 def prompt_tokens(settings: Settings, place: Path) -> int:
     """Tokens of the first pair's question, images included."""
     from r1track.core import models, prompts
-    from r1track.core.pairs import load
+    from r1track.core.pairs import load, questions
 
-    pair = load(place / "pairs" / "train")[0]
+    pairs = load(place / "pairs" / "train").select([0])
     processor = models.load_processor(place / "base", settings.model)
-    question = prompts.build(pair["template_box"], think=settings.task.think)
-    text = processor.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
-    return int(processor(text=text, images=prompts.places(pair["images"]), return_tensors="pt")["input_ids"].shape[1])
+    asked: Any = questions(pairs, settings.task)
+    text = processor.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    images = prompts.places(pairs[0]["images"], pairs[0]["problem"])
+    return int(processor(text=text, images=images, return_tensors="pt")["input_ids"].shape[1])
 
 
 def training(case: Case, settings: Settings, place: Path, work: Path) -> Figures:

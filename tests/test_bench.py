@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 import cases
 import gpu
+import grpo_step
 import measure
 import pytest
 import scripted
@@ -19,6 +21,8 @@ from PIL import Image
 from transformers import DynamicCache
 
 from r1track.core import config, files, generation, models, prompts
+from r1track.core.pairs import held_out, load
+from r1track.data import sample, toy
 
 # What every kind of case must have measured.
 FIGURES = {
@@ -264,6 +268,53 @@ def test_a_scripted_model_says_what_it_is_told_row_by_row_with_and_without_draft
         assert script.tokenizer.batch_decode(answers) == texts
         passes.append(script.passes)
     assert passes == [9, 5]  # one number in a pass, and what follows it
+
+
+@pytest.fixture(scope="module")
+def odd_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pairs with the target and without, with a later template and without, and, in `hub`, with their own question."""
+    place = tmp_path_factory.mktemp("odd")
+    few = {"pairs": 12, "val_pairs": 1, "max_gap": 2}
+    values = {"preset": "demo", "task": {"templates": 2}, "sample": {**few, "negatives": 0.5}}
+    toy.write_split(place / "toy", "train", sequences=4, length=12, seed=0)
+    sample.run(config.resolve(values), place / "toy", place / "pairs", 1, ["easyr1"])
+    hub = {**values, "sample": {**few, "hub": str(place / "pairs-easyr1")}}
+    sample.run(config.resolve(hub), None, place / "hub" / "pairs", 1)
+    return place
+
+
+def test_rollouts_are_measured_on_pairs_of_every_kind(
+    odd_pairs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for owner, names in {
+        DynamicCache: ("batch_repeat_interleave", "batch_select_indices"), generation.Decoder: ("decode",),
+        generation: ("DRAFT",),
+    }.items():  # fmt: skip
+        for name in names:
+            monkeypatch.setattr(owner, name, getattr(owner, name))  # put back afterwards
+    said: list[list[str]] = []
+    say = scripted.Script.say
+    monkeypatch.setattr(scripted.Script, "say", lambda script, texts: (said.append(texts), say(script, texts)))
+    rows = load(odd_pairs / "pairs" / "train")
+    assert {(bool(answer), len(images)) for answer, images in zip(rows["answer"], rows["images"], strict=True)} == {
+        (True, 2), (True, 3), (False, 2), (False, 3),
+    }  # fmt: skip
+    grpo_step.rollouts(odd_pairs, 1 + [bool(answer) for answer in rows["answer"]].index(True))
+    drawn = {texts[0] == "[]": texts for texts in said[1:]}
+    assert drawn[True] == ["[]"] * 8
+    assert len(set(drawn[False])) == 8
+    assert "passes per answer rollout" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["pairs", "hub/pairs"])
+def test_the_tokens_of_a_prompt_are_those_of_the_question_that_its_pair_asks(kind: str, odd_pairs: Path) -> None:
+    made = config.resolve({"preset": "demo", "task": {"templates": 2}})
+    questions, images = held_out(odd_pairs / kind, 1, made.task)
+    place = odd_pairs / kind.removesuffix("pairs")
+    shutil.copytree(odd_pairs / kind / "val", place / "one" / "pairs" / "train")
+    shutil.copytree(models.TINY, place / "one" / "base")
+    expected = models.inputs(models.load("tiny", made.model), questions, images)["input_ids"].shape[1]
+    assert measure.prompt_tokens(made, place / "one") == expected
 
 
 @pytest.mark.skipif(not scripted.has_qwen(), reason="Qwen's vocabulary (dashscope) is not installed")
