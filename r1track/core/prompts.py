@@ -125,10 +125,20 @@ def places(images: Sequence[Image], problem: str | None = None) -> list[Image]:
 
     problem: the pair's own question, whose words say where the search region is; else it is the last.
     """
-    place = search_place(problem, len(images)) if problem else None
     ordered = [images[0], *images[2:]]
-    ordered.insert(len(ordered) if place is None else place, images[1])
+    ordered.insert(_search_index(problem, len(images)), images[1])
     return ordered
+
+
+def search_last(images: Sequence[Image], problem: str | None) -> list[Image]:
+    """The images in the order of their places (`places`) with the search region behind the others."""
+    at = _search_index(problem, len(images))
+    return [*images[:at], *images[at + 1 :], images[at]]
+
+
+def _search_index(problem: str | None, images: int) -> int:
+    place = search_place(problem, images) if problem else None
+    return images - 1 if place is None else place
 
 
 def flat(messages: Messages) -> str:

@@ -75,7 +75,7 @@ class Example(Record):
     """A question of a training run, and the answers sampled to it."""
 
     step: int
-    # File names: template, search region, any further template.
+    # File names: template, any further template, search region.
     images: list[Annotated[str, Field(pattern=r"^\w[\w.-]*$")]] = Field(min_length=2)
     target: tuple[float, float, float, float] | tuple[()]  # corners in pixels of the search region, empty: not there
     answers: list[SampledAnswer] = Field(min_length=1)

@@ -70,7 +70,8 @@ def make_reward(settings: config.Settings, examples: Path) -> Reward:
         step = columns["trainer_state"].global_step
         if step % train.keep_every < train.rollout_steps:
             group = [dict(scores, answer=text) for scores, text in zip(parts[: train.group], texts, strict=False)]
-            progress.keep_example(examples, step, columns["images"][0], {"target": list(answer[0]), "answers": group})
+            images = prompts.search_last(columns["images"][0], columns["problem"][0])
+            progress.keep_example(examples, step, images, {"target": list(answer[0]), "answers": group})
         return [part["total"] for part in parts]
 
     return reward
@@ -144,7 +145,7 @@ def _with_images(batch: dict[str, Any]) -> dict[str, Any]:
     """The rows with their images decoded, each once, in the order of their places."""
     opened = functools.cache(lambda data, path: Image().decode_example({"bytes": data, "path": path}))
     rows = [[opened(image["bytes"], image["path"]) for image in row] for row in batch["images"]]
-    return {**batch, "images": [*map(prompts.places, rows, batch.pop("problem"))]}
+    return {**batch, "images": [*map(prompts.places, rows, batch["problem"])]}
 
 
 def with_answers(pairs: Dataset, task: schema.Task) -> Dataset:

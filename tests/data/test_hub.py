@@ -144,6 +144,16 @@ def test_in_rows_of_three_images_the_words_say_which_is_the_search_region(tmp_pa
     trained(chosen, tmp_path / "pairs", tmp_path, "sft", "grpo")
 
 
+def test_of_a_kept_question_the_search_region_is_the_last_image(tmp_path: Path) -> None:
+    chosen = settings("r1track-100k-hub", data_set(tmp_path / "data", [row(THREE.format(3, 2))] * 8), val_pairs=0)
+    sampled(chosen, tmp_path / "pairs")
+    trained(chosen, tmp_path / "pairs", tmp_path, "grpo")
+    examples = tmp_path / "grpo" / "adapter" / "examples"
+    names = files.read_json(examples / "step-000000.json")["images"]
+    reds = [int(np.asarray(Picture.open(examples / name))[0, 0, 0]) for name in names]
+    assert np.abs(np.subtract(reds, [0, 80, 40])).max() < 8  # JPEG
+
+
 @pytest.mark.parametrize(
     ("problem", "place"),
     [

@@ -406,6 +406,15 @@ def test_sampled_answers_stand_with_their_reward_and_only_readable_ones_have_a_b
     assert "not readable" in card
 
 
+def test_of_three_pictures_of_a_question_the_last_is_the_search_region(run):
+    results, _, make = run
+    file = results / "adapters/grpo/examples/step-000000.json"
+    example = files.read_json(file)
+    files.write_json(file, {**example, "images": [example["images"][0], *example["images"]]})
+    shown = re.findall("grpo, step 0: (template|search region)", (make() / "index.html").read_text())
+    assert shown == ["template", "template", "search region"]
+
+
 def test_an_arm_without_stored_answers_says_so(run):
     results, _, make = run
     shutil.rmtree(results / "adapters/grpo/examples")

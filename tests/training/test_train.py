@@ -140,7 +140,7 @@ def test_a_group_about_a_missing_target_is_rewarded_and_kept(pairs: Path, tmp_pa
     image = Image.new("RGB", (84, 84))
     values = reward(
         [[{"content": text}] for text in texts], [[1]] * 3, [[]] * 3, logged.__setitem__,
-        size=[84] * 3, images=[[image] * 2] * 3, trainer_state=state,
+        size=[84] * 3, images=[[image] * 2] * 3, problem=[None] * 3, trainer_state=state,
     )  # fmt: skip
     assert values == [1.0, 0.0, -1.0]
     assert (logged["iou"], logged["parsed"]) == pytest.approx((1 / 3, 2 / 3))
@@ -148,6 +148,29 @@ def test_a_group_about_a_missing_target_is_rewarded_and_kept(pairs: Path, tmp_pa
     assert example.target == ()
     assert [row.total for row in example.answers] == values
     assert [name for name, _ in pictures[1].boxes] == ["answer"]
+
+
+@pytest.mark.parametrize(
+    ("problem", "widths"),
+    [
+        (None, [30, 60, 90]),
+        ("<image>[1, 2, 3, 4] in <image_1>.<image> Where is it in the second image?<image>", [30, 90, 60]),
+        ("<image>Look at image 1.<image><image>It is at [1, 2, 3, 4] in <image_2>.", [60, 90, 30]),
+        (prompts.flat(prompts.build([1, 2, 3, 4], second_box=[1, 2, 3, 4])), [30, 60, 90]),
+    ],
+)
+def test_boxes_lie_on_the_search_region_which_is_the_last_picture_wherever_the_question_has_it(
+    problem: str | None, widths: list[int], tmp_path: Path
+) -> None:
+    images = [Image.new("RGB", (width, 90)) for width in (30, 60, 90)]
+    reward = train.make_reward(settings(), tmp_path / "examples")
+    columns = {"size": [84], "images": [images], "problem": [problem]}
+    state = types.SimpleNamespace(global_step=0)
+    reward([[{"content": "[1, 2, 20, 25]"}]], [[1]], [[1.0, 2.0, 20.0, 25.0]], {}.__setitem__,
+           trainer_state=state, **columns)  # fmt: skip
+    ((_, pictures),) = strips.examples(tmp_path / "examples", 1, think=False)
+    assert [picture.width for picture in pictures] == widths
+    assert [[name for name, _ in picture.boxes] for picture in pictures] == [[], [], ["answer", "truth"]]
 
 
 def test_the_language_layers_are_held_in_four_bits_and_the_vision_tower_is_not() -> None:
