@@ -14,6 +14,8 @@ from torch.nn.functional import pad
 from r1track.core.errors import UserError
 
 STEP = 64  # columns: a cache's number of them is a multiple
+TOLERANCE = 0.05  # of the largest logit; kernels may be chosen anew, and round otherwise in 16 bits
+REFUSED = "track.graphs: a pass of this model cannot be recorded ({}); set it to false"
 Layers = list[torch.Tensor]  # keys or values of every layer, (rows, heads, columns, width)
 
 
@@ -130,10 +132,12 @@ class Graphs:
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"track.graphs: a pass of this model cannot be recorded ({reason}); set it to false"
-            ) from error
+            raise UserError(REFUSED.format(str(error).splitlines()[0])) from error
+        ids.fill_(1)
+        logits = work()
+        graph.replay()
+        if not (written - logits).abs().max() <= TOLERANCE * logits.abs().max():  # something ran beside the record
+            raise UserError(REFUSED.format("its replay gives other logits"))
         return Recorded(graph, ids, positions, mask, cache, written.unflatten(0, (rows, width)))
 
     def replay(self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, cache: FixedCache) -> torch.Tensor:

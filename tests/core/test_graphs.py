@@ -11,6 +11,7 @@ import fakecard
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import _disable_current_modes
 from toys import tracked
 
 from r1track.core import config, generation
@@ -51,7 +52,7 @@ def test_answers_are_the_same_and_after_the_first_frame_the_model_runs_only_over
     forward, passes = loaded.model.forward, list[str]()
     monkeypatch.setattr(loaded.model, "forward", lambda **inputs: passes.append("") or forward(**inputs))
     assert frames(generation.Decoder(loaded, max_tokens=16, graphs=True), asked, templates, searches) == plain
-    assert len(passes) == 1 + 4 + 2, "one over the templates, one per frame; two to record the graph"
+    assert len(passes) == 1 + 4 + 3, "one over the templates, one per frame; three to record the graph"
     assert rows == 1 or plain[0] != plain[1]
 
 
@@ -108,6 +109,21 @@ def test_a_model_that_cannot_be_recorded_is_named_with_the_remedy(
     asked, templates, searches = tracked(2)
     decoder = generation.Decoder(loaded, max_tokens=16, graphs=True)
     with pytest.raises(UserError, match=r"track.graphs: .*not permitted when stream is capturing\); set it to false"):
+        decoder.answers(asked[0], decoder.prefixes(asked, templates), searches[0])
+
+
+def test_a_replay_that_gives_other_logits_is_noticed(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a kernel that is started on another stream than the recorded one, as some libraries do."""
+    forward = loaded.model.lm_head.forward
+
+    def beside(hidden: torch.Tensor) -> torch.Tensor:
+        with _disable_current_modes():  # that of the record too
+            return forward(hidden)
+
+    monkeypatch.setattr(loaded.model.lm_head, "forward", beside)
+    asked, templates, searches = tracked(2)
+    decoder = generation.Decoder(loaded, max_tokens=16, graphs=True)
+    with pytest.raises(UserError, match=r"track.graphs: .*\(its replay gives other logits\); set it to false"):
         decoder.answers(asked[0], decoder.prefixes(asked, templates), searches[0])
 
 
