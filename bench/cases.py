@@ -14,8 +14,8 @@ SECONDS = {"build": 120, "load": 60, "sft": 150, "grpo": 270, "think": 300, "tra
 class Case:
     """One measurement: `3B-grpo-unsloth-nf4`. Precision is that of the frozen weights: `nf4` or `bf16`.
 
-    variant: the last word of the key: `stock` for GRPO with `train.shared_prefix: false`, `graphs` for tracking with
-    `track.graphs: true`.
+    variant: the last word of the key: `stock` for GRPO with `train.shared_prefix: false`, `graphs` for GRPO and
+    tracking with `train.graphs` and `track.graphs`.
     """
 
     shape: str

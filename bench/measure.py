@@ -29,7 +29,7 @@ def make_settings(case: Case, base: Path) -> Settings:
     """The configuration of a case: the project's defaults, fewer steps, and on a rehearsal everything small."""
     train: dict[str, Any] = {
         "backend": case.backend, "quantize": "nf4" if case.precision == "nf4" else "none", "save_every": 1000,
-        "shared_prefix": case.variant != "stock",
+        "shared_prefix": case.variant != "stock", "graphs": case.variant == "graphs",
         "arms": ["sft" if case.kind == "sft" else "grpo"],
         "group": 8, "prompts_per_step": 8, "micro_batch": 8, "steps": 5, "max_tokens": 32,
         "sft": {"steps": 6, "learning_rate": 1e-4},  # a merge needs an adapter that has moved

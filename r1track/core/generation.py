@@ -22,7 +22,7 @@ from transformers import DynamicCache
 
 from r1track.core import prompts
 from r1track.core.drafts import Draft, Drafter
-from r1track.core.graphs import FixedCache, Graphs, columns_of
+from r1track.core.graphs import FEWEST, FixedCache, Graphs, columns_of, staying
 from r1track.core.models import Loaded, check_logits, suppressed
 from r1track.core.prompts import Messages
 
@@ -93,18 +93,17 @@ class Decoder:
     """Generates answers to batches of questions.
 
     max_tokens: maximum length of a completion. think: whether answers have reasoning before the box (`prompts.ended`).
-    graphs: whether the passes of `answers` are replayed from CUDA graphs, which needs a card.
+    graphs: those from which passes are replayed; None: every pass runs as it is.
     """
 
-    def __init__(self, loaded: Loaded, *, max_tokens: int, think: bool = False, graphs: bool = False):
-        self.loaded, self.max_tokens, self.think = loaded, max_tokens, think
+    def __init__(self, loaded: Loaded, *, max_tokens: int, think: bool = False, graphs: Graphs | None = None):
+        self.loaded, self.max_tokens, self.think, self.graphs = loaded, max_tokens, think, graphs
         self.model: Any = loaded.model
         self.core: Any = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         ends = self.core.generation_config.eos_token_id
         self.ends = {loaded.processor.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
         self.forbidden = suppressed(loaded.processor)
         self.drafter = Drafter(loaded.processor.tokenizer, think)
-        self.graphs = Graphs(self.model) if graphs else None
         self.stacked: tuple[list[Prefix], Any, torch.Tensor] | None = None
         self.tails: dict[tuple[str, tuple[int, int]], tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -194,12 +193,19 @@ class Decoder:
             cache, **inputs, pixel_values=pixels["pixel_values"], image_grid_thw=pixels["image_grid_thw"],
             logits_to_keep=1 + max(len(draft.tokens) for draft in drafts),
         )  # fmt: skip
-        if self.graphs:
-            width = self._room(len(mask)) + 1
-            columns = mask.shape[1] + self.max_tokens + most_holes(len(mask)) + width
-            cache = self.graphs.hold(cache, width, columns)
+        cache = self.repeated(cache, mask, 1)
         prefill = Prefill(logits, cache, mask, after, ids, drafts)
         return [completion.tokens for completion in self.decode(prefill, greedy, self.ended, examples=examples)]
+
+    @torch.no_grad()
+    def repeated(self, cache: Any, mask: torch.Tensor, copies: int) -> Any:
+        """A cache for decoding with each row `copies` times in turn. mask: of the prompts, (rows, columns)."""
+        if self.graphs is None:
+            cache.batch_repeat_interleave(copies)
+            return cache
+        rows = len(mask) * copies
+        columns = mask.shape[1] + self.max_tokens + most_holes(rows) + 1 + self._room(min(rows, FEWEST))
+        return self.graphs.hold(self.model, cache, copies=copies, columns=columns, width=1 + self._room(rows))
 
     def ended(self, tokens: list[int]) -> bool:
         """Whether the answer of these tokens is complete without an end token, see `prompts.ended`."""
@@ -242,9 +248,8 @@ class Decoder:
             if not open_rows:
                 return completions
             if drop and 2 * len(open_rows) <= len(rows):
-                places = [k for k, row in enumerate(rows) if row in open_rows]
+                cache, places = self._drop(cache, [row in open_rows for row in rows])
                 chosen = torch.tensor(places, device=mask.device)
-                cache.batch_select_indices(chosen)
                 mask, after = mask[chosen], after[chosen]
                 rows, tokens, taken = [rows[k] for k in places], [tokens[k] for k in places], [taken[k] for k in places]
             mask = self._refuse(cache, mask, taken, shape[1])
@@ -254,6 +259,16 @@ class Decoder:
             drafts = self._drafts(begun, examples and [examples[row] for row in rows])
             inputs, mask = _behind(ids, (after - 1).expand(3, -1)[..., None], mask, drafts)
             logits = self.forward(cache, **inputs)
+
+    def _drop(self, cache: Any, is_open: list[bool]) -> tuple[Any, list[int]]:
+        """The cache without rows that are not open, and the places of its rows."""
+        if self.graphs and isinstance(cache, FixedCache):
+            places = staying(is_open)
+            chosen = torch.tensor(places, device=self.loaded.device)
+            return self.graphs.select(cache, chosen, 1 + self._room(len(places))), places
+        places = [k for k, still in enumerate(is_open) if still]
+        cache.batch_select_indices(torch.tensor(places, device=self.loaded.device))
+        return cache, places
 
     def forward(self, cache: Any, **inputs: Any) -> torch.Tensor:
         """The logits of a pass through the model; its keys and values go into the cache."""

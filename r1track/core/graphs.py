@@ -14,8 +14,9 @@ from torch.nn.functional import pad
 from r1track.core.errors import UserError
 
 STEP = 64  # columns: a cache's number of them is a multiple
+FEWEST = 8  # no rows are dropped below so many: it would gain little time, and cost a graph
 TOLERANCE = 0.05  # of the largest logit; kernels may be chosen anew, and round otherwise in 16 bits
-REFUSED = "track.graphs: a pass of this model cannot be recorded ({}); set it to false"
+REFUSED = "{}: a pass of this model cannot be recorded ({}); set it to false"
 Layers = list[torch.Tensor]  # keys or values of every layer, (rows, heads, columns, width)
 
 
@@ -65,49 +66,74 @@ def columns_of(part: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     return part.gather(2, order[:, None, :, None].expand(-1, part.shape[1], -1, part.shape[3]))
 
 
-def check_card() -> None:
-    """Raise UserError where there is no card that could replay a graph."""
-    if not torch.cuda.is_available():
-        raise UserError("track.graphs: true, but torch finds no CUDA card here; set it to false")
+def staying(is_open: list[bool]) -> list[int]:
+    """The places of the rows that stay when others are dropped: half of them as often as that holds all open ones, so
+    that there are few numbers of rows.
+    """
+    size = len(is_open)
+    while size > FEWEST and (half := max(FEWEST, (size + 1) // 2)) >= sum(is_open):
+        size = half
+    return sorted(sorted(range(len(is_open)), key=lambda place: not is_open[place])[:size])
 
 
 class Graphs:
-    """The graphs of one model, recorded when they are first needed: one for each number of rows.
+    """The graphs of a model, recorded when they are first needed: one for each number of rows.
 
-    All work in the same memory, that of the largest cache so far; for a larger one they are recorded anew.
+    field: the setting that asks for them. All work in the same memory, that of the largest cache so far; for a larger
+    one they are recorded anew. Raises UserError where there is no card.
     """
 
-    def __init__(self, model: Any):
-        self.model = model
+    def __init__(self, field: str):
+        if not torch.cuda.is_available():
+            raise UserError(f"{field}: true, but torch finds no CUDA card here; set it to false")
+        self.field = field
+        self.model: Any = None
         self.keys, self.values = list[torch.Tensor](), list[torch.Tensor]()
         self.logits = torch.empty(0)  # (tokens, vocabulary); every graph writes here
         self.recorded: dict[int, Recorded] = {}
 
-    def hold(self, cache: Any, width: int, columns: int) -> FixedCache:
-        """A cache of at least `columns` columns that holds what a DynamicCache does, in as many rows.
+    def hold(self, model: Any, cache: Any, *, copies: int, columns: int, width: int) -> FixedCache:
+        """A cache of at least `columns` columns that holds what a DynamicCache does, each row `copies` times in turn.
 
-        It is for passes over at most `width` tokens in each row, and the same in every call with as many rows.
+        It is for passes over at most `width` tokens in each row, and the same in every call with as many rows. Raises
+        UserError for a model whose passes cannot be recorded.
         """
         keys, values = [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
-        rows, heads, filled, size = keys[0].shape
-        most, most_columns = self.keys[0].shape[:3:2] if self.keys else (0, 0)
-        if rows > most or columns > most_columns:
+        firsts, heads, filled, size = keys[0].shape
+        rows, (most, most_columns) = firsts * copies, self.keys[0].shape[:3:2] if self.keys else (0, 0)
+        if model is not self.model or rows > most or columns > most_columns:
+            self.model = model
             self.recorded.clear()
             self.keys, self.values = [], []  # before larger ones are made
-            shape = max(rows, most), heads, max(most_columns, -(-columns // STEP) * STEP), size
+            shape = max(rows, most), heads, max(-(-columns // STEP) * STEP, most_columns), size
             self.keys, self.values = ([part.new_zeros(shape) for part in side] for side in (keys, values))
-        if rows not in self.recorded:
-            self.recorded[rows] = self._record(rows, width)
-        fixed = self.recorded[rows].cache
+        fixed = self._recorded(rows, width).cache
         fixed.filled = filled
-        torch._foreach_copy_([part[:, :, :filled] for part in (*fixed.keys, *fixed.values)], [*keys, *values])
+        for part, of_firsts in zip((*fixed.keys, *fixed.values), (*keys, *values), strict=True):
+            part[:, :, :filled].unflatten(0, (firsts, copies)).copy_(of_firsts[:, None])
         return fixed
 
+    def select(self, cache: FixedCache, rows: torch.Tensor, width: int) -> FixedCache:
+        """A cache of some rows alone, in their order; the other one is lost."""
+        if len(rows) == len(cache.keys[0]):
+            return cache
+        fewer = self._recorded(len(rows), width).cache
+        fewer.filled = cache.filled
+        for part, whole in zip((*fewer.keys, *fewer.values), (*cache.keys, *cache.values), strict=True):
+            part[:, :, : cache.filled] = whole[rows, :, : cache.filled]
+        return fewer
+
+    def _recorded(self, rows: int, width: int) -> Recorded:
+        if rows not in self.recorded:
+            with torch.random.fork_rng():  # an adapter with dropout draws
+                self.recorded[rows] = self._record(rows, width)
+        return self.recorded[rows]
+
     def _record(self, rows: int, width: int) -> Recorded:
-        """Record a pass over `width` tokens in each row. What it writes into the cache is written over later."""
+        """Record a pass over `width` tokens in each row; it writes into the cache's last columns, which are free."""
         keys, values = ([part[:rows] for part in side] for side in (self.keys, self.values))
         device, columns = keys[0].device, keys[0].shape[2]
-        cache = FixedCache(keys, values, torch.zeros((), dtype=torch.long, device=device))
+        cache = FixedCache(keys, values, torch.tensor(columns - width, device=device))
         ids = torch.zeros(rows, width, dtype=torch.long, device=device)
         positions = torch.zeros(3, rows, width, dtype=torch.long, device=device)
         mask = torch.ones(rows, 1, width, columns, dtype=torch.bool, device=device)
@@ -132,12 +158,12 @@ class Graphs:
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise UserError(REFUSED.format(str(error).splitlines()[0])) from error
+            raise UserError(REFUSED.format(self.field, str(error).splitlines()[0])) from error
         ids.fill_(1)
         logits = work()
         graph.replay()
         if not (written - logits).abs().max() <= TOLERANCE * logits.abs().max():  # something ran beside the record
-            raise UserError(REFUSED.format("its replay gives other logits"))
+            raise UserError(REFUSED.format(self.field, "its replay gives other logits"))
         return Recorded(graph, ids, positions, mask, cache, written.unflatten(0, (rows, width)))
 
     def replay(self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, cache: FixedCache) -> torch.Tensor:

@@ -146,7 +146,7 @@ class Track(Section):
     max_tokens: int = Field(64, ge=8, description="maximum length of an answer in tokens, train.max_tokens or more")
     reuse: bool = Field(True, description="encode the prompt before the search image once per sequence")
     graphs: bool = Field(
-        False, description="with `reuse` on a card: replay passes from CUDA graphs; not yet timed (docs/tracking.md)"
+        False, description="with reuse on a card: replay decoding from CUDA graphs; not yet timed (docs/tracking.md)"
     )
     min_side: float = Field(4.0, gt=0, description="smallest width and height of a box, in image pixels")
     patience: int = Field(3, ge=1, description="frames in a row without the target before the search region grows")

@@ -59,6 +59,10 @@ class Train(Section):
     micro_batch: int = Field(8, ge=1, description="completions per forward and backward pass")
     shared_prefix: bool = Field(True, description="compute each prompt once per group, not once per completion")
     rollout_batch: int = Field(256, ge=2, description="with shared_prefix: completions per batch, group or more")
+    graphs: bool = Field(
+        False,
+        description="with shared_prefix on a card: replay decoding from CUDA graphs; not yet timed (docs/training.md)",
+    )
     rollout_steps: int = Field(1, ge=1, description="optimiser steps per rollout")
     steps: int = Field(600, ge=1, description="optimiser steps")
     optimizer: Literal["adamw_torch", "adamw_8bit"] = Field(

@@ -18,6 +18,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from r1track.core import files, generation, models
 from r1track.core.config_errors import PATCH, contradiction
 from r1track.core.errors import MissingFile
+from r1track.core.graphs import FEWEST
 from r1track.core.schema import Settings
 from r1track.core.train_schema import Train
 from r1track.training import backend
@@ -155,6 +156,13 @@ def _answering(
     }
 
 
+def _fixed_cache(model: Model, batch: Batch, rows: int) -> float:
+    """Of `rows` rows, beside the cache of the prompts; see Decoder.repeated."""
+    fewest = min(rows, FEWEST)
+    room = generation.most_holes(rows) + generation.places(fewest, "cuda") // fewest
+    return float(model.cache * rows * (batch.prompt + batch.answer + room))
+
+
 def _learning(model: Model, batch: Batch, resident: Terms, train: Train, logits: int) -> dict[str, Terms]:
     """A micro-batch forward and backward with checkpointed layers, then the optimiser; logits: bytes, gradients too."""
     text, vision, nbytes, packed = model.text, model.vision, model.nbytes, train.quantize == "nf4"
@@ -193,6 +201,8 @@ def _train(model: Model, settings: Settings, arm: str) -> StagePlan:
         seen = drawn // train.group * micro.patches // 4 * model.text.hidden_size * model.nbytes
         learnt = 8 * drawn * micro.patches + train.lora.vision * model.pixels * batch.rows * batch.patches
         resident |= {"pixel values": learnt, "image features": (not train.lora.vision) * seen}
+        if train.graphs:
+            resident |= {"graphs' cache": _fixed_cache(model, micro, min(drawn, train.rollout_batch))}
     # In float32: sft has those of CHUNK answer tokens at a time; grpo all answers', and their gradients.
     logits = (16 * CHUNK if sft else 8 * (micro.answer + 1) * micro.rows) * model.text.vocab_size
     moments = _learning(model, batch, resident, train, logits)
@@ -237,9 +247,8 @@ def plan(settings: Settings) -> list[StagePlan]:
         resident |= {"adapter": model.adapter} if stage == "merge" else {}
         resident |= {"pixel values": model.pixels * batch.rows * batch.patches}
         drafted = stage == "track" and settings.track.reuse
-        if drafted and track.graphs:  # beside the cache of the prompts
-            columns = batch.prompt + batch.answer + generation.most_holes(batch.rows)
-            resident |= {"graphs' cache": model.cache * batch.rows * columns}
+        if drafted and track.graphs:
+            resident |= {"graphs' cache": _fixed_cache(model, batch, batch.rows)}
         plans.append(StagePlan(stage, _answering(model, batch, resident, stage == "merge", drafted)))
     return plans
 

@@ -87,17 +87,17 @@ def load_predictor(settings: Settings, model: str) -> Predictor:
             raise UserError(f"track.endpoint.url: the server does not get the adapter of {model}; set it to null")
         generate = endpoint.connect(settings)
     else:
-        from r1track.core import graphs, models
+        from r1track.core import models
+        from r1track.core.graphs import Graphs
 
-        if track.graphs:
-            graphs.check_card()
+        graphs = Graphs("track.graphs") if track.graphs else None
         loaded = models.load(settings.model.base, settings.model, adapter_of(settings, model))
 
         def generate(questions: list[Messages], images: list[list[Image.Image]], max_tokens: int) -> list[str]:
             return models.generate(loaded, questions, images, max_tokens=max_tokens, batch=track.batch)
 
         if track.reuse and not settings.task.prompt:  # in other questions the search region may not come last
-            return Predictor(_reuse_prefixes(loaded, settings), generate)
+            return Predictor(_reuse_prefixes(loaded, settings, graphs), generate)
 
     def predict(views: list[View]) -> list[str]:
         questions, images = zip(*(_question(view, settings.task) for view in views), strict=True)
@@ -113,7 +113,7 @@ def _question(view: View, task: Task) -> tuple[Messages, list[Image.Image]]:
     return question, images[::-1] if prompts.search_first(task) else images
 
 
-def _reuse_prefixes(loaded: Any, settings: Settings) -> Predict:
+def _reuse_prefixes(loaded: Any, settings: Settings, graphs: Any) -> Predict:
     """Predict with a model loaded here; what precedes the search region is encoded once per template, not per frame.
 
     An answer is drafted after the sequence's last one, else after another sequence's, else after the question's box.
@@ -121,8 +121,7 @@ def _reuse_prefixes(loaded: Any, settings: Settings) -> Predict:
     from r1track.core import generation
 
     task = settings.task
-    track = settings.track
-    decoder = generation.Decoder(loaded, max_tokens=track.max_tokens, think=task.think, graphs=track.graphs)
+    decoder = generation.Decoder(loaded, max_tokens=settings.track.max_tokens, think=task.think, graphs=graphs)
     prefixes: dict[tuple[Template, Template | None], generation.Prefix] = {}
     last: dict[Template, list[int]] = {}
 

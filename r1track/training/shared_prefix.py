@@ -14,6 +14,7 @@ import torch
 from trl.models.utils import unwrap_model_for_generation
 
 from r1track.core import generation, schema
+from r1track.core.graphs import Graphs
 from r1track.core.models import ImageProcessorOnly, Images, Loaded
 
 Rollout = Callable[[list[Any], Any], dict[str, Any]]
@@ -22,8 +23,11 @@ Rollout = Callable[[list[Any], Any], dict[str, Any]]
 def make_rollout(settings: schema.Settings, processor: ImageProcessorOnly) -> Rollout:
     """TRL's `rollout_func`: from prompts (each `num_generations` times in a row), the ids of prompts and completions,
     and the log-probabilities of the completions' tokens. At most train.rollout_batch completions are in one batch.
+
+    Raises UserError for train.graphs without a card.
     """
     train = settings.train
+    graphs = Graphs("train.graphs") if train.graphs else None
 
     def rollout(questions: list[Any], trainer: Any) -> dict[str, Any]:
         group = trainer.num_generations
@@ -33,7 +37,7 @@ def make_rollout(settings: schema.Settings, processor: ImageProcessorOnly) -> Ro
         # Without checkpointing, which forbids a cache. Not in eval mode: on a CPU it repacks 4-bit weights for good.
         with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model:
             loaded = Loaded(model, processor, model.device)
-            decoder = generation.Decoder(loaded, max_tokens=train.max_tokens, think=settings.task.think)
+            decoder = generation.Decoder(loaded, max_tokens=train.max_tokens, think=settings.task.think, graphs=graphs)
             sampler, batch = generation.sampled(train.temperature), train.rollout_batch // group
             prompt_ids, completions = complete(decoder, texts, images, sampler, batch=batch, copies=group)
         return {
@@ -68,16 +72,16 @@ def complete(
         prompt_ids += [ids[mask].tolist() for ids, mask in zip(prefill.ids, prefill.mask.bool(), strict=True)]
         earlier = [completion.tokens for completion in completions[-1:]]
         examples = [[decoder.drafter.example(text), *earlier] for text in some for _ in range(copies)]
-        completions += decoder.decode(_repeated(prefill, copies), sampler, ended, examples=examples, drop=True)
+        repeated = _repeated(prefill, decoder.repeated(prefill.cache, prefill.mask, copies), copies)
+        completions += decoder.decode(repeated, sampler, ended, examples=examples, drop=True)
     return prompt_ids, completions
 
 
-def _repeated(prefill: generation.Prefill, group: int) -> generation.Prefill:
-    """Every row `group` times, one after another."""
-    prefill.cache.batch_repeat_interleave(group)
+def _repeated(prefill: generation.Prefill, cache: Any, group: int) -> generation.Prefill:
+    """Every row `group` times, one after another, as in `cache`."""
     names = ("logits", "mask", "after", "ids")
     tensors = {name: getattr(prefill, name).repeat_interleave(group, 0) for name in names}
-    return prefill._replace(**tensors, drafts=[draft for draft in prefill.drafts for _ in range(group)])
+    return prefill._replace(**tensors, cache=cache, drafts=[draft for draft in prefill.drafts for _ in range(group)])
 
 
 def shared(model: Any, group: int) -> Callable[..., SimpleNamespace]:

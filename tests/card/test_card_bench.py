@@ -26,7 +26,7 @@ def test_every_case_of_the_rehearsal_is_measured_in_a_process_of_its_own(tmp_pat
     for key, record in records.items():
         case = cases.Case.parse(key)
         if case.kind == "grpo":
-            assert record["figures"]["trainer"] == ("GRPOTrainer" if case.variant else "SharedPrefixTrainer")
+            assert record["figures"]["trainer"] == ("GRPOTrainer" if case.variant == "stock" else "SharedPrefixTrainer")
         if case.backend == "unsloth":
             assert {"unsloth", "unsloth_zoo", "triton", "torchvision", "torchao", "accelerate"} <= set(
                 record["versions"]
