@@ -7,7 +7,7 @@ CARD := .venv-card/bin
 PYTHON312 ?= $(shell for p in python3.12 $(HOME)/.pyenv/versions/3.12.*/bin/python $(PYTHON); do \
 	"$$p" -c "import sys; sys.exit(sys.version_info[:2] != (3, 12))" 2>/dev/null && echo "$$p" && break; done)
 
-.PHONY: install demo test test-card test-slurm torture docs lock lock-card
+.PHONY: install demo test test-card test-slurm test-container torture docs lock lock-card
 
 install: .venv/installed
 
@@ -49,6 +49,10 @@ test-card: .venv-card/installed
 test-slurm: install
 	$(INSTALL) --constraint requirements.lock --editable '.[slurm]'
 	tests/slurm/cluster.sh $(BIN)/python -m pytest tests/slurm --durations 0
+
+# The steps of the Dockerfile in a container, or in a plain folder: which of them, it says (tests/container/recipe.py).
+test-container: install
+	CONTAINER_OF_TESTS=1 PYTHON312="$(PYTHON312)" $(BIN)/python -m pytest tests/container -s --log-cli-level INFO --durations 0
 
 docs: install
 	$(BIN)/python tools/document.py
