@@ -4,6 +4,7 @@ The words are those of the public repository Wangbiao2/R1-Track at f585b82; the 
 """
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,20 @@ import numpy as np
 import pytest
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Picture
+from toys import toy_split
 
 from r1track import plan
 from r1track.core import config, files, models, prompts
 from r1track.core import pairs as pairs_module
+from r1track.core.boxes import xywh_to_xyxy
+from r1track.core.crops import Crop
 from r1track.core.errors import UserError
 from r1track.core.schema import Task
+from r1track.core.sequences import Sequence, read_split
 from r1track.data import sample
 from r1track.preflight import doctor
-from r1track.training import train
+from r1track.tracking import track
+from r1track.training import merge, train
 
 PLAIN_5K = (
     "<image><image>Please identify the target specified by the bounding box [10,20,30,40] in the first image and "
@@ -41,8 +47,10 @@ THREE = (
     "<image> <image> <image>Given three images:\n1. The target is marked by bounding box [10,20,30,40] in <image_1> "
     "and by bounding box [5,6,50,60] in <image_{}>;\n2. Return its [x_min, y_min, x_max, y_max] in <image_{}>."
 )
-STEP = {"steps": 1, "save_every": 1, "prompts_per_step": 2, "group": 4, "micro_batch": 4, "learning_rate": 1e-3,
-        "max_tokens": 16, "eval_every": 0, "sft": {"steps": 1, "batch": 4, "micro_batch": 2}}  # fmt: skip
+MARK = "<|vision_start|><|image_pad|><|vision_end|>"  # of an image, in Qwen's chat template
+STEP = {"steps": 1, "warmup": 0.0, "save_every": 1, "prompts_per_step": 2, "group": 4, "micro_batch": 4,
+        "learning_rate": 1e-3, "max_tokens": 16, "eval_every": 0,
+        "sft": {"steps": 1, "batch": 4, "micro_batch": 2}}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -59,10 +67,14 @@ def settings(preset: str, hub: Path, task: dict[str, Any] | None = None, **chang
     return config.resolve({"preset": "demo", "task": words, "sample": few, "train": STEP, "model": model})
 
 
-def picture(size: int, colour: int) -> dict[str, Any]:
+def png(image: Picture.Image) -> dict[str, Any]:
     stream = io.BytesIO()
-    Picture.new("RGB", (size, size), (colour, 120, 40)).save(stream, "PNG")
+    image.save(stream, "PNG")
     return {"bytes": stream.getvalue(), "path": "image_1.jpg"}
+
+
+def picture(size: int, colour: int) -> dict[str, Any]:
+    return png(Picture.new("RGB", (size, size), (colour, 120, 40)))
 
 
 def row(problem: str, size: int = 84, answer: str = "[10,20,30,40]") -> dict[str, Any]:
@@ -121,11 +133,55 @@ def test_rows_of_336_pixels_and_mixed_sizes_are_sampled_and_each_arm_trains_a_st
     assert "questions are not the one that the tracker asks" not in caplog.text
     processor = models.load_processor(models.TINY, chosen.model)
     (text,) = processor.apply_chat_template(train.with_prompts(rows, chosen.task)[:1]["prompt"], tokenize=False)
-    mark = "<|vision_start|><|image_pad|><|vision_end|>"
-    assert problem.replace("<image>", mark) in text
+    assert problem.replace("<image>", MARK) in text
     trained(chosen, tmp_path / "pairs", tmp_path, "sft", "grpo")
     answers = train.with_answers(rows, chosen.task)["completion"]
     assert answers[0][0]["content"] == "[10,20,30,40]"
+
+
+def clip_rows(sequence: Sequence, words: str, size: int = 84) -> list[dict[str, Any]]:
+    """Questions about a clip in the words of a data set; the template is its first frame, cut as the tracker does."""
+    crop = Crop.around(sequence.boxes[0], 4, size)
+    corners = [crop.to_crop(xywh_to_xyxy(box)).clip(0, size).astype(int).tolist() for box in sequence.boxes]
+    first, *others = [json.dumps(box, separators=(",", ":")) for box in corners]  # as R1-Track writes them
+    template, *searches = [png(crop.cut(Picture.open(path).convert("RGB"))) for path in sequence.frames]
+    problem = words.replace("[10,20,30,40]", first)
+    both = zip(searches, others, strict=True)
+    return [{"images": [template, search], "problem": problem, "answer": box} for search, box in both]
+
+
+@pytest.mark.parametrize("arm", ["sft", "grpo"])
+@pytest.mark.parametrize(("preset", "problem"), [("r1track-5k-hub", PLAIN_5K), ("r1track-100k-hub", PLAIN_100K)])
+def test_the_processor_gets_in_tracking_byte_for_byte_the_text_that_it_got_in_training(
+    preset: str, problem: str, arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = toy_split(tmp_path / "val", sequences=1, length=4)
+    (sequence,) = read_split(split)
+    rows = clip_rows(sequence, problem)
+    chosen = settings(preset, data_set(tmp_path / "data", rows * 4), pairs=8, val_pairs=2)
+    sampled(chosen, tmp_path / "pairs")
+    texts: list[str] = []
+    call = models.ImageProcessorOnly.__call__
+
+    def listening(processor: Any, *args: Any, **named: Any) -> Any:
+        texts.extend(named["text"] if named.get("images") else ())  # the answers of sft come alone
+        return call(processor, *args, **named)
+
+    monkeypatch.setattr(models.ImageProcessorOnly, "__call__", listening)
+    trained(chosen, tmp_path / "pairs", tmp_path, arm)
+    learnt = set(texts)
+    texts.clear()
+    model = (
+        "tiny"  # to words that it does not know it gives no answer worth a reward, so one step of grpo moves nothing
+    )
+    if arm == "sft":
+        model = str(tmp_path / "merged")
+        merge.run(chosen, "tiny", tmp_path / arm / "adapter", None, tmp_path / "merged")
+    track.run(chosen, model, split, tmp_path / "tracks")
+    (asked,) = set(texts)
+    assert len(texts) == len(rows)
+    assert rows[0]["problem"].replace("<image>", MARK) in asked
+    assert learnt == {asked}
 
 
 def test_in_rows_of_three_images_the_words_say_which_is_the_search_region(tmp_path: Path) -> None:
