@@ -21,7 +21,7 @@ TAGS = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assis
 def export(pairs: Path, form: str, task: Task) -> None:
     """Write the pairs in the folder `pairs` in a format, to the folder `pairs`-form beside it."""
     columns = Features(COLUMNS[form])
-    task = task if form == "easyr1" else task.model_copy(update={"think": False})  # pairs hold no reasoning to learn
+    task = task if form == "easyr1" else task.model_copy(update={"think": False})  # cut pairs hold no thoughts
     provenance = Provenance("export", {"pairs": pairs / "manifest.json"})
     with atomic_folder(pairs.with_name(f"{pairs.name}-{form}"), "export") as folder:
         for shard in sorted(pairs.glob("*/*.parquet")):
@@ -40,7 +40,9 @@ def _converted(row: PairRow, task: Task) -> dict[str, Any]:
     """A pair as question and answer, with the columns of both formats; images in the order of their places."""
     answer = prompts.numbers(row["answer"], task.box)
     problem = row["problem"] or prompts.flat(prompts.question(task, row["template_box"], row["second_box"]))
-    messages = [{"role": "user", "content": problem}, {"role": "assistant", "content": answer}]
+    thought = row.get("thought")
+    told = answer if thought is None else prompts.thoughtful(thought, answer)
+    messages = [{"role": "user", "content": problem}, {"role": "assistant", "content": told}]
     return {
         "images": prompts.places(row["images"], row["problem"]),
         "problem": problem,

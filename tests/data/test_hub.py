@@ -272,6 +272,22 @@ def test_sft_learns_thoughts_from_the_sharegpt_form_and_rows_without_are_counted
     trained(chosen, tmp_path / "pairs", tmp_path, "sft")
 
 
+def test_thoughts_are_exported_with_their_answers_and_come_back_as_they_were(tmp_path: Path) -> None:
+    thoughts = ["<think>red, left</think> So: <answer>[10,20,30,40]</answer>", "<think>gone</think><answer>[]</answer>"]
+    data = data_set(tmp_path / "data", [chat(PLAIN_5K, thought) for thought in thoughts] * 8)
+    chosen = settings("r1track-5k-hub", data, {"think": True}, pairs=16)
+    sample.run(chosen, None, tmp_path / "pairs", 1, ["sharegpt", "easyr1"])
+    again = settings("r1track-5k-hub", tmp_path / "pairs-sharegpt", {"think": True}, pairs=16)
+    first, second = pairs_module.load(tmp_path / "pairs" / "train"), sampled(again, tmp_path / "again")
+    columns = ("problem", "answer", "thought")
+    assert {(tuple(a), t) for a, t in zip(first["answer"], first["thought"], strict=True)} == {
+        ((10, 20, 30, 40), "red, left"), ((), "gone"),
+    }  # fmt: skip
+    assert [second[name] for name in columns] == [first[name] for name in columns]
+    bare = datasets.load_dataset(str(tmp_path / "pairs-easyr1"), split="train")["answer"]
+    assert set(bare) == {"[10,20,30,40]", "[]"}
+
+
 @pytest.mark.parametrize("split", ["val", "validation", "dev", "test"])
 def test_a_held_out_split_is_known_by_each_of_its_names(split: str, tmp_path: Path) -> None:
     data_set(tmp_path / "data", [row(PLAIN_5K)] * 6)
