@@ -67,6 +67,21 @@ def toy_pairs(folder: Path, settings: config.Settings, sequences: int = 8) -> Pa
     return folder / "pairs"
 
 
+def pairs_of_every_kind(place: Path) -> Path:
+    """In `place`/pairs pairs with the target and without, with a later template and without; in `place`/hub/pairs the
+    same with questions of their own."""
+    few = {"pairs": 12, "val_pairs": 4, "max_gap": 2}
+    values = {"preset": "demo", "task": {"templates": 2}, "sample": {**few, "negatives": 0.5}}
+    write_split(place / "train", "train", sequences=6, length=12, seed=0)
+    sample.run(config.resolve(values), place / "train", place / "pairs", 1, ["easyr1"])
+    rows = open_pairs(place / "pairs" / "train")
+    kinds = {(bool(answer), len(images)) for answer, images in zip(rows["answer"], rows["images"], strict=True)}
+    assert kinds == {(True, 2), (True, 3), (False, 2), (False, 3)}
+    hub = {**values, "sample": {**few, "hub": str(place / "pairs-easyr1")}}
+    sample.run(config.resolve(hub), None, place / "hub" / "pairs", 1)
+    return place
+
+
 def varied_pairs(pairs: Path, out: Path, *, rows: int = 4, later: str = "none", thought: str | None = None) -> Path:
     """The first pairs of each split again, with a later template in `none`, `some` or `all` of them, and a thought."""
     features = FEATURES.copy()
