@@ -44,7 +44,8 @@ def mirror(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mirror]:
     save_file({"weight": np.zeros(2_500_000, np.float32)}, adapter / "adapter_model.safetensors")
     names = {("datasets", "some/Right-Set"): folder, ("datasets", "some/gated"): folder}
     names |= {("models", "some/tracker"): models.TINY, ("models", "some/adapter"): adapter}
-    with serving(Mirror(names, {"some/gated"})) as served:
+    names |= {("models", "some/closed"): models.TINY}
+    with serving(Mirror(names, {"some/gated", "some/closed"})) as served:
         yield served
 
 
@@ -56,15 +57,18 @@ def run(folder: Path, command: str, **env: str) -> subprocess.CompletedProcess[s
     return subprocess.run([*path, *words], cwd=folder, env=place, capture_output=True, text=True)
 
 
-def configure(folder: Path, sets: dict[str, Any], extra: str | None = None, adapter: str | None = None) -> None:
+def configure(
+    folder: Path, sets: dict[str, Any], extra: str | None = None, adapter: str | None = None, **changes: Any
+) -> None:
     extras = {"rival": {"model": extra, "adapter": adapter}} if extra else {}
-    values = {"preset": "demo", "vqa": {"sets": sets}, "track": {"extra": extras}}
+    values = {"preset": "demo", "vqa": {"sets": sets}, "track": {"extra": extras}, **changes}
     (folder / "config.yaml").write_text(json.dumps(values))
 
 
 def lines(output: str) -> dict[str, str]:
     """The doctor's lines about what is on the hub, by the name of the set or the field: state and finding."""
-    rows = [line.split(maxsplit=2) for line in output.splitlines() if "vqa.sets." in line or "track.extra" in line]
+    fields = ("vqa.sets.", "track.extra.", "sample.hub", "model.base")
+    rows = [line.split(maxsplit=2) for line in output.splitlines() if any(field in line for field in fields)]
     return {field.removeprefix("vqa.sets."): f"{state}: {finding}" for state, field, finding in rows}
 
 
@@ -90,6 +94,47 @@ def test_the_doctor_opens_each_set_and_model_and_says_what_is_wrong(mirror: Mirr
         "error: some/gated at the newest commit: its owner asks you to accept conditions; accept them at "
         f"{page}/gated, then run `hf auth login`"
     )
+
+
+def test_the_base_a_third_party_model_and_the_pairs_are_opened_like_the_question_sets(
+    mirror: Mirror, tmp_path: Path
+) -> None:
+    pairs = datasets.Dataset.from_dict(
+        {"images": [[Image.new("RGB", (56, 56))] * 2], "problem": ["?"], "answer": ["[]"]}
+    )
+    tables = {
+        "pairs": pairs.cast_column("images", datasets.List(datasets.Image())),
+        "odd": pairs.remove_columns("images"),
+    }
+    for name, table in tables.items():
+        (tmp_path / name / "data").mkdir(parents=True)
+        table.to_parquet(tmp_path / name / "data" / "train-00000-of-00001.parquet")
+        mirror.repositories["datasets", f"some/{name}"] = tmp_path / name
+    base = "Qwen/Qwen2.5-VL-3B-Instruct"
+    mirror.repositories["models", base] = models.TINY
+    findings = []
+    for hub, extra in (("pairs", "tracker"), ("odd", "wrong"), ("gated", "closed")):
+        configure(tmp_path, {}, f"some/{extra}", model={"base": base}, sample={"hub": f"some/{hub}"})
+        findings.append(lines(run(tmp_path, "r1track doctor --online", HF_ENDPOINT=mirror.url).stdout))
+    (right, wrong, gated), model = findings, "track.extra.rival.model"
+    assert right["model.base"] == f"ok: {base} at {COMMIT}, qwen2_5_vl, 0.00 GB; not in the cache"
+    assert right["sample.hub"] == f"ok: some/pairs at {COMMIT}, one row of 'train' read, 0.00 GB; not in the cache"
+    newest = "at the newest commit:"
+    assert wrong["sample.hub"] == f"error: some/odd {newest} no column images; its columns: answer, problem"
+    assert wrong[model].startswith(
+        "error: some/wrong at the newest commit: there is no such repository; correct the id"
+    )
+    page = "its owner asks you to accept conditions; accept them at https://huggingface.co/"
+    assert gated["sample.hub"].endswith(f"{page}datasets/some/gated, then run `hf auth login`")
+    assert gated[model] == f"error: some/closed at the newest commit: {page}some/closed, then run `hf auth login`"
+
+
+def test_what_is_in_the_cache_but_cannot_be_asked_about_is_a_warning(mirror: Mirror, tmp_path: Path) -> None:
+    configure(tmp_path, {"right": SETS["right"]})
+    assert run(tmp_path, "r1track fetch", HF_ENDPOINT=mirror.url).returncode == 0
+    done = run(tmp_path, "r1track doctor --online", HF_ENDPOINT=NOWHERE)
+    finding = "warning: 0.00 GB in the cache; some/Right-Set at the newest commit: the hub cannot be reached; run "
+    assert lines(done.stdout)["right"].startswith(finding)
 
 
 def test_an_adapter_that_was_fetched_is_in_the_cache_for_a_doctor_without_a_network(
