@@ -125,8 +125,7 @@ class Graphs:
 
     def _recorded(self, rows: int, width: int) -> Recorded:
         if rows not in self.recorded:
-            with torch.random.fork_rng():  # an adapter with dropout draws
-                self.recorded[rows] = self._record(rows, width)
+            self.recorded[rows] = self._record(rows, width)
         return self.recorded[rows]
 
     def _record(self, rows: int, width: int) -> Recorded:

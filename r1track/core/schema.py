@@ -161,9 +161,11 @@ class Track(Section):
         return self.starts.get(name, self.start)
 
     @model_validator(mode="after")
-    def _names_are_free(self) -> Self:
+    def _fields_fit(self) -> Self:
         if taken := {"base", *get_args(Arm), *get_args(Peer)} & self.extra.keys():
             raise ValueError(f"extra: {min(taken)!r} is the name of another model of a run; give another name")
+        if self.graphs and not self.reuse:
+            raise ValueError("graphs needs reuse; set reuse to true, or graphs to false")
         return self
 
 

@@ -115,6 +115,9 @@ class Train(Section):
                 f"rollout_batch {self.rollout_batch} is below group {self.group}: a prompt's completions are drawn "
                 f"in one batch; take rollout_batch {self.group} or more, a smaller group, or shared_prefix false"
             )
+        if self.graphs and (not self.shared_prefix or self.lora.dropout):
+            reason = f"graphs with shared_prefix {self.shared_prefix} and lora.dropout {self.lora.dropout}"
+            raise ValueError(f"{reason}: a graph replays r1track's own rollouts, without dropout; set graphs to false")
         if self.keep == "best" and not self.eval_every:
             raise ValueError("keep `best` needs held-out answers; set eval_every to 25, say, or keep `last`")
         if self.save_every % self.rollout_steps:

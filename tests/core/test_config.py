@@ -54,6 +54,9 @@ def refusal(values: dict[str, Any]) -> str:
             {"train": {"rollout_batch": 2, "group": 64}},
             ["train", "rollout_batch 2 is below group 64", "take rollout_batch 64"],
         ),
+        ({"train": {"graphs": True, "shared_prefix": False}}, ["train", "shared_prefix False", "set graphs to false"]),
+        ({"train": {"graphs": True, "lora": {"dropout": 0.1}}}, ["train", "lora.dropout 0.1", "set graphs to false"]),
+        ({"track": {"graphs": True, "reuse": False}}, ["track", "graphs needs reuse", "set reuse to true"]),
         ({"train": {"rollout_batch": 7}}, ["train", "rollout_batch 7 is below group 8", "or shared_prefix false"]),
         (
             {"merge": {"base": "dequantised"}, "train": {"quantize": "none"}},
