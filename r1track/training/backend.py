@@ -98,6 +98,8 @@ def load(backend: Backend, folder: Path, settings: schema.Settings) -> tuple[Any
         return models.load_weights(folder, dtype, train.quantize), adapter
     from unsloth import FastVisionModel
 
+    from r1track.core.vision import fewer_calls
+
     models.check_weights(folder)
     model, _ = FastVisionModel.from_pretrained(
         str(folder), max_seq_length=4096, dtype=dtype, random_state=settings.seed,
@@ -106,6 +108,7 @@ def load(backend: Backend, folder: Path, settings: schema.Settings) -> tuple[Any
         use_gradient_checkpointing="unsloth",
         fast_inference=False,  # vLLM takes one image per prompt; a pair has two
     )  # fmt: skip
+    fewer_calls(model.model.visual)
     models.check_finite(model.named_parameters(), folder)
     model = FastVisionModel.get_peft_model(
         model, r=adapter.r, lora_alpha=adapter.lora_alpha, lora_dropout=adapter.lora_dropout, bias=adapter.bias,

@@ -14,7 +14,7 @@ import torch
 from card_runs import distance, make_trainer, set_adapter, step_of, step_settings
 from trl.models.utils import unwrap_model_for_generation
 
-from r1track.core import config, generation, models
+from r1track.core import config, generation, models, vision
 from r1track.training import shared_prefix
 
 QUANTIZE = ["none", "nf4"]
@@ -53,6 +53,12 @@ def test_log_probabilities_loss_gradients_and_logs_are_those_of_stock_trl(
         assert ours[name] == pytest.approx(stock[name], rel=1e-5), name
     assert distance(ours["gradients"], stock["gradients"]) < 1e-5
     assert stock["kl"] > 1e-3
+
+
+def test_the_image_tower_is_that_of_the_backend_transformers(mixed_pairs: Path, tmp_path: Path) -> None:
+    tower = unsloth_trainer("nf4", True, mixed_pairs, tmp_path).model.get_base_model().model.visual
+    assert {type(block.attn) for block in tower.blocks} == {vision.WindowAttention}
+    assert type(tower.patch_embed) is vision.PatchProduct
 
 
 @pytest.mark.parametrize("fault", ["mask", "positions", "pixels"])
