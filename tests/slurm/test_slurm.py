@@ -142,9 +142,18 @@ def train(trained: Path, folder: Path, disturb: Callable[[str], object]) -> tupl
     return output, [int(step) for step in resumed]
 
 
-def test_a_cancelled_training_is_noticed_and_sent_again_and_loses_no_step(trained: Path, tmp_path: Path) -> None:
-    output, steps = train(trained, tmp_path, partial(slurm, "scancel"))
-    assert "SLURM status is: 'CANCELLED'" in output
+def run_out(job: str) -> None:
+    """Stop a job, and let its time be the shortest that SLURM knows: a minute."""
+    slurm("scancel", "--signal=STOP", job)
+    slurm("scontrol", "update", f"JobId={job}", "TimeLimit=1")
+
+
+@pytest.mark.parametrize(("status", "disturb"), [("CANCELLED", partial(slurm, "scancel")), ("TIMEOUT", run_out)])
+def test_a_cancelled_or_too_long_training_is_noticed_and_sent_again_and_loses_no_step(
+    status: str, disturb: Callable[[str], object], trained: Path, tmp_path: Path
+) -> None:
+    output, steps = train(trained, tmp_path, disturb)
+    assert f"SLURM status is: '{status}'" in output
     assert "Trying to restart" in output
     assert len(SUBMITTED.findall(output)) == 2
     assert len(steps) == 1
