@@ -201,7 +201,8 @@ class Decoder:
     def repeated(self, cache: Any, mask: torch.Tensor, copies: int) -> Any:
         """A cache for decoding with each row `copies` times in turn. mask: of the prompts, (rows, columns)."""
         if self.graphs is None:
-            cache.batch_repeat_interleave(copies)
+            if copies > 1:
+                cache.batch_repeat_interleave(copies)
             return cache
         rows = len(mask) * copies
         columns = mask.shape[1] + self.max_tokens + most_holes(rows) + 1 + self._room(min(rows, FEWEST))

@@ -72,13 +72,14 @@ def complete(
         prompt_ids += [ids[mask].tolist() for ids, mask in zip(prefill.ids, prefill.mask.bool(), strict=True)]
         earlier = [completion.tokens for completion in completions[-1:]]
         examples = [[decoder.drafter.example(text), *earlier] for text in some for _ in range(copies)]
-        repeated = _repeated(prefill, decoder.repeated(prefill.cache, prefill.mask, copies), copies)
+        repeated = _repeated(decoder, prefill, copies)
         completions += decoder.decode(repeated, sampler, ended, examples=examples, drop=True)
     return prompt_ids, completions
 
 
-def _repeated(prefill: generation.Prefill, cache: Any, group: int) -> generation.Prefill:
-    """Every row `group` times, one after another, as in `cache`."""
+def _repeated(decoder: generation.Decoder, prefill: generation.Prefill, group: int) -> generation.Prefill:
+    """Every row `group` times, one after another."""
+    cache = decoder.repeated(prefill.cache, prefill.mask, group)
     names = ("logits", "mask", "after", "ids")
     tensors = {name: getattr(prefill, name).repeat_interleave(group, 0) for name in names}
     return prefill._replace(**tensors, cache=cache, drafts=[draft for draft in prefill.drafts for _ in range(group)])

@@ -224,7 +224,7 @@ def test_answers_are_drawn_from_the_stock_paths_distribution(
     def drawn(temperature: float) -> Counter[tuple[int, ...]]:
         counts = Counter[tuple[int, ...]]()
         for _ in range(10):
-            asked = shared_prefix._repeated(decoder.prefill(text, row["images"]), 2000)
+            asked = shared_prefix._repeated(decoder, decoder.prefill(text, row["images"]), 2000)
             like = [[likely]] * 2000 if drafted else None
             answers = decoder.decode(asked, generation.sampled(temperature), examples=like)
             counts.update(tuple(each.tokens) for each in answers)
