@@ -14,12 +14,13 @@ from rich.text import Text
 
 from r1track.core.errors import MEMORY
 
-# The start of every rule's shell command. In it `r1track --log LOG STAGE ...` writes "STAGE STATUS" to LOG.failed when
-# its exit status is not 0: a process that was killed can write no log. A retry does not repeat what the user must mend.
+# The start of every rule's shell command. Where `r1track --log LOG STAGE ...` fails, it writes "STAGE STATUS" and the
+# log to LOG.failed: a process that was killed can write no log. A retry does not repeat what the user must mend, and
+# puts back the log, which Snakemake removes before it.
 SHELL_PREFIX = (
-    "set -euo pipefail; "
-    'r1track() ( if grep -qs " 2$" "$2.failed"; then exit 2; fi; rm -f "$2.failed"; '
-    'command r1track "$@" || ( s=$?; echo "$3 $s" >"$2.failed"; exit $s ) );'
+    "set -euo pipefail; r1track() ( "
+    'if head -n1 "$2.failed" 2>&1 | grep -q " 2$"; then tail -n+2 "$2.failed" >"$2"; exit 2; fi; rm -f "$2.failed"; '
+    'command r1track "$@" || ( s=$?; ( echo "$3 $s"; cat "$2" ) >"$2.failed" || :; exit $s ) );'
 )
 # The error that cli.Guarded wrote to the log of a stage: `stopped` by wrong input, or `failed` by any other error.
 ERROR = re.compile(r"(?s) r1track\.console: (stopped|failed): (.*?)\n(?:Traceback|\S+RemoteTraceback:) ")

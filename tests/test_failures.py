@@ -67,7 +67,9 @@ def test_every_failed_stage_ends_with_its_cause_and_its_log_in_the_last_lines(fo
 
 
 def test_one_failed_stage_ends_with_its_cause_and_data_that_are_missing_with_theirs(folder: Path) -> None:
-    done = snakemake(folder, "results/demo/pairs")
+    """After retries, too, before each of which Snakemake removes the log."""
+    done = snakemake(folder, "results/demo/pairs", "--retries", "2")
+    assert done.stderr.count("Trying to restart") == 2
     cause, log = done.stderr.splitlines()[-2:]
     assert re.fullmatch(SAMPLE, cause)
     assert log == "    log: results/demo/logs/sample.log"
@@ -143,11 +145,12 @@ def test_a_stage_that_succeeds_after_a_failure_is_not_shown(tmp_path: Path, caps
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize(("status", "expected"), [(2, ""), (1, "again"), (137, "again")])
+@pytest.mark.parametrize(("status", "expected"), [(2, "first 2"), (1, "again 2"), (137, "again 2")])
 def test_a_retry_does_not_repeat_what_the_user_must_mend(status: int, expected: str, tmp_path: Path) -> None:
-    log = end_stage(tmp_path, status, "first")
-    log.write_text("")
-    end_stage(tmp_path, status, "again")
+    """Before it, Snakemake removes the log; what is not repeated keeps its own."""
+    log = end_stage(tmp_path, status, "first 2")
+    log.unlink()
+    end_stage(tmp_path, status, "again 2")
     assert log.read_text() == expected
 
 
