@@ -17,6 +17,7 @@ from r1track.core import files, provenance
 from r1track.core.config import ROOT
 
 log = logging.getLogger(__name__)
+COMMIT = provenance.git_commit()  # now, because the repository is copied now
 # An extension of Python, with which Triton starts its kernels.
 COMPILE = """
 cd "$(mktemp -d)"
@@ -69,6 +70,6 @@ def test_the_workflow_runs_from_the_mounted_folder_to_its_report(image: Built, f
     results = folder / "results/demo"
     assert (results / "report/index.html").is_file()
     record = files.read_json(results / "adapters/grpo/provenance.json")
-    assert record["git_commit"] == provenance.git_commit()
+    assert record["git_commit"] == COMMIT
     assert re.match(r"3\.12\.", record["versions"]["python"])
     assert "unsloth" in record["versions"]
