@@ -18,6 +18,7 @@ from pins import pins
 
 from r1track.core import config, files, models
 from r1track.core.errors import UserError
+from r1track.core.vision import PatchProduct
 from r1track.training import backend
 
 
@@ -88,7 +89,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     class FastVisionModel:
         @staticmethod
         def from_pretrained(folder: str, **options: Any) -> tuple[torch.nn.Module, None]:
+            tower = types.SimpleNamespace(patch_embed=PatchProduct(), blocks=[])
             values.update(folder=folder, loaded=torch.nn.Linear(1, 1), **options)
+            values["loaded"].model = types.SimpleNamespace(visual=tower)
             if values.pop("spoil", False):
                 values["loaded"].weight.data.fill_(torch.nan)
             return values["loaded"], None
