@@ -24,6 +24,7 @@ from r1track.core import prompts
 from r1track.core.drafts import Draft, Drafter
 from r1track.core.graphs import FEWEST, FixedCache, Graphs, columns_of, staying
 from r1track.core.models import Loaded, check_logits, suppressed
+from r1track.core.pixels import pixel_values
 from r1track.core.prompts import Messages
 
 PLACE = "<|vision_start|>"  # the first token of an image's place; a prompt may be cut before it
@@ -175,24 +176,22 @@ class Decoder:
     ) -> list[list[int]]:
         """The tokens of one greedy answer per prefix; its prompt is the prefix, its image, and the end of `question`.
 
-        images: the last image of every prompt, all of one size. Of `question` only the text after its last image is
-        read: it is the same in all prompts. examples: answers after which each is drafted; None: no drafts.
+        images: the last image of every prompt, in RGB and of one size, which the image processor would not change. Of
+        `question` only the text after its last image is read: it is the same in all prompts. examples: answers after
+        which each is drafted; None: no drafts.
         """
         tail = self._texts(question)[1]
         if (tail, images[0].size) not in self.tails:
             inputs, tail_positions = self._inputs([tail], [images[0]])
             self.tails[tail, images[0].size] = inputs["input_ids"], tail_positions
         ids, positions = self.tails[tail, images[0].size]
-        pixels = self.loaded.processor.image_processor(images=list(images), return_tensors="pt").to(self.loaded.device)
+        pixels = pixel_values(images, self.loaded.processor.image_processor, self.loaded.device)
         cache, mask = self._stack(prefixes)
         after = torch.tensor([prefix.after for prefix in prefixes], device=self.loaded.device)
         drafts = self._drafts([[]] * len(prefixes), examples)
         positions, after = positions + after[None, :, None], after + int(positions.max()) + 1
         inputs, mask = _behind(ids.expand(len(prefixes), -1), positions, mask, drafts)
-        logits = self.forward(
-            cache, **inputs, pixel_values=pixels["pixel_values"], image_grid_thw=pixels["image_grid_thw"],
-            logits_to_keep=1 + max(len(draft.tokens) for draft in drafts),
-        )  # fmt: skip
+        logits = self.forward(cache, **inputs, **pixels, logits_to_keep=1 + max(len(draft.tokens) for draft in drafts))
         cache = self.repeated(cache, mask, 1)
         prefill = Prefill(logits, cache, mask, after, ids, drafts)
         return [completion.tokens for completion in self.decode(prefill, greedy, self.ended, examples=examples)]
