@@ -137,7 +137,7 @@ def rollouts(place: Path, turns: int) -> None:
     settings = settings.model_copy(update={"train": whole})
     trainer = train.make_trainer(settings, "grpo", place / "deep", place / "pairs", place / "scratch")
     seconds = timed(trainer, "_generate", CLOCK)
-    script = Script(trainer.processing_class.tokenizer, trainer.model.device)
+    script = Script(trainer.model.get_base_model(), trainer.processing_class.tokenizer)
     decode, most, rng = generation.Decoder.decode, generation.DRAFT, np.random.default_rng(0)
     torch.manual_seed(0)
     figures: dict[int, list[tuple[int, float]]] = {0: [], most: []}

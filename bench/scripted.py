@@ -65,17 +65,18 @@ def qwen_tokenizer(like: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
 
 
 class Script:
-    """Lets every decoder say given texts, row by row; the first token of all of them is the same. `passes` counts.
+    """Lets a model say given texts, row by row; the first token of all of them is the same. `passes` counts decoding's.
 
-    Made once. Rows are copied and dropped with those of the cache.
+    Set on a model once; PEFT's wrapper around it may decode. Rows are copied and dropped with those of the cache.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, device: torch.device):
-        self.tokenizer, self.device, self.passes = tokenizer, device, 0
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerFast):
+        self.tokenizer, self.device, self.passes = tokenizer, model.device, 0
         real = generation.Decoder.forward
 
         def forward(decoder: generation.Decoder, cache: Any, **inputs: Any) -> torch.Tensor:
-            return self.replace(real(decoder, cache, **inputs), inputs)
+            logits = real(decoder, cache, **inputs)
+            return self.replace(logits, inputs) if decoder.core is model else logits
 
         generation.Decoder.forward = forward  # type: ignore[method-assign]
         self.say(["["])

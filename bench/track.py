@@ -86,7 +86,7 @@ def drafting(sequences: list[Sequence], batch: int, base: Path, dtype: str = "fl
     values: dict[str, Any] = {"model": {"base": str(base), "dtype": dtype}, "track": tracked}
     settings, most = predictors.settings_for(config.Settings.model_validate(values), str(base)), generation.DRAFT
     loaded, real_load = models.load(str(base), settings.model), models.load
-    script, oracle = Script(loaded.processor.tokenizer, loaded.device), peers.find("oracle")
+    script, oracle = Script(loaded.model, loaded.processor.tokenizer), peers.find("oracle")
     models.load = lambda *_: loaded
     modes = {"without drafts": (0, False), "drafts": (most, False)}
     modes |= {"drafts and graphs": (most, True)} if torch.cuda.is_available() else {}
@@ -157,7 +157,8 @@ def main() -> None:
             return
         for rows in (1, 2, 4, 8, 16, 32, 64):
             settings = settings_of(chosen.model, rows, True)
-            spent = seconds(sequences[: max(rows, 4)], load(settings, chosen.model), settings)
+            predict, few = load(settings, chosen.model), sequences[: max(rows, 4)]
+            spent = statistics.median(seconds(few, predict, settings) for _ in range(chosen.turns))
             console.print(
                 f"{rows:3d} side by side: {1 / spent:6.1f} frames/s, {loop / spent:5.2f} times the plain loop"
             )

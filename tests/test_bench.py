@@ -255,7 +255,7 @@ def test_a_scripted_model_says_what_it_is_told_row_by_row_with_and_without_draft
         monkeypatch.setattr(DynamicCache, name, getattr(DynamicCache, name))
     loaded = models.load("tiny", config.resolve({}).model)
     monkeypatch.setattr(generation.Decoder, "forward", generation.Decoder.forward)
-    script = scripted.Script(loaded.processor.tokenizer, loaded.device)
+    script = scripted.Script(loaded.model, loaded.processor.tokenizer)
     texts = ["[1, 20, 300, 40]", "[1, 2, 3, 4]", "[28, 30, 56, 60]", "[]"]
     asked = [prompts.build([28, 28, 56 + k, 56]) for k in range(4)]
     white = Image.new("RGB", (84, 84))
@@ -268,6 +268,10 @@ def test_a_scripted_model_says_what_it_is_told_row_by_row_with_and_without_draft
         assert script.tokenizer.batch_decode(answers) == texts
         passes.append(script.passes)
     assert passes == [9, 5]  # one number in a pass, and what follows it
+    other = generation.Decoder(models.load("tiny", config.resolve({}).model), max_tokens=16)
+    own = other.answers(asked[0], other.prefixes(asked, [[white]] * 4), [white] * 4)
+    assert script.tokenizer.batch_decode(own) != texts, "another model says what it would"
+    assert script.passes == passes[-1]
 
 
 @pytest.fixture(scope="module")
