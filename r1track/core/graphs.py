@@ -142,9 +142,10 @@ class Graphs:
             logits: torch.Tensor = self.model(**named, past_key_values=cache, use_cache=True).logits
             return logits.flatten(0, 1)
 
-        side: Any = torch.cuda.Stream()  # what a first pass sets up is not for the record
+        side: Any = torch.cuda.Stream()  # what first passes set up, or compile, is not for the record
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
+            work()
             logits = work()
         torch.cuda.current_stream().wait_stream(side)
         if len(self.logits) < len(logits):

@@ -56,7 +56,7 @@ def test_answers_are_the_same_and_after_the_first_frame_the_model_runs_only_over
     forward, passes = loaded.model.forward, list[str]()
     monkeypatch.setattr(loaded.model, "forward", lambda **inputs: passes.append("") or forward(**inputs))
     assert frames(generation.Decoder(loaded, max_tokens=16, graphs=graphs), asked, templates, searches) == plain
-    assert len(passes) == 1 + 4 + 3, "one over the templates, one per frame; three to record the graph"
+    assert len(passes) == 1 + 4 + 4, "one over the templates, one per frame; four to record the graph"
     assert rows == 1 or plain[0] != plain[1]
 
 
