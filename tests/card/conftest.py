@@ -1,5 +1,6 @@
 """The tests of the card's own path, `make test-card`: collected where the process has an emulated card."""
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -13,6 +14,7 @@ if CARD:  # before a test module imports what Unsloth patches
     from r1track.training import backend
 
     backend.enter("unsloth", Path(tempfile.mkdtemp(prefix="r1track-card-")))
+    gc.freeze()  # Unsloth's loader collects garbage some twenty times: half a second each over all that is imported
 
 
 @pytest.fixture(scope="session")
