@@ -67,9 +67,10 @@ def of_shape(shape: str) -> list[Case]:
     trained = {kind: [Case(shape, kind, *how) for how in frozen] for kind in TRAINING}
     merge = [Case(shape, "merge", precision="nf4")] if shape == "3B" else []  # it stands for both
     loads = [Case(shape, "load", precision=precision) for precision in ("nf4", "bf16")]
-    stock = [Case(shape, "grpo", backend, "nf4", "stock") for backend in ("transformers", "unsloth")]
+    ways = product(("stock", "graphs"), ("transformers", "unsloth"))
+    others = [Case(shape, "grpo", backend, "nf4", variant) for variant, backend in ways]
     tracked = [Case(shape, "track"), Case(shape, "track", variant="graphs")]
-    grpo = [*trained["grpo"][:2], *stock, *trained["grpo"][2:]]
+    grpo = [*trained["grpo"][:2], *others, *trained["grpo"][2:]]
     return [*grpo, *trained["sft"], *tracked, *merge, *trained["think"], *loads]
 
 

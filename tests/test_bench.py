@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -241,6 +242,16 @@ def test_the_most_valuable_cases_come_first() -> None:
     assert kinds[:4] == [("3B", "grpo", backend, "nf4", prefix) for backend, prefix in first]
     assert [shape for shape, *_ in kinds] == sorted(shape for shape, *_ in kinds)
     assert len(set(kinds)) == len(kinds)
+    with_graphs = [kind for shape, kind, *_, variant in kinds if (shape, variant) == ("3B", "graphs")]
+    assert with_graphs == ["grpo", "grpo", "track"]
+
+
+@pytest.mark.parametrize("case", [case for case in cases.FULL if case.variant], ids=lambda case: case.key)
+def test_a_variant_changes_the_configuration_of_its_case(case: cases.Case) -> None:
+    made, plain = (measure.make_settings(each, Path("tiny")) for each in (case, replace(case, variant="")))
+    changed = {"stock": (False, False, False), "graphs": (True, True, True)}[case.variant]
+    assert (made.train.shared_prefix, made.train.graphs, made.track.graphs) == changed
+    assert (plain.train.shared_prefix, plain.train.graphs, plain.track.graphs) == (True, False, False)
 
 
 def test_a_name_that_no_case_holds_is_refused() -> None:
