@@ -62,7 +62,7 @@ def measure(loaded: models.Loaded, rows: int, width: int) -> dict[str, float]:
         fixed = graphs.hold(model, cache, copies=1, columns=COLUMNS, width=width)
 
         def replayed() -> None:
-            graphs.replay(ids, positions, mask, fixed)
+            graphs.replay(ids, positions, mask)
             fixed.crop(-width)
 
         times["from a graph"] = milliseconds(replayed)

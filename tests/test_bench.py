@@ -238,8 +238,8 @@ def test_no_case_is_started_without_the_time_for_it(monkeypatch: pytest.MonkeyPa
 
 def test_the_most_valuable_cases_come_first() -> None:
     kinds = [(case.shape, case.kind, case.backend, case.precision, case.variant) for case in cases.FULL]
-    first = [(backend, prefix) for prefix in ("", "stock") for backend in ("transformers", "unsloth")]
-    assert kinds[:4] == [("3B", "grpo", backend, "nf4", prefix) for backend, prefix in first]
+    first = [(backend, variant) for variant in ("", "stock") for backend in ("transformers", "unsloth")]
+    assert kinds[:4] == [("3B", "grpo", backend, "nf4", variant) for backend, variant in first]
     assert [shape for shape, *_ in kinds] == sorted(shape for shape, *_ in kinds)
     assert len(set(kinds)) == len(kinds)
     with_graphs = [kind for shape, kind, *_, variant in kinds if (shape, variant) == ("3B", "graphs")]

@@ -63,14 +63,19 @@ class Prefill(NamedTuple):
     drafts: list[Draft]
 
 
-def places(rows: int, device: str) -> int:
-    """How many tokens a pass over drafts has at most, in `rows` rows together; without room for drafts, one in each."""
-    return rows * max(1, min(1 + DRAFT, PASS[device] // rows))
+def width(rows: int, device: str) -> int:
+    """How many tokens of each row a pass over `rows` rows has at most; one where there is no room for drafts."""
+    return max(1, min(1 + DRAFT, PASS[device] // rows))
 
 
 def most_holes(rows: int) -> int:
     """How many columns more than its longest row has tokens a cache may have, before a draft."""
     return HOLES * max(1, 4 // rows)
+
+
+def spare_columns(rows: int, device: str) -> int:
+    """Columns that a cache of fixed size has besides those of prompt and answer, for decoding in `rows` rows."""
+    return most_holes(rows) + width(min(rows, FEWEST), device)
 
 
 def greedy(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -204,8 +209,8 @@ class Decoder:
                 cache.batch_repeat_interleave(copies)
             return cache
         rows = len(mask) * copies
-        columns = mask.shape[1] + self.max_tokens + most_holes(rows) + 1 + self._room(min(rows, FEWEST))
-        return self.graphs.hold(self.model, cache, copies=copies, columns=columns, width=1 + self._room(rows))
+        columns = mask.shape[1] + self.max_tokens + spare_columns(rows, self.loaded.device.type)
+        return self.graphs.hold(self.model, cache, copies=copies, columns=columns, width=self._width(rows))
 
     def ended(self, tokens: list[int]) -> bool:
         """Whether the answer of these tokens is complete without an end token, see `prompts.ended`."""
@@ -248,8 +253,11 @@ class Decoder:
             if not open_rows:
                 return completions
             if drop and 2 * len(open_rows) <= len(rows):
-                cache, places = self._drop(cache, [row in open_rows for row in rows])
+                is_open = [row in open_rows for row in rows]
+                fixed = isinstance(cache, FixedCache)
+                places = staying(is_open) if fixed else [k for k, still in enumerate(is_open) if still]
                 chosen = torch.tensor(places, device=mask.device)
+                cache = self._select(cache, chosen)
                 mask, after = mask[chosen], after[chosen]
                 rows, tokens, taken = [rows[k] for k in places], [tokens[k] for k in places], [taken[k] for k in places]
             mask = self._refuse(cache, mask, taken, shape[1])
@@ -260,30 +268,26 @@ class Decoder:
             inputs, mask = _behind(ids, (after - 1).expand(3, -1)[..., None], mask, drafts)
             logits = self.forward(cache, **inputs)
 
-    def _drop(self, cache: Any, is_open: list[bool]) -> tuple[Any, list[int]]:
-        """The cache without rows that are not open, and the places of its rows."""
+    def _select(self, cache: Any, rows: torch.Tensor) -> Any:
+        """The cache of some rows alone, in their order."""
         if self.graphs and isinstance(cache, FixedCache):
-            places = staying(is_open)
-            chosen = torch.tensor(places, device=self.loaded.device)
-            return self.graphs.select(cache, chosen, 1 + self._room(len(places))), places
-        places = [k for k, still in enumerate(is_open) if still]
-        cache.batch_select_indices(torch.tensor(places, device=self.loaded.device))
-        return cache, places
+            return self.graphs.select(cache, rows, self._width(len(rows)))
+        cache.batch_select_indices(rows)
+        return cache
 
     def forward(self, cache: Any, **inputs: Any) -> torch.Tensor:
         """The logits of a pass through the model; its keys and values go into the cache."""
         if self.graphs and isinstance(cache, FixedCache):
-            return self.graphs.replay(inputs["input_ids"], inputs["position_ids"], inputs["attention_mask"], cache)
+            return self.graphs.replay(inputs["input_ids"], inputs["position_ids"], inputs["attention_mask"])
         logits: torch.Tensor = self.model(**inputs, past_key_values=cache, use_cache=True).logits
         return logits
 
-    def _room(self, rows: int) -> int:
-        """How many tokens a draft may have where `rows` rows are in a pass."""
-        return places(rows, self.loaded.device.type) // rows - 1
+    def _width(self, rows: int) -> int:
+        return width(rows, self.loaded.device.type)
 
     def _drafts(self, begun: Sequence[list[int] | None], examples: Examples | None) -> list[Draft]:
         """Drafts of what follows the tokens of every row; None: none for a row."""
-        room = self._room(len(begun))
+        room = self._width(len(begun)) - 1
         if examples is None or room < 1:
             return [Draft([], [])] * len(begun)
         return [

@@ -166,8 +166,10 @@ class Graphs:
             raise UserError(REFUSED.format(self.field, "its replay gives other logits"))
         return Recorded(graph, ids, positions, mask, cache, written.unflatten(0, (rows, width)))
 
-    def replay(self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, cache: FixedCache) -> torch.Tensor:
+    def replay(self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Logits (rows, tokens, vocabulary) of a pass over `ids` (rows, tokens), valid until the next pass.
+
+        Keys and values go into the cache that `hold` or `select` returned for as many rows.
 
         mask: (rows, 1, tokens, columns), the last of which are those of the tokens; (rows, columns) for one token.
         """
@@ -179,7 +181,7 @@ class Graphs:
         recorded.positions.copy_(pad(positions, (0, spare)))
         # Tokens to spare see what the last one sees: whoever saw nothing would not be a number.
         recorded.mask.copy_(pad(torch.cat([mask, mask[:, :, -1:].expand(-1, -1, spare, -1)], 2), (0, unused)))
-        cache.start.fill_(cache.filled)
+        recorded.cache.start.fill_(recorded.cache.filled)
         recorded.graph.replay()
-        cache.filled += tokens
+        recorded.cache.filled += tokens
         return recorded.logits[:, :tokens]

@@ -18,7 +18,6 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from r1track.core import files, generation, models
 from r1track.core.config_errors import PATCH, contradiction
 from r1track.core.errors import MissingFile
-from r1track.core.graphs import FEWEST
 from r1track.core.schema import Settings
 from r1track.core.train_schema import Train
 from r1track.training import backend
@@ -142,7 +141,8 @@ def _answering(
     model: Model, batch: Batch, resident: Terms, adapted: bool, drafted: bool, copies: int = 1
 ) -> dict[str, Terms]:
     """All images, then all prompts, then `copies` answers to each; an adapter works in float32."""
-    places = generation.places(batch.rows * copies, "cuda") if drafted else batch.rows * copies
+    rows = batch.rows * copies
+    places = rows * generation.width(rows, "cuda") if drafted else rows
     text, vision, nbytes, narrow = model.text, model.vision, model.nbytes, model.nbytes < 4
     rotation, gates = 5 * nbytes + 8 * narrow + 16, 3 * nbytes * (1 + vision.intermediate_size / vision.hidden_size)
     tower = (max(rotation, gates) + 8 / vision.num_heads) * vision.hidden_size
@@ -157,10 +157,8 @@ def _answering(
 
 
 def _fixed_cache(model: Model, batch: Batch, rows: int) -> float:
-    """Of `rows` rows, beside the cache of the prompts; see Decoder.repeated."""
-    fewest = min(rows, FEWEST)
-    room = generation.most_holes(rows) + generation.places(fewest, "cuda") // fewest
-    return float(model.cache * rows * (batch.prompt + batch.answer + room))
+    """Of `rows` rows, beside the cache of the prompts."""
+    return float(model.cache * rows * (batch.prompt + batch.answer + generation.spare_columns(rows, "cuda")))
 
 
 def _learning(model: Model, batch: Batch, resident: Terms, train: Train, logits: int) -> dict[str, Terms]:

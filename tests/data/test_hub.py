@@ -171,9 +171,7 @@ def test_the_processor_gets_in_tracking_byte_for_byte_the_text_that_it_got_in_tr
     trained(chosen, tmp_path / "pairs", tmp_path, arm)
     learnt = set(texts)
     texts.clear()
-    model = (
-        "tiny"  # to words that it does not know it gives no answer worth a reward, so one step of grpo moves nothing
-    )
+    model = "tiny"  # its answers to words that it does not know get no reward, so a step of grpo moves nothing
     if arm == "sft":
         model = str(tmp_path / "merged")
         merge.run(chosen, "tiny", tmp_path / arm / "adapter", None, tmp_path / "merged")
