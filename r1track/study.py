@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from r1track.core.config import ConfigError, Layer, Settings, combine, stage_file, stage_values, variants
-from r1track.core.errors import UserError
+from r1track.core.errors import MissingFile, UserError
 from r1track.plan import Plan, make_plan
 
 if TYPE_CHECKING:  # it imports torch, which a plan does without
@@ -96,7 +96,11 @@ def check(layers: Sequence[Layer]) -> list["Line"]:
     made = {home: (result, run.settings) for run in study.runs.values() for result, home in run.homes.items()}
     if not study.page:
         return []
-    return totals(len(study.runs), made.values()) + unused(Path(SHARED), {Path(home).name for home in made})
+    superfluous = unused(Path(SHARED), {Path(home).name for home in made})
+    try:
+        return totals(len(study.runs), made.values()) + superfluous
+    except MissingFile as error:  # the shape of a base
+        return [Line("warning", "study", f"hours and disk are not known: {error}"), *superfluous]
 
 
 def _with_homes(settings: Settings) -> Plan:

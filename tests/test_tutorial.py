@@ -18,6 +18,10 @@ PAGE = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 RUN = "snakemake --cores all --configfile mine.yaml\n"
 CLONE = ("Snakefile", "config.yaml", "profiles", "workflow", "environment.yml")
+ROOM = """import collections, shutil  # whatever this machine has free
+Usage = collections.namedtuple("Usage", "total used free")
+shutil.disk_usage = lambda place: Usage(9e12, 0, 9e12)
+"""
 
 
 class Followed(NamedTuple):
@@ -48,8 +52,11 @@ def followed(tmp_path_factory: pytest.TempPathFactory) -> Followed:
     folder = tmp_path_factory.mktemp("tutorial")
     for name in CLONE:
         (folder / name).symlink_to(ROOT / name)
+    (folder / "site").mkdir()
+    (folder / "site" / "sitecustomize.py").write_text(ROOM)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    place = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    modules = os.pathsep.join([str(folder / "site"), str(ROOT)])
+    place = {**os.environ, "PATH": path, "PYTHONPATH": modules, "COLUMNS": "200"}
     printed: dict[str, str] = {}
     for kind, block in BLOCKS:
         if kind == "text":  # among what the block before printed

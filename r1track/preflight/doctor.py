@@ -9,6 +9,7 @@ import platform
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator
 from collections.abc import Sequence as Series
+from contextlib import suppress
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from packaging.requirements import Requirement
 
 from r1track.core import config, files, hub, models
-from r1track.core.errors import UserError
+from r1track.core.errors import MissingFile, UserError
 from r1track.core.images import read_image
 from r1track.core.provenance import ProvenanceRecord, hardware
 from r1track.core.sequences import Sequence, read_split
@@ -109,9 +110,13 @@ def _card(settings: config.Settings) -> Iterator[Line]:
         yield Line("error", "train.backend", str(error))
 
 
-def _models(settings: config.Settings, model: memory.Model) -> Iterator[Line]:
+def _models(settings: config.Settings) -> Iterator[Line]:
     """The base, and the third-party models with their adapters: here, in the hub's cache, or to be downloaded."""
-    yield _weights("model.base", settings.model.base, settings.model.revision, 2 * model.parameters)
+    base, revision = settings.model.base, settings.model.revision
+    try:
+        yield _weights("model.base", base, revision, 2 * memory.Model(settings).parameters)
+    except MissingFile as error:
+        yield Line("warning" if files.on_hub(base) else "error", "model.base", f"{error}; no stage is planned")
     for name, extra in settings.track.extra.items():
         field = f"track.extra.{name}"
         yield _weights(f"{field}.model", extra.model, extra.revision)
@@ -298,12 +303,15 @@ def examine(layers: Series[config.Layer], budget: float | None = None, online: b
     def diagnose(variant: Series[config.Layer]) -> Diagnosis:
         try:
             settings = config.combine(variant)
-            model, plans = memory.Model(settings), memory.plan(settings)
         except UserError as error:
             return Diagnosis([*versions, Line("error", "configuration", str(error))], [], {}, budget, True)
-        lines = [*versions, *_changes(settings, variant[-1]), *_card(settings), *_models(settings, model)]
+        lines = [*versions, *_changes(settings, variant[-1]), *_card(settings), *_models(settings)]
         lines += [*_data(settings, read), *_sources(settings, ask), *_reporter(settings)]
-        lines += [*_disk("a run", sizes(settings, model).values()), *_hours(settings, Path("results"))]
+        plans = list[memory.StagePlan]()
+        with suppress(MissingFile):  # of a base whose shape is not known, as `_models` says
+            model, plans = memory.Model(settings), memory.plan(settings)
+            lines += _disk("a run", sizes(settings, model).values())
+        lines += _hours(settings, Path("results"))
         large = [plan.stage for plan in plans if plan.peak[0] > budget]
         fits = not large or (settings.model.base == "tiny" and not cuda)
         return Diagnosis(lines, plans, {s: memory.remedies(settings, s, budget) for s in large}, budget, fits)

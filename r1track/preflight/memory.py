@@ -83,7 +83,8 @@ def shape_of(base: str, revision: str | None) -> Qwen2_5_VLConfig:
         return full_size(PUBLISHED[base])
     file = files.resolve_path(base, revision) / "config.json"
     if not file.is_file():
-        remedy = f"give a folder with a config.json, `tiny`, or a hub id that is in its cache (`hf download {base}`)"
+        named = f"a hub id that is in its cache (`hf download {base} config.json`)"
+        remedy = f"give a folder with a config.json, `tiny`, or {named}"
         raise MissingFile(f"model.base = {base!r}: its shape is not known here; {remedy}")
     return Qwen2_5_VLConfig.from_pretrained(file.parent)
 

@@ -24,8 +24,9 @@ Usage = namedtuple("Usage", "total used free")
 
 @pytest.fixture(autouse=True)
 def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Results and scratch would be written here; there is no card, whatever this machine has."""
+    """Results and scratch would be written here, with room for them and no card, whatever this machine has."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(9e12, 0, 9e12))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", None)
 
@@ -246,7 +247,29 @@ def test_a_base_is_looked_for_in_its_folder_and_in_the_hubs_cache(
         kept = str(models.TINY / "config.json")
         patch.setattr(huggingface_hub, "try_to_load_from_cache", lambda base, name, revision: kept)
         assert "model.base" not in bad(examined(**hub))
-    assert "its shape is not known here" in bad(examined(model={"base": "some/body"}))["configuration"][1]
+
+
+def test_of_a_base_whose_shape_is_not_known_all_but_the_plan_is_examined() -> None:
+    unknown = {
+        "preset": "r1track-5k",
+        "model": {"base": "some/body"},
+        "data": {"train": "nowhere", "sets": {"toy": "toy/val"}},
+    }
+    found = examined(**unknown)
+    assert not found.well
+    assert found.plans == []
+    state, finding = bad(found)["model.base"]
+    assert (state, "its shape is not known here" in finding) == ("warning", True)
+    assert "(`hf download some/body config.json`); no stage is planned" in finding
+    assert bad(found)["data.train"][0] == "error"
+    assert "not in the cache" in bad(found)["vqa.sets.mmstar"][1]
+    assert bad(examined(model={"base": "./nowhere"}))["model.base"][0] == "error"
+
+
+def test_a_study_of_a_base_whose_shape_is_not_known_says_so() -> None:
+    (line,) = study.check(of_study(one={}, two={"model": {"base": "some/body"}}))
+    assert line[:2] == ("warning", "study")
+    assert line.finding.startswith("hours and disk are not known: model.base = 'some/body': its shape is not known")
 
 
 def test_a_base_whose_weights_would_not_be_loaded_is_an_error_beforehand(tmp_path: Path) -> None:
@@ -387,10 +410,7 @@ def test_what_the_workflow_refuses_is_an_error_of_the_doctor_too() -> None:
     assert study.check(config.read_layers([], [])) == []
 
 
-def test_the_command_shows_the_plan_of_each_variant_and_fails_for_one_that_cannot_run(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(9e12, 0, 9e12))
+def test_the_command_shows_the_plan_of_each_variant_and_fails_for_one_that_cannot_run() -> None:
     variants = "{same: {}, iou: {train: {reward: iou}}, more: {train: {micro_batch: 10}}}"
     data = "data: {train: toy/train, sets: {toy: toy/val}}"
     Path("study.yaml").write_text(f"preset: r1track-5k\n{data}\nstudy: {{variants: {variants}}}\n")

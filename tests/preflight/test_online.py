@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -127,6 +128,21 @@ def test_the_base_a_third_party_model_and_the_pairs_are_opened_like_the_question
     page = "its owner asks you to accept conditions; accept them at https://huggingface.co/"
     assert gated["sample.hub"].endswith(f"{page}datasets/some/gated, then run `hf auth login`")
     assert gated[model] == f"error: some/closed at the newest commit: {page}some/closed, then run `hf auth login`"
+
+
+def test_a_base_of_unknown_shape_is_asked_about_too_and_planned_once_its_configuration_is_here(
+    mirror: Mirror, tmp_path: Path
+) -> None:
+    configure(tmp_path, {}, model={"base": "some/tracker"})
+    asked = run(tmp_path, "r1track doctor --online", HF_ENDPOINT=mirror.url)
+    assert asked.returncode == 0, asked.stderr
+    assert lines(asked.stdout)["model.base"].startswith(f"ok: some/tracker at {COMMIT}, qwen2_5_vl, ")
+    assert "GB at the peak" not in asked.stdout
+    (command,) = re.findall("`(hf download .*?)`", asked.stdout)
+    assert run(tmp_path, command, HF_ENDPOINT=mirror.url).returncode == 0
+    known = run(tmp_path, "r1track doctor --online", HF_ENDPOINT=mirror.url)
+    assert "its shape is not known" not in known.stdout
+    assert "GB at the peak" in known.stdout
 
 
 def test_what_is_in_the_cache_but_cannot_be_asked_about_is_a_warning(mirror: Mirror, tmp_path: Path) -> None:
