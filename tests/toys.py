@@ -22,6 +22,7 @@ from r1track.data import sample, toy
 from r1track.data.toy import write_split
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "realseq"
+BOXES = [[10, 10, 20, 20], [11, 10, 20, 20], [12, 10, 20, 20]]  # of a bare sequence of three frames
 needs_real = pytest.mark.skipif(
     not (REAL / "list.txt").is_file(), reason="the real clips (shared/realseq beside the repository) are not here"
 )
