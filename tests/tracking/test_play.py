@@ -3,7 +3,6 @@
 One server, a process of its own with the tiny model, serves all tests. Screenshots are left in build/screenshots.
 """
 
-import asyncio
 import json
 import os
 import re
@@ -15,7 +14,6 @@ import sys
 import urllib.error
 import urllib.parse
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor  # Playwright has a loop on this thread
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,9 +22,8 @@ import pytest
 from toys import toy_split
 
 from r1track.core import config
-from r1track.core.errors import UserError
 from r1track.core.sequences import read_split
-from r1track.tracking import play, video
+from r1track.tracking import video
 
 pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install -e '.[dev]'")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed: see extra `dev`")
@@ -336,24 +333,3 @@ def test_no_name_leads_out_of_the_folder(server, clip):
             b'{"error": '
             in ask(server, "/track", json.dumps(start).encode(), origin=me, content_type="application/json")[1]
         )
-
-
-def test_uploads_have_a_limit_and_a_port_that_is_taken_is_named(tmp_path, monkeypatch):
-    session = play.Session(tmp_path, config.resolve({}), "peer:static", play.predictors.Predictor(None, None))
-    monkeypatch.setattr(play, "MOST_BYTES", 10)
-
-    async def parts():
-        yield b"12345678"
-        yield b"12345678"
-
-    with (
-        ThreadPoolExecutor(1) as threads,
-        pytest.raises(UserError, match=r"more than .* GiB with the copies for this page; give a shorter part"),
-    ):
-        threads.submit(asyncio.run, session.store("a.mp4", parts())).result()
-    session.clear()
-    assert list(tmp_path.iterdir()) == []
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=rf"--port {port}: Address already in use; give another one, or 0"):
-            play.run(config.resolve({}), "peer:static", None, port)
