@@ -1,10 +1,8 @@
-"""Models: the embedded base is a real Qwen2.5-VL, and asking many at once changes no answer."""
+"""Models: the embedded base is a real Qwen2.5-VL, a batch is answered as its rows alone, a wrong base is refused."""
 
-import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +13,13 @@ import pytest
 import teach
 import tiny_model
 import torch
-from peft import get_peft_model
+from copied_weights import NO_JSON, edited, renamed, spoiled, without
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from r1track.core import config, files, models, prompts
-from r1track.core.errors import MissingFile, UserError
+from r1track.core.errors import UserError
 
 SETTINGS = config.resolve({"preset": "demo"})
 
@@ -31,46 +29,7 @@ def tiny() -> models.Loaded:
     return models.load("tiny", SETTINGS.model)
 
 
-Tensors = dict[str, torch.Tensor]
 LAYER = "model.language_model.layers.1."
-
-
-def edited(
-    source: Path,
-    folder: Path,
-    weights: Callable[[Tensors], Tensors] | None = None,
-    changes: dict[str, Any] | None = None,
-) -> Path:
-    """A copy of a model's or an adapter's folder, with other tensors or other values in its configuration."""
-    shutil.copytree(source, folder)
-    (file,) = folder.glob("*.safetensors")
-    described = next(path for path in (folder / "adapter_config.json", folder / "config.json") if path.is_file())
-    if weights:
-        save_file(weights(load_file(file)), file, metadata={"format": "pt"})
-    files.write_json(described, {**files.read_json(described), **(changes or {})})
-    return folder
-
-
-def renamed(old: str, new: str) -> Callable[[Tensors], Tensors]:
-    return lambda tensors: {re.sub(old, new, name): value for name, value in tensors.items()}
-
-
-def without(part: str) -> Callable[[Tensors], Tensors]:
-    return lambda tensors: {name: value for name, value in tensors.items() if part not in name}
-
-
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An adapter of the demo's form whose update is not zero."""
-    torch.manual_seed(0)
-    adapted: Any = get_peft_model(
-        models.load_weights(models.TINY, torch.float32), models.make_adapter(SETTINGS.train.lora)
-    )
-    for name, tensor in adapted.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(tensor, std=0.02)
-    adapted.save_pretrained(tmp_path_factory.mktemp("adapter") / "grpo")
-    return tmp_path_factory.getbasetemp() / "adapter0" / "grpo"
 
 
 @pytest.fixture(scope="module")
@@ -223,17 +182,6 @@ def test_a_missing_shard_and_a_file_that_is_cut_short_are_named(tmp_path: Path) 
         models.load(str(sharded), SETTINGS.model)
 
 
-NO_JSON = {
-    "cut short": b'{"model_type": "qwen2_5_vl", ',
-    "empty": b"",
-    "a list": b"[]",
-    "null": b"null",
-    "Latin-1": '{"über": 1}'.encode("latin-1"),
-    "nested without end": b"[" * 100_000,
-    "a number without end": b'{"model_type": ' + b"9" * 5000 + b"}",
-}
-
-
 @pytest.mark.parametrize("kind", NO_JSON)
 @pytest.mark.parametrize("name", ["config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"])
 def test_a_base_whose_small_files_are_damaged_is_to_be_copied_again(name: str, kind: str, tmp_path: Path) -> None:
@@ -253,89 +201,11 @@ def test_an_older_chat_template_of_another_form_is_refused_by_folder(content: st
         models.load_processor(base, SETTINGS.model)
 
 
-@pytest.mark.parametrize("kind", NO_JSON)
-def test_an_adapter_whose_configuration_is_damaged_is_named(kind: str, adapter: Path, tmp_path: Path) -> None:
-    wrong = shutil.copytree(adapter, tmp_path / "wrong")
-    (wrong / "adapter_config.json").write_bytes(NO_JSON[kind])
-    with pytest.raises(UserError, match=f"^{wrong}: cannot be read .*; give an adapter that `train` wrote"):
-        models.load("tiny", SETTINGS.model, adapter=wrong)
-
-
 def test_a_base_that_was_saved_in_four_bits_is_refused(tmp_path: Path) -> None:
     base = shutil.copytree(models.TINY, tmp_path / "base")
     models.load_weights(models.TINY, torch.float16, "nf4").save_pretrained(base)
     with pytest.raises(UserError, match=f"^{base}: its weights are quantised already; take the 16-bit model"):
         models.load(str(base), SETTINGS.model)
-
-
-def test_an_adapter_is_loaded_whole(adapter: Path) -> None:
-    adapted = models.load("tiny", SETTINGS.model, adapter=adapter).model
-    stored = load_file(adapter / "adapter_model.safetensors")
-    on = {name.replace(".default.", "."): value for name, value in adapted.named_parameters() if ".default." in name}
-    assert on.keys() == stored.keys()
-    assert all(torch.equal(on[name], value) for name, value in stored.items())
-    assert not any(parameter.requires_grad for parameter in adapted.parameters())
-    assert not adapted.training
-
-
-@pytest.mark.parametrize(
-    ("weights", "changes", "message"),
-    [
-        (without(".layers.2."), {}, r"14 missing \(base_model.model.model.language_model.layers.2.mlp.down_proj"),
-        (renamed("model.language_model.", "model.t."), {}, r"56 missing .*, 56 not in the model \(base_model.model.mo"),
-        (renamed("^base_model.model.", ""), {}, r"56 missing .*, 56 not in the model \(model.language_model"),
-        (renamed("^", "base_model.model."), {}, r"56 missing .*, 56 not in the model \(base_model.model.base_model"),
-        (None, {"r": 8}, r"56 of another shape \(base_model.model.model.language_model.layers.0.mlp.down_proj.lora_A"),
-        (lambda tensors: {k: v.repeat(1, 2) if "lora_A" in k else v for k, v in tensors.items()}, {}, r"28 of another"),
-        (None, {"target_modules": ["q_proj"]}, r"48 not in the model \(base_model.model.model.language_model"),
-        (None, {"target_modules": ["c_attn"]}, r"c_attn.* not found in the base model.*; give an adapter that `train`"),
-        (None, {"r": "high"}, r"give an adapter that `train` wrote over this base"),
-    ],
-)  # fmt: skip
-def test_an_adapter_that_does_not_fit_the_base_is_refused_by_folder_and_names(
-    weights: Any, changes: dict[str, Any], message: str, adapter: Path, tmp_path: Path
-) -> None:
-    wrong = edited(adapter, tmp_path / "wrong", weights, changes)
-    with pytest.raises(UserError, match=f"^{wrong}.*{message}"):
-        models.load("tiny", SETTINGS.model, adapter=wrong)
-
-
-def test_an_adapter_that_is_not_there_or_cut_short_is_named(adapter: Path, tmp_path: Path) -> None:
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        partial = shutil.copytree(adapter, tmp_path / name)
-        (partial / name).unlink()
-        with pytest.raises(MissingFile, match=f"^{partial / name}: not there; give an adapter that `train` wrote"):
-            models.load("tiny", SETTINGS.model, adapter=partial)
-    cut = edited(adapter, tmp_path / "cut") / "adapter_model.safetensors"
-    cut.write_bytes(cut.read_bytes()[:-1])
-    with pytest.raises(UserError, match=f"^{cut}: cannot be read "):
-        models.load("tiny", SETTINGS.model, adapter=cut.parent)
-
-
-def spoiled(name: str, value: float) -> Callable[[Tensors], Tensors]:
-    def spoil(tensors: Tensors) -> Tensors:
-        tensors[name].view(-1)[5] = value
-        return tensors
-
-    return spoil
-
-
-def test_every_target_of_the_configuration_is_a_layer_of_each_block_and_gets_an_adapter() -> None:
-    for target in SETTINGS.train.lora.targets:
-        lora = SETTINGS.train.lora.model_copy(update={"targets": [target]})
-        adapted: Any = get_peft_model(models.load_weights(models.TINY, torch.float32), models.make_adapter(lora))
-        names = {name.split(".lora_A")[0] for name, _ in adapted.named_parameters() if "lora_A" in name}
-        assert len(names) == 4
-        assert all(name.endswith(target) and "language_model" in name for name in names)
-
-
-@pytest.mark.parametrize("wrong", ["v_prj", "qkv", "(q_proj|v_proj", ".*"])
-def test_a_target_that_is_no_layer_of_the_language_model_is_refused_with_the_known_names(wrong: str) -> None:
-    known = "'q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj' or 'down_proj'"
-    with pytest.raises(
-        config.ConfigError, match=re.escape(f"train.lora.targets.1 = {wrong!r}: Input should be {known}")
-    ):
-        config.resolve({"train": {"lora": {"targets": ["q_proj", wrong]}}})
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -352,13 +222,6 @@ def test_weights_that_the_configured_type_cannot_hold_are_named(tmp_path: Path) 
     models.load_weights(large, torch.float32)
     with pytest.raises(UserError, match=f"^{large}: model.visual.merger.mlp.0.bias holds NaN or infinity"):
         models.load_weights(large, torch.float16)
-
-
-def test_an_adapter_that_is_not_finite_is_named(adapter: Path, tmp_path: Path) -> None:
-    name = "base_model.model.model.language_model.layers.3.self_attn.q_proj.lora_B.weight"
-    wrong = edited(adapter, tmp_path / "wrong", spoiled(name, float("nan")))
-    with pytest.raises(UserError, match=f"^{wrong}: .*layers.3.self_attn.q_proj.lora_B.default.weight holds NaN"):
-        models.load("tiny", SETTINGS.model, adapter=wrong)
 
 
 @pytest.mark.parametrize(
