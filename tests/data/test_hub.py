@@ -28,6 +28,7 @@ from r1track.preflight import doctor
 from r1track.tracking import track
 from r1track.training import merge, train
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 PLAIN_5K = (
     "<image><image>Please identify the target specified by the bounding box [10,20,30,40] in the first image and "
     "locate it in the second image. \n Return the coordinates in [x_min,y_min,x_max,y_max] format."
@@ -51,11 +52,6 @@ MARK = "<|vision_start|><|image_pad|><|vision_end|>"  # of an image, in Qwen's c
 STEP = {"steps": 1, "warmup": 0.0, "save_every": 1, "prompts_per_step": 2, "group": 4, "micro_batch": 4,
         "learning_rate": 1e-3, "max_tokens": 16, "eval_every": 0,
         "sft": {"steps": 1, "batch": 4, "micro_batch": 2}}  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 def settings(preset: str, hub: Path, task: dict[str, Any] | None = None, **changes: Any) -> config.Settings:
