@@ -1,35 +1,15 @@
 """Claims about the score: the official metric, against a slow implementation from its description."""
 
 import json
-import math
 import statistics
 import tracemalloc
 
 import numpy as np
 import pytest
-from PIL import Image
 from toys import bare_sequence
+from tracks import SIZE, scored, write_track
 
-from r1track.core.sequences import read_split
 from r1track.tracking import score
-
-SIZE = (100, 80)
-
-
-def scored(tracks, root, draws):
-    """The figures of a score file."""
-    return score.score(tracks, root, draws).as_json()
-
-
-def write_track(tracks, name, boxes, seconds=None, status=None):
-    folder = tracks / name
-    folder.mkdir(parents=True)
-    np.savetxt(folder / f"{name}_001.txt", boxes, fmt="%.3f", delimiter=",")
-    if seconds is not None:
-        np.savetxt(folder / f"{name}_time.txt", seconds, fmt="%.8f")
-    if status is not None:
-        lines = [f"{t},{s},\n" for t, s in enumerate(status, 1)]
-        (folder / f"{name}_status.csv").write_text("frame,status,answer\n" + "".join(lines))
 
 
 def slow_limit(box):
@@ -108,61 +88,6 @@ def test_means_over_sequences_and_classes_stand_under_their_own_names(world):
     assert len({round(figures[key], 9) for key in ("ao", "ao_sequence_mean", "ao_class_mean")}) == 3
 
 
-def test_presence_is_precision_and_recall_of_the_status_absent_against_the_labels(tmp_path):
-    """Two sequences: of 5 absent frames 2 are called so, and of 3 frames that are called so 2 are absent."""
-    box, statuses = [10, 10, 20, 20], {"a": "init ok absent absent held ok", "b": "init ok held absent failed ok"}
-    for name, cover in {"a": [8, 8, 0, 0, 0, 8], "b": [8, 8, 0, 8, 0, 8]}.items():
-        truth = [box if eighths else [-1] * 4 for eighths in cover]
-        folder = bare_sequence(tmp_path / "set", name, truth, cover=cover)
-        (folder / "absence.label").write_text("".join(f"{int(eighths == 0)}\n" for eighths in cover))
-        write_track(tmp_path / "t" / "s", name, [box] * 6, status=statuses[name].split())
-    figures = scored(tmp_path / "t" / "s", tmp_path / "set", 100)
-    assert figures["presence"] == {"precision": pytest.approx(2 / 3), "recall": pytest.approx(2 / 5), "frames": 5}
-    counts = {name: (row["absent"], row["absent_found"]) for name, row in figures["sequences"].items()}
-    assert counts == {"a": (3, 2), "b": (2, 0)}
-    for name in statuses:
-        status = tmp_path / "t" / "s" / name / f"{name}_status.csv"
-        status.write_text(status.read_text().replace("absent", "held"))
-    figures = scored(tmp_path / "t" / "s", tmp_path / "set", 100)
-    assert figures["presence"] == {"precision": None, "recall": 0.0, "frames": 5}
-
-
-@pytest.mark.parametrize("reason", ["full_occlusion", "out_of_view"])
-def test_lasots_two_labels_count_as_absent(reason, tmp_path):
-    folder = tmp_path / "set" / "cat" / "cat-1"
-    (folder / "img").mkdir(parents=True)
-    for t in range(1, 5):
-        Image.new("RGB", SIZE).save(folder / "img" / f"{t:08d}.jpg")
-    (folder / "groundtruth.txt").write_text("10,10,20,20\n" * 4)
-    (folder / f"{reason}.txt").write_text("0,0,1,1")
-    (tmp_path / "set" / "list.txt").write_text("cat/cat-1\n")
-    write_track(tmp_path / "t" / "s", "cat-1", [[10, 10, 20, 20]] * 4, status=["init", "absent", "absent", "ok"])
-    assert scored(tmp_path / "t" / "s", tmp_path / "set", 100)["presence"] == {
-        "precision": 0.5, "recall": 0.5, "frames": 2,
-    }  # fmt: skip
-
-
-def test_presence_is_null_where_no_frame_is_absent_or_a_track_has_no_statuses(tmp_path):
-    box = [10, 10, 20, 20]
-    bare_sequence(tmp_path / "all", "a", [box] * 3)
-    write_track(tmp_path / "t" / "all", "a", [box] * 3, status=["init", "ok", "absent"])
-    assert scored(tmp_path / "t" / "all", tmp_path / "all", 100)["presence"] is None
-    bare_sequence(tmp_path / "some", "a", [box, [-1] * 4, box], cover=[8, 0, 8])
-    write_track(tmp_path / "t" / "some", "a", [box] * 3)
-    assert scored(tmp_path / "t" / "some", tmp_path / "some", 100)["presence"] is None
-
-
-def test_sequences_are_grouped_by_their_length(tmp_path):
-    for name, length in (("a", 100), ("b", 101), ("c", 301)):
-        truth = [[0, 0, 10, 10]] * length
-        bare_sequence(tmp_path / "set", name, truth)
-        write_track(tmp_path / "t" / "s", name, [[0, 0, 10, {"a": 10, "b": 5, "c": 2}[name]]] * length)
-    figures = scored(tmp_path / "t" / "s", tmp_path / "set", 100)["lengths"]
-    assert {name: group["ao"] for name, group in figures.items()} == pytest.approx(
-        {"to 100 frames": 1, "101 to 300": 0.5, "301 to 1000": 0.2}
-    )
-
-
 @pytest.mark.parametrize(
     ("seconds", "fps", "fps_run"),
     [
@@ -180,51 +105,6 @@ def test_speed_is_that_of_the_got10k_toolkit_with_first_frames(tmp_path, seconds
     figures = scored(tmp_path / "t" / "s", tmp_path / "set", 100)
     assert figures["fps"] == pytest.approx(fps)
     assert figures["fps_run"] == pytest.approx(fps_run)
-
-
-STILL = [[20.0, 20, 20, 20]] * 5
-HARD = {
-    "nothing": ([*STILL[:3], [39, 20, 20, 20], [39, 20, 20, 20]], {}, []),  # by 19 pixels, below its size of 20
-    "fast": ([*STILL[:3], [32, 37, 20, 20], [32, 37, 20, 20]], {}, ["fast motion"]),  # by 20.8
-    "fast by its own size": ([[20, 20, 40, 10], [20, 20, 40, 10], [20, 41, 40, 10]], {}, ["fast motion"]),
-    "twice": ([*STILL, [20, 20, 20, 40]], {}, []),  # twice the area and half the aspect are the limits themselves
-    "larger": ([*STILL, [20, 20, 29, 29]], {}, ["scale change"]),
-    "smaller": ([*STILL, [20, 20, 14, 14]], {}, ["scale change"]),
-    "wider": ([*STILL, [20, 20, 29, 14]], {}, ["aspect change"]),
-    "taller": ([*STILL, [20, 20, 14, 29]], {}, ["aspect change"]),
-    "hidden": (STILL, {"cover": [8, 8, 7, 8, 8]}, ["occlusion"]),
-    "seen": (STILL, {"cover": [8] * 5}, []),
-    "cut": (STILL, {"cut_by_image": [0, 0, 0, 1, 0]}, ["out of view"]),
-    "gone and far away": ([*STILL[:2], [-1, -1, -1, -1], [80, 60, 20, 20]], {"absence": [0, 0, 1, 0]}, ["out of view"]),
-}
-
-
-@pytest.mark.parametrize("name", HARD)
-def test_attributes_are_found_from_the_annotation(tmp_path, name):
-    truth, labels, expected = HARD[name]
-    folder = bare_sequence(tmp_path / "set", "a", truth)
-    for label, values in labels.items():
-        (folder / f"{label}.label").write_text("".join(f"{value}\n" for value in values))
-    (sequence,) = read_split(tmp_path / "set")
-    assert score.attributes(sequence) == expected
-
-
-def test_ao_by_attribute_is_the_mean_over_the_sequences_that_have_it(tmp_path):
-    for name, height in {"fast": 10, "larger": 20, "hidden": 5, "cut": 20}.items():
-        truth, labels, _ = HARD[name]
-        truth = [*truth[:-1], [20, 20, 29, 29]] if name == "cut" else truth
-        folder = bare_sequence(tmp_path / "set", name, truth)
-        for label, values in labels.items():
-            (folder / f"{label}.label").write_text("".join(f"{value}\n" for value in values))
-        guess = np.array(truth, dtype=float)
-        guess[1:, 3] *= height / 20
-        write_track(tmp_path / "t" / "s", name, guess)
-    figures = scored(tmp_path / "t" / "s", tmp_path / "set", 100)
-    assert {name: (group["ao"], group["sequences"]) for name, group in figures["attributes"].items()} == {
-        "fast motion": (pytest.approx(0.5), 1), "occlusion": (pytest.approx(0.25), 1),
-        "out of view": (pytest.approx(1), 1), "scale change": (pytest.approx(1), 2),
-    }  # fmt: skip
-    assert figures["sequences"]["cut"]["attributes"] == ["scale change", "out of view"]
 
 
 def test_statuses_are_summed_without_the_first_frames(world):
@@ -395,96 +275,6 @@ def test_a_set_where_nothing_is_visible_cannot_be_scored(tmp_path):
     write_track(tmp_path / "t" / "s", "a", [[0, 0, 10, 10]] * 3)
     with pytest.raises(ValueError, match=r"nothing to score; check cover\.label"):
         score.score(tmp_path / "t" / "s", tmp_path / "set", 100)
-
-
-def slow_one_pass(truth, guess, absent, missed):
-    """Success AUC and both precisions of a sequence, frame by frame, from the toolkits' description."""
-    success, near, near_share, total = [0] * 21, 0, 0, 0
-    for (x, y, w, h), (u, v, p, q), gone in zip(truth, guess, absent, strict=True):
-        total += missed or not gone
-        if gone:
-            continue
-        shared = max(0, min(x + w, u + p) - max(x, u)) * max(0, min(y + h, v + q) - max(y, v))
-        overlap = shared / (w * h + p * q - shared)
-        success = [count + (overlap > t / 20) for t, count in enumerate(success)]
-        right, down = u + (p - 1) / 2 - x - (w - 1) / 2, v + (q - 1) / 2 - y - (h - 1) / 2
-        near += math.sqrt(right**2 + down**2) <= 20
-        near_share += math.sqrt((right / w) ** 2 + (down / h) ** 2) <= 0.2
-    return sum(success) / 21 / total, near / total, near_share / total
-
-
-def other_layout(root, name, layout, truth, absent=()):
-    """A sequence in OTB's or LaSOT's layout, with empty frames."""
-    folder = root / name
-    (folder / "img").mkdir(parents=True)
-    for t in range(len(truth)):
-        (folder / "img" / f"{t + 1:08d}.jpg").touch()
-    Image.new("RGB", SIZE).save(folder / "img" / "00000001.jpg")
-    if layout == "otb":
-        np.savetxt(folder / "groundtruth_rect.txt", np.add(truth, [1, 1, 0, 0]), fmt="%.4f", delimiter="\t")
-    else:
-        np.savetxt(folder / "groundtruth.txt", truth, fmt="%.4f", delimiter=",")
-        for k, file in enumerate(("full_occlusion.txt", "out_of_view.txt")):
-            (folder / file).write_text(",".join(str(int(gone and t % 2 == k)) for t, gone in enumerate(absent)))
-    with (root / "list.txt").open("a") as stream:
-        stream.write(f"{name}\n")
-
-
-@pytest.mark.parametrize("layout", ["otb", "lasot"])
-def test_other_layouts_are_scored_as_a_slow_implementation_of_one_pass_evaluation(layout, tmp_path):
-    rng = np.random.default_rng(3)
-    expected = {}
-    for name, length in (("cat-1", 60), ("cat-2", 25), ("dog-1", 40)):
-        truth = np.column_stack([rng.uniform(-15, 60, (length, 2)), rng.uniform(8, 50, (length, 2))]).round(4)
-        guess = (truth + rng.normal(0, 9, (length, 4)) * [1, 1, 0.3, 0.3]).round(3)
-        guess[:, 2:] = np.maximum(guess[:, 2:], 1)
-        absent = (rng.random(length) < 0.2) & (np.arange(length) > 0) if layout == "lasot" else np.zeros(length, bool)
-        other_layout(tmp_path / "set", name, layout, truth, absent)
-        write_track(tmp_path / "t" / "s", name, guess)
-        expected[name] = slow_one_pass(truth, guess, absent, layout == "lasot")
-    figures = scored(tmp_path / "t" / "s", tmp_path / "set", 300)
-    assert figures["metric"] == "ope"
-    keys = ("success_auc", "precision_20px", "norm_precision_20pct")
-    for name, values in expected.items():
-        assert [figures["sequences"][name][key] for key in keys] == pytest.approx(values, abs=1e-12)
-    for k, key in enumerate(keys):
-        values = [row[k] for row in expected.values()]
-        assert figures[key] == pytest.approx(statistics.mean(values), abs=1e-12)
-        low, high = figures[f"{key}_interval"]
-        assert min(values) - 1e-9 <= low < figures[key] < high <= max(values) + 1e-9
-        assert 0.05 < figures[key] < 0.95
-    if layout == "lasot":
-        assert set(figures["classes"]) == {"cat", "dog"}  # by the sequences' names
-
-
-def test_a_perfect_track_misses_only_the_last_threshold_and_frames_without_a_target_where_they_count(tmp_path):
-    truth = [[10.0, 10, 20, 20]] * 10
-    absent = [False] * 8 + [True] * 2
-    for layout, name, share in (("otb", "a", 1), ("lasot", "b", 0.8)):
-        other_layout(tmp_path / layout, name, layout, truth, absent)
-        write_track(tmp_path / "t" / layout, name, truth)
-        figures = scored(tmp_path / "t" / layout, tmp_path / layout, 100)
-        assert figures["success_auc"] == pytest.approx(share * 20 / 21)
-        assert figures["precision_20px"] == figures["norm_precision_20pct"] == pytest.approx(share)
-
-
-def test_both_precisions_hold_at_their_very_thresholds(tmp_path):
-    truth = [[100.0, 100, 50, 100]] * 5
-    guess = [[x, y, 50, 100] for x, y in ((112, 116), (112, 116.1), (110, 100), (110.1, 100), (100, 120))]
-    other_layout(tmp_path / "set", "a", "otb", truth)
-    write_track(tmp_path / "t" / "s", "a", guess)
-    figures = scored(tmp_path / "t" / "s", tmp_path / "set", 100)
-    assert figures["precision_20px"] == pytest.approx(4 / 5)
-    assert figures["norm_precision_20pct"] == pytest.approx(2 / 5)
-
-
-def test_a_sequence_that_never_started_is_near_nothing(tmp_path):
-    other_layout(tmp_path / "set", "a", "otb", [[1.0, 1, 8, 8]] * 3)
-    write_track(tmp_path / "t" / "s", "a", [[0, 0, 0, 0]] * 3, status=["init", "failed", "failed"])
-    figures = scored(tmp_path / "t" / "s", tmp_path / "set", 100)
-    assert [figures[key] for key in score.FIGURES] == [0, 0, 0]
-    assert figures["ao"] == 0
-    assert figures["sequences_failed"] == 1
 
 
 def test_a_set_in_got10ks_layout_has_no_figures_of_one_pass_evaluation(world):
