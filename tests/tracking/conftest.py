@@ -1,6 +1,7 @@
-"""What several tests of tracking need: a small split, and a function in the place of a model."""
+"""What several tests of tracking need: a small split, a function in the place of a model, and a server."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -34,3 +35,35 @@ def answer_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
         return requests
 
     return install
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The client does not wait: `anyio.sleep` only adds its seconds to this list."""
+    import anyio
+
+    from r1track.tracking import endpoint
+
+    monkeypatch.delenv(endpoint.KEY, raising=False)
+    seconds: list[float] = []
+
+    async def sleep(delay: float) -> None:
+        seconds.append(delay)
+
+    monkeypatch.setattr(anyio, "sleep", sleep)
+    return seconds
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Any]]:
+    """Start a server that answers by a function of (request, how many came before): a text, or a status and more."""
+    from chat_server import Served
+
+    with ExitStack() as stack:
+
+        def start(reply: Callable[..., Any], known: Sequence[str] | None = ("m",)) -> Served:
+            served = Served(reply, known)
+            stack.callback(served.stop)
+            return served
+
+        yield start
