@@ -150,7 +150,7 @@ def make_plan(settings: Settings, toy: str = "") -> Plan:
     arms, peers = list[str](settings.train.arms), list[str](settings.track.peers)
     if arms and not settings.sample.val_pairs:
         raise ConfigError("sample.val_pairs = 0: `merge` compares answers on held-out pairs; give at least 1")
-    if arms:
+    if "grpo" in arms:
         own_reward.source(settings.train.reward)
     _check_sources(settings)
     unknown = settings.track.starts.keys() - settings.data.sets.keys()

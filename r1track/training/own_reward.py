@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-import math
 import os
 import sys
 import traceback
@@ -14,6 +13,8 @@ from typing import Any, NamedTuple
 from r1track.core import prompts
 from r1track.core.boxes import Array
 from r1track.core.errors import UserError
+
+LARGEST = 1e9  # of a reward; the trainer squares it in float32
 
 
 class Answer(NamedTuple):
@@ -31,7 +32,8 @@ class Answer(NamedTuple):
 
 def source(reward: str) -> Path | None:
     """The file of the function that `train.reward` names, relative to the working folder where it is in it; None for
-    the package's own rewards. Raises UserError where there is no such module."""
+    the package's own rewards. Raises UserError where there is no such module, or a package around it is faulty.
+    """
     module, own, _ = reward.partition(":")
     if not own:
         return None
@@ -39,10 +41,14 @@ def source(reward: str) -> Path | None:
         sys.path.append(here)
     importlib.invalidate_caches()
     try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):  # a package above it that is not there
+        spec = importlib.util.find_spec(module)  # which imports the packages around it
+    except (Exception, SystemExit) as error:
+        if not isinstance(error, ModuleNotFoundError) or not f"{module}.".startswith(f"{error.name}."):
+            raise UserError(
+                f"train.reward = {reward!r}: its import fails: {_fault(error)}; correct the file"
+            ) from error
         spec = None
-    if spec is None or spec.origin is None:
+    if spec is None or not spec.has_location or spec.origin is None:  # a folder, or a module that is in no file
         place = f"neither {module.replace('.', '/')}.py in {here} nor an installed module"
         raise UserError(f"train.reward = {reward!r}: {place}; correct the name, or put the file there")
     file = Path(spec.origin)
@@ -53,13 +59,13 @@ def load(reward: str) -> Callable[[Answer], float]:
     """The function that `train.reward` names, with its value checked.
 
     Raises UserError, also when it is called, for a module or function that cannot be used, an error in it, and a value
-    that is not a finite number; the message names function and file.
+    that is not a finite number up to LARGEST; the message names function and file.
     """
     (module, _, name), file = reward.partition(":"), source(reward)
     where = f"train.reward = {reward!r} ({file})"
     try:
         function = getattr(importlib.import_module(module), name, None)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{where}: its import fails: {_fault(error)}; correct the file") from error
     if not callable(function):
         raise UserError(f"{where}: there is no function `{name}`; correct the name")
@@ -67,18 +73,20 @@ def load(reward: str) -> Callable[[Answer], float]:
     def checked(answer: Answer) -> float:
         try:
             value = function(answer)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(
                 f"{where}: {_fault(error)}, for the answer {answer.text!r}; correct the function"
             ) from error
-        if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
-            raise UserError(f"{where}: returned {value!r} for the answer {answer.text!r}; return a finite number")
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        if not number or not abs(value) <= LARGEST:  # NaN is not
+            remedy = f"return a finite number, {LARGEST:g} at most"
+            raise UserError(f"{where}: returned {value!r} for the answer {answer.text!r}; {remedy}")
         return float(value)
 
     return checked
 
 
-def _fault(error: Exception) -> str:
+def _fault(error: BaseException) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({Path(frame.filename).name}, line {frame.lineno})"
 

@@ -238,7 +238,7 @@ def run(settings: config.Settings, arm: str, model: str, pairs: Path, scratch: P
     kind = backend.enter(train.backend, scratch)
     for split in ("train", "val") if train.eval_every else ("train",):
         shards(pairs / split)  # before anything is written, and checkpoints of other pairs are deleted
-    if ":" in train.reward:
+    if arm == "grpo" and ":" in train.reward:
         own_reward.try_on(train.reward, first_rows(pairs / "train"), settings.task.think)
     with atomic_folder(out, "train") as temp_path, locked(scratch):
         _train(settings, arm, model, pairs, scratch, temp_path, kind)
@@ -250,7 +250,7 @@ def _train(
     for name, value in {"WANDB_PROJECT": PROJECT, "WANDB_DIR": str(scratch)}.items():
         os.environ.setdefault(name, value)
     made_from: dict[str, Path | str] = {"pairs": pairs / "manifest.json", "model": model}
-    if file := own_reward.source(settings.train.reward):
+    if arm == "grpo" and (file := own_reward.source(settings.train.reward)):
         made_from["reward"] = file
     provenance = Provenance("train", made_from, settings.model.revision)
     folder = models.resolve_model_dir(model, settings.model.revision)

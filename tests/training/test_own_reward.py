@@ -41,7 +41,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     before = set(sys.modules)
     yield tmp_path
     for name in set(sys.modules) - before:
-        if name.endswith("_reward"):
+        if "_reward" in name and name != "r1track.training.own_reward":
             del sys.modules[name]
 
 
@@ -119,6 +119,13 @@ def test_a_function_is_tried_on_a_pair_without_the_target_and_told_what_such_an_
         ("my_reward:score", "def score(answer): return True", "returned True for the answer"),
         ("my_reward:score", "def score(answer):\n    return answer.box[0]", r"TypeError: .*_reward\.py, line 2\)"),
         ("my_reward:score", "def score(a, b): return 1.0", "TypeError: .*, for the answer"),
+        ("my_reward:score", "def score(answer): return 10**400", r"returned 10000.*; return .*, 1e\+09 at most"),
+        ("my_reward:score", "def score(answer): return -1e39", r"returned -1e\+39 for .*; return a finite number, 1e"),
+        ("my_reward:score", "import sys\ndef score(answer):\n    sys.exit()", r"SystemExit: .*_reward\.py, line 3\)"),
+        ("my_reward:score", "import sys\nsys.exit()", r"its import fails: SystemExit: .*_reward\.py, line 2\)"),
+        ("my_reward.part:score", "def score(answer): return 1.0", r"neither my_reward/part\.py in "),
+        ("sys:getsizeof", None, r"neither sys\.py in .* nor an installed module"),
+        ("zipimport:cp437_table", None, r"neither zipimport\.py in .* nor an installed module"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_stops_the_training_before_any_work(
@@ -130,6 +137,51 @@ def test_what_cannot_be_used_stops_the_training_before_any_work(
         trained(folder, pairs, reward)
     assert f"train.reward = '{reward}'" in str(caught.value)
     assert {path.name for path in folder.iterdir()} <= {"my_reward.py", "__pycache__"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def", r"SyntaxError: invalid syntax \(__init__\.py, line 1\)"),
+        ("\n1 / 0", r"ZeroDivisionError: division by zero \(__init__\.py, line 2\)"),
+        ("import nothing_like_it", r"ModuleNotFoundError: No module named 'nothing_like_it' \(__init__\.py, line 1\)"),
+        ("raise SystemExit(0)", r"SystemExit: 0 \(__init__\.py, line 1\)"),
+    ],
+)
+def test_a_package_that_cannot_be_imported_stops_the_plan_and_the_training_by_its_own_fault(
+    text: str, message: str, folder: Path, pairs: Path
+) -> None:
+    (folder / "packed_reward").mkdir()
+    (folder / "packed_reward" / "__init__.py").write_text(text)
+    (folder / "packed_reward" / "inner.py").write_text("def score(answer): return 1.0")
+    reward = "packed_reward.inner:score"
+    with pytest.raises(UserError, match=f"train.reward = '{reward}': its import fails: {message}.*; correct"):
+        plan.make_plan(settings(reward=reward))
+    with pytest.raises(UserError, match=message):
+        trained(folder, pairs, reward)
+
+
+def test_a_function_in_a_package_a_partial_and_an_instance_are_functions_too(folder: Path) -> None:
+    (folder / "packed_reward").mkdir()
+    (folder / "packed_reward" / "__init__.py").touch()
+    (folder / "packed_reward" / "inner_reward.py").write_text(
+        "import functools\nimport numpy\nclass Fixed:\n    def __call__(self, answer): return numpy.float32(.5)\n"
+        "fixed, part = Fixed(), functools.partial(lambda add, answer: add, 2)\n"
+    )
+    row = {"answer": [1.0, 2.0, 30.0, 40.0], "size": 84}
+    for name, value in (("fixed", 0.5), ("part", 2.0)):
+        reward = f"packed_reward.inner_reward:{name}"
+        assert plan.make_plan(settings(reward=reward)).reward == ["packed_reward/inner_reward.py"]
+        answer = own_reward.answer_of("[1, 2, 30, 40]", [1.0, 2.0, 30.0, 40.0], row, False, 9)
+        assert own_reward.load(reward)(answer) == value
+
+
+def test_the_arm_sft_asks_nothing_of_a_reward(folder: Path, pairs: Path) -> None:
+    few = {"steps": 1, "batch": 4, "micro_batch": 4}
+    own = settings(reward="gone_reward:score", arms=["sft"], sft=few, eval_every=0)
+    assert plan.make_plan(own).arms == ["sft"]
+    train.run(own, "sft", "tiny", pairs, folder / "scratch", folder / "adapter")
+    assert "reward" not in files.read_json(folder / "adapter" / "provenance.json")["inputs"]
 
 
 @pytest.mark.parametrize("reward", ["giou", "my_reward", "my reward:score", ":score", "a:b:c", "../a:b"])
