@@ -36,10 +36,15 @@ PLACE = "<image>"  # stands for an image in a question that is one text
 TOLERANCE = 0.05  # a box is valid up to this distance outside the crop, relative to the side of the crop
 
 _FENCE = "```"
-_ORDINALS = ("first", "second", "third")
-# An image that a question names: `<image_2>`, `image 2`, `second image`; group 1: as that of a box that it gives.
-_IMAGE = rf"\bimage[ _](\d)\b|\b({'|'.join(_ORDINALS)})\s+image\b"
-_NAMED = re.compile(rf"(\d\]\s+in\s+(?:the\s+)?)?<?(?:{_IMAGE})", re.IGNORECASE)
+_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+# An image that a question names: `<image_2>`, `image 2`, `2nd image`, `second image`, `last image`; group 1: as that of
+# a box that it gives. Which one `the other image` is, its words do not say.
+_NAMED = re.compile(
+    r"([\[(][-\d., ]+[\])]\s*(?:in|of|on|from)\s+(?:the\s+)?)?"
+    r"<?(?:\b(?:image|picture|frame)[ _#-]{0,2}(\d{1,3})\b|\b(?:(\d{1,3})(?:st|nd|rd|th)|"
+    rf"({'|'.join(_ORDINALS)}|last|final|other|next|following))\s+(?:image|picture|frame)\b)",
+    re.IGNORECASE,
+)
 
 Messages = list[dict[str, Any]]
 Image = TypeVar("Image")
@@ -91,7 +96,7 @@ def search_first(task: Task) -> bool:
 def pattern(task: Task) -> re.Pattern[str]:
     """What the tracking question, as one text (`flat`), is whatever box it gives."""
     box, form = (0.0, 0.0, 0.0, 0.0), "rounded" if task.prompt is None else task.box
-    return re.compile(re.escape(flat(question(task, box))).replace(re.escape(numbers(box, form)), r"\[[\d., ]+\]"))
+    return re.compile(re.escape(flat(question(task, box))).replace(re.escape(numbers(box, form)), r"\[[-\d., ]+\]"))
 
 
 def ended(answer: str, think: bool = False) -> bool:
@@ -110,14 +115,22 @@ def thoughtful(thought: str, answer: str) -> str:
 def search_place(problem: str, images: int) -> int | None:
     """Which of the `images` of a question is the search region, counted from 0; None where its words do not say.
 
-    It is the one that is named last, as `<image_2>`, `image 2` or `second image`, and not as that of a box that the
-    question gives (`[1, 2, 3, 4] in <image_1>`).
+    It is the one that is named last, as `<image_2>`, `image 2` or `second image`, and nowhere as that of a box that the
+    question gives (`[1, 2, 3, 4] in <image_1>`). The first image is it only where another one has such a box.
     """
-    named = [match for match in _NAMED.finditer(problem) if not match[1]]
-    if not named:
-        return None
-    place = int(named[-1][2]) - 1 if named[-1][2] else _ORDINALS.index(named[-1][3].lower())
-    return place if 0 <= place < images else None
+    named = [(_numbered(*match.groups()[1:], images), bool(match[1])) for match in _NAMED.finditer(problem)]
+    with_box = {number for number, has_box in named if has_box}
+    number = next((number for number, _ in reversed(named) if number not in with_box), 0)
+    return number - 1 if (2 if not with_box else 1) <= number <= images else None
+
+
+def _numbered(cardinal: str | None, ordinal: str | None, word: str | None, images: int) -> int:
+    """The number of an image that a question names, counted from 1; 0 where it is not known."""
+    if not word:
+        return int(cardinal or ordinal or 0)
+    if word.lower() in ("last", "final"):
+        return images
+    return [*_ORDINALS].index(word.lower()) + 1 if word.lower() in _ORDINALS else 0
 
 
 def places(images: Sequence[Image], problem: str | None = None) -> list[Image]:

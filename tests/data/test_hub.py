@@ -215,6 +215,15 @@ def test_of_a_kept_question_the_search_region_is_the_last_image(tmp_path: Path) 
         ("The box [1, 2, 3, 4] in the second image: where is it in the First image?", 0),
         (prompts.flat(prompts.build([1, 2, 3, 4])), 1),
         (prompts.flat(prompts.build([1, 2, 3, 4], second_box=[1, 2, 3, 4], think=True)), 2),
+        ("Box [1, 2, 3, 4] in the first image. The second image: the search region, cut as the first image.", 1),
+        ("Re-locate the target [1,2,3,4] in <image_1> in <image_2>. <image_1> has 336 pixels.", 1),
+        ("Its box is (1, 2, 3, 4) on the first frame. Where is it in frame 2?", 1),
+        ("Compare the 1st image with the 2nd image.", 1),
+        ("The first image and the second image are templates. Where is it in the last image?", 2),
+        ("Given the first image, where is it in <image_1000000000>?", None),
+        ("The first image shows the target. Where is it in the other image?", None),
+        ("It is at [1, 2, 3, 4] of the first image. Where in the next image?", None),
+        ("In the first image.", None),
         ("Where is it?", None),
         ("Find [1, 2, 3, 4] in <image_1>.", None),
         ("In the third image.", None),
@@ -222,6 +231,25 @@ def test_of_a_kept_question_the_search_region_is_the_last_image(tmp_path: Path) 
 )
 def test_the_search_region_is_the_image_named_last_without_its_box(problem: str, place: int | None) -> None:
     assert prompts.search_place(problem, 3 if place == 2 else 2) == place
+
+
+@pytest.mark.parametrize("word", ["<image_4>", "image 4", "image #4", "the fourth image", "the 4th image"])
+def test_of_four_images_the_fourth_may_be_the_search_region(word: str, tmp_path: Path) -> None:
+    problem = (
+        f"<image><image><image><image>It has [1,2,3,4] in the first image, then second and third. Find it in {word}"
+    )
+    data = data_set(tmp_path / "data", [row(problem)] * 8)
+    pairs = sampled(settings("r1track-100k-hub", data, val_pairs=0), tmp_path / "pairs")
+    assert {tuple(int(np.asarray(image)[0, 0, 0]) for image in pair["images"]) for pair in pairs} == {(0, 120, 40, 80)}
+
+
+def test_a_box_that_reaches_out_of_the_template_makes_no_other_question(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """R1-Track does not clip the boxes of its crops."""
+    data = data_set(tmp_path / "data", [row(PLAIN_5K.replace("[10,20,", "[-3,20,"))] * 8)
+    sampled(settings("r1track-5k-hub", data), tmp_path / "pairs")
+    assert "questions are not the one that the tracker asks" not in caplog.text
 
 
 def test_an_instruction_to_think_stands_around_the_question_where_the_configuration_says(tmp_path: Path) -> None:
