@@ -118,19 +118,18 @@ def search_place(problem: str, images: int) -> int | None:
     It is the one that is named last, as `<image_2>`, `image 2` or `second image`, and nowhere as that of a box that the
     question gives (`[1, 2, 3, 4] in <image_1>`). The first image is it only where another one has such a box.
     """
-    named = [(_numbered(*match.groups()[1:], images), bool(match[1])) for match in _NAMED.finditer(problem)]
+    named = [(_numbered(match, images), bool(match[1])) for match in _NAMED.finditer(problem)]
     with_box = {number for number, has_box in named if has_box}
     number = next((number for number, _ in reversed(named) if number not in with_box), 0)
-    return number - 1 if (2 if not with_box else 1) <= number <= images else None
+    return number - 1 if (1 if with_box else 2) <= number <= images else None
 
 
-def _numbered(cardinal: str | None, ordinal: str | None, word: str | None, images: int) -> int:
-    """The number of an image that a question names, counted from 1; 0 where it is not known."""
+def _numbered(match: re.Match[str], images: int) -> int:
+    """The number of the image that a match of _NAMED names, counted from 1; 0 where it is not known."""
+    word = (match[4] or "").lower()
     if not word:
-        return int(cardinal or ordinal or 0)
-    if word.lower() in ("last", "final"):
-        return images
-    return [*_ORDINALS].index(word.lower()) + 1 if word.lower() in _ORDINALS else 0
+        return int(match[2] or match[3])
+    return images if word in ("last", "final") else _ORDINALS.index(word) + 1 if word in _ORDINALS else 0
 
 
 def places(images: Sequence[Image], problem: str | None = None) -> list[Image]:
