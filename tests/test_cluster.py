@@ -4,7 +4,7 @@ import re
 import subprocess
 
 import yaml
-from test_workflow import ROOT
+from dry_runs import ROOT
 
 RULES = set(re.findall(r"(?m)^rule (\w+):", "".join(file.read_text() for file in ROOT.glob("workflow/rules/*.smk"))))
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import yaml
+from dry_runs import jobs, snakemake
 from small_run import record
-from test_workflow import jobs, snakemake
 
 from r1track import study
 from r1track.core import config, folders

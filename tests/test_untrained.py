@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
+from dry_runs import jobs, make_plan, snakemake
 from runs import SETTINGS, make_report, make_run
-from test_workflow import jobs, make_plan, snakemake
 from toys import toy_split
 
 from r1track.core import config, hub

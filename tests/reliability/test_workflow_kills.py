@@ -16,8 +16,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from dry_runs import jobs
 from test_kills import KILLS
-from test_workflow import jobs
 from trials import hidden
 from workflows import HERE, begin, end, results
 
