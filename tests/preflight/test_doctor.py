@@ -1,43 +1,21 @@
 """The doctor: it finds what would stop a run, says what to do, and lets a sound machine pass."""
 
 import shutil
-from collections import namedtuple
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 import pytest
 import torch
+from diagnoses import Usage, bad, examined
 from safetensors.torch import save_file
 from test_cli import run
 from toys import bare_sequence, toy_split
 
-from r1track import study
-from r1track.core import config, files, hub, models, provenance
-from r1track.core.provenance import Card, Hardware, Provenance
-from r1track.preflight import doctor, memory, printing
+from r1track.core import config, files, hub, models
+from r1track.preflight import doctor, memory
 
-pytestmark = pytest.mark.usefixtures("logging_as_it_was")
-Usage = namedtuple("Usage", "total used free")
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Results and scratch would be written here, with room for them and no card, whatever this machine has."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(9e12, 0, 9e12))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.version, "cuda", None)
-
-
-def examined(budget: float | None = None, **values: Any) -> doctor.Diagnosis:
-    (diagnosis,) = doctor.examine(config.read_layers([], [config.Layer("config.yaml", values)]), budget).values()
-    return diagnosis
-
-
-def bad(found: doctor.Diagnosis) -> dict[str, tuple[str, str]]:
-    return {subject: (state, finding) for state, subject, finding in found.lines if state != "ok"}
+pytestmark = pytest.mark.usefixtures("elsewhere", "logging_as_it_was")
 
 
 def test_the_demo_is_well_on_a_machine_without_a_card() -> None:
@@ -141,32 +119,6 @@ def test_a_question_set_is_a_package_a_folder_or_looked_for_in_the_hubs_cache(
     assert bad(examined())["vqa.sets.easy-vqa"][1] == "the package easy-vqa; `pip install easy-vqa==1.0`"
 
 
-@pytest.mark.parametrize(("arm", "steps"), [("grpo", {"steps": 10}), ("sft", {"sft": {"steps": 10}})])
-def test_the_hours_are_those_of_a_training_here_or_not_measured(
-    arm: str, steps: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    here = Hardware(cpu="a processor", cores=2, gpu=Card(name="A Card", memory_gib=24.0))
-    for module in (doctor, provenance):
-        monkeypatch.setattr(module, "hardware", lambda: here)
-    subject, start = f"hours of train {arm}", "not measured on A Card: no training with these settings"
-
-    def hours(**train: Any) -> str:
-        (line,) = (line for line in examined(train={"arms": [arm], **train}).lines if line.subject == subject)
-        assert line.state == "ok"
-        return line.finding
-
-    assert hours().startswith(start)
-    record = Provenance("train", {})
-    settings = config.stage_values(config.resolve({"train": steps}), config.stage_file("train", arm))
-    notes = {"train_seconds": 20.0, "settings": settings}
-    record.write(Path(f"results/short/adapters/{arm}/provenance.json"), notes=notes)
-    wanted: dict[str, Any] = {"steps": 1800} if arm == "grpo" else {"sft": {"steps": 1800}}
-    assert hours(**wanted) == f"1.00 on A Card, at 2 seconds per step as measured in results/short/adapters/{arm}"
-    assert hours(**wanted, weight_decay=0.5).startswith(start)
-    monkeypatch.setattr(doctor, "hardware", lambda: here.model_copy(update={"gpu": None}))
-    assert hours(**wanted).startswith("not measured on a processor: ")
-
-
 def test_an_extra_model_has_a_line_of_its_own(tmp_path: Path) -> None:
     shutil.copytree(models.TINY, tmp_path / "other")
     field, one = "track.extra.rival.model", {"model": "other"}
@@ -249,29 +201,6 @@ def test_a_base_is_looked_for_in_its_folder_and_in_the_hubs_cache(
         assert "model.base" not in bad(examined(**hub))
 
 
-def test_of_a_base_whose_shape_is_not_known_all_but_the_plan_is_examined() -> None:
-    unknown = {
-        "preset": "r1track-5k",
-        "model": {"base": "some/body"},
-        "data": {"train": "nowhere", "sets": {"toy": "toy/val"}},
-    }
-    found = examined(**unknown)
-    assert not found.well
-    assert found.plans == []
-    state, finding = bad(found)["model.base"]
-    assert (state, "its shape is not known here" in finding) == ("warning", True)
-    assert "(`hf download some/body config.json`); no stage is planned" in finding
-    assert bad(found)["data.train"][0] == "error"
-    assert "not in the cache" in bad(found)["vqa.sets.mmstar"][1]
-    assert bad(examined(model={"base": "./nowhere"}))["model.base"][0] == "error"
-
-
-def test_a_study_of_a_base_whose_shape_is_not_known_says_so() -> None:
-    (line,) = study.check(of_study(one={}, two={"model": {"base": "some/body"}}))
-    assert line[:2] == ("warning", "study")
-    assert line.finding.startswith("hours and disk are not known: model.base = 'some/body': its shape is not known")
-
-
 def test_a_base_whose_weights_would_not_be_loaded_is_an_error_beforehand(tmp_path: Path) -> None:
     base = shutil.copytree(models.TINY, tmp_path / "base")
     described = files.read_json(base / "config.json")
@@ -283,50 +212,6 @@ def test_a_base_whose_weights_would_not_be_loaded_is_an_error_beforehand(tmp_pat
     assert bad(found)["model.base"][0] == "error"
     assert "base/model.safetensors: cannot be read" in bad(found)["model.base"][1]
     assert not found.well
-
-
-def test_a_stage_that_does_not_fit_fails_and_its_remedies_fit() -> None:
-    hub = {
-        "preset": "r1track-5k",
-        "data": {"train": "toy/train", "sets": {"toy": "toy/val"}},
-        "train": {"quantize": "none"},
-    }
-    assert examined(**hub).well
-    found = examined(budget=13e9, **hub)
-    assert [line for line in found.lines if line[0] == "error"] == []
-    assert not found.well
-    assert set(found.remedies) == {"train grpo"}
-    assert found.remedies["train grpo"]
-    assert all(peak <= 13e9 for peak in found.remedies["train grpo"].values())
-
-
-def test_without_a_card_the_tiny_base_may_be_too_large_for_the_budget() -> None:
-    found = examined(budget=0.5e9)
-    assert set(found.remedies) == {"train grpo", "merge", "track", "vqa"}
-    assert found.well
-
-
-def test_unsloth_without_a_card_is_an_error() -> None:
-    state, finding = bad(examined(train={"backend": "unsloth"}))["train.backend"]
-    assert (state, finding.endswith("install environment.yml on a card, or take `auto`")) == ("error", True)
-
-
-def test_a_card_is_described_planned_for_and_refused_bfloat16_where_it_has_none(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    card = namedtuple("Card", "name total_memory")("Old Card", int(16e9))
-    for name, value in {
-        "is_available": True, "get_device_name": "Old Card", "get_device_capability": (7, 5),
-        "mem_get_info": (int(4e9), int(16e9)),
-    }.items():  # fmt: skip
-        monkeypatch.setattr(torch.cuda, name, lambda *device, value=value: value)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
-    found = examined(model={"dtype": "bfloat16"})
-    assert found.budget == 16e9
-    errors = bad(found)
-    assert errors["card"][0] == "warning"
-    assert errors["card"][1].startswith("Old Card, 16.0 GB, 4.0 free, CUDA ")
-    assert errors["model.dtype"] == ("error", "bfloat16; it needs compute capability 8.0; take float16")
 
 
 def test_the_command_shows_lines_and_plan_and_its_code_says_whether_the_run_may_start(tmp_path: Path) -> None:
@@ -341,91 +226,3 @@ def test_the_command_shows_lines_and_plan_and_its_code_says_whether_the_run_may_
     assert "data/GOT-10k/train/list.txt: no such file" in ill.output
     assert "too large" in ill.output
     assert "train grpo fits after one of: " in ill.output
-
-
-HUB = {"preset": "r1track-5k", "data": {"train": "toy/train", "sets": {"toy": "toy/val"}}}
-
-
-def of_study(**variants: Any) -> list[config.Layer]:
-    values = {**HUB, "study": {"seeds": [0, 1], "variants": variants}}
-    return config.read_layers([], [config.Layer("study.yaml", values)])
-
-
-def test_every_variant_is_checked_and_what_only_some_of_them_have_stands_below_their_names(tmp_path: Path) -> None:
-    layers = of_study(
-        paper={}, folder={"vqa": {"sets": {"mine": {"source": "./gone"}}}}, wrong={"train": {"group": 1}},
-        large={"train": {"quantize": "none"}}, data={"data": {"train": "nowhere"}},
-    )  # fmt: skip
-    found = doctor.examine(layers, budget=13e9)
-    lines = {line.subject: line for line in printing.joined(found)}
-    assert lines["versions"].state == "ok"
-    assert lines["paper: changes"].finding == "nothing"
-    assert lines["large: changes"].finding == "train.quantize: none"
-    assert lines["folder: vqa.sets.mine"].state == lines["data: data.train"].state == "error"
-    assert "nowhere/list.txt: no such file" in lines["data: data.train"].finding
-    assert lines["paper, folder, large: data.train"].state == "ok"
-    assert lines["wrong: configuration"].finding == (
-        "study.variants.wrong: cannot be used\n  train.group = 1: Input should be greater than or equal to 2"
-    )
-    assert {name: one.well for name, one in found.items()} == {
-        "paper": True, "folder": False, "wrong": False, "large": False, "data": False,
-    }  # fmt: skip
-    assert {name: set(one.remedies) for name, one in found.items() if one.remedies} == {"large": {"train grpo"}}
-
-
-def test_the_hub_is_asked_once_about_what_several_variants_take(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-
-    def ask(source: hub.Source) -> doctor.Line:
-        asked.append(source.field)
-        return doctor.Line("ok", source.field, "there")
-
-    monkeypatch.setattr(doctor, "_ask_hub", ask)
-    doctor.examine(of_study(one={}, two={"train": {"steps": 9}}), online=True)
-    assert asked == list(dict.fromkeys(asked))
-    assert "model.base" in asked
-
-
-def test_hours_and_disk_of_a_study_count_what_its_runs_share_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(9e9, 0, 9e9))
-    alike = study.check(of_study(one={}, two={"track": {"min_side": 5.0}}))
-    settings = config.resolve(HUB)
-    model, (training, *_) = memory.Model(settings), memory.plan(settings)
-    finding = f"4 runs with 2 trainings, together about {2 * training.hours:.1f} hours on an RTX 3090; what several "
-    assert alike[0] == ("ok", "study", f"{finding}runs share is counted once")
-    pairs = 2 * 5200 * 2 * 336**2  # under results, and as they are read under scratch
-    size = 2 * (2 * model.parameters + pairs + 2 * (model.adapter + model.optimiser))
-    assert {line.finding for line in alike[1:]} == {
-        f"the study writes {size / 1e9:.1f} GB to its disk, 9.0 are free; make room, or link it to another disk"
-    }
-    reward, size = study.check(of_study(one={}, two={"train": {"reward": "iou"}})), 2 * size - pairs
-    assert reward[0].finding.startswith(f"4 runs with 4 trainings, together about {4 * training.hours:.1f} hours")
-    assert reward[1].finding.startswith(f"the study writes {size / 1e9:.1f} GB")
-
-
-def test_what_the_workflow_refuses_is_an_error_of_the_doctor_too() -> None:
-    (line,) = study.check(config.read_layers([], [config.Layer("config.yaml", {"sample": {"val_pairs": 0}})]))
-    assert line[:2] == ("error", "workflow")
-    assert "sample.val_pairs = 0: `merge` compares answers on held-out pairs" in line.finding
-    assert study.check(config.read_layers([], [])) == []
-
-
-def test_the_command_shows_the_plan_of_each_variant_and_fails_for_one_that_cannot_run() -> None:
-    variants = "{same: {}, iou: {train: {reward: iou}}, more: {train: {micro_batch: 10}}}"
-    data = "data: {train: toy/train, sets: {toy: toy/val}}"
-    Path("study.yaml").write_text(f"preset: r1track-5k\n{data}\nstudy: {{variants: {variants}}}\n")
-    well = run("doctor", "--config", "study.yaml")
-    assert well.exit_code == 0, well.output
-    assert well.output.count("GB at the peak") == 2
-    assert "same, iou: train grpo: " in well.output
-    assert "more: train grpo: " in well.output
-    assert "3 runs with 3 trainings" in well.output
-    Path("study.yaml").write_text(
-        f"preset: r1track-5k\n{data}\nstudy: {{variants: {{bad: {{train: {{group: 1}}}}}}}}\n"
-    )
-    ill = run("doctor", "--config", "study.yaml")
-    assert ill.exit_code == 1
-    assert "study.variants.bad: cannot be used" in ill.output
-    shown = run("config", "--config", "study.yaml")
-    assert shown.exit_code == 2
-    assert "study.variants.bad: cannot be used" in shown.output
