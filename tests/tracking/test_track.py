@@ -1,82 +1,26 @@
-"""Claims about the tracker: the rules of motion, the batches, the peers and what a failure leaves behind."""
+"""Claims about the tracker: batches, parts, what the model is asked and shown, and what a failure leaves behind."""
 
 import csv
-import itertools
 import json
 from itertools import pairwise
 
 import numpy as np
 import pytest
-from toys import REAL, bare_sequence, brightest, needs_real, toy_split
+from small_tracking import SIZE, boxes, settings
+from toys import bare_sequence, brightest, toy_split
 
-from r1track.core import config, files, prompts, schema
-from r1track.core.boxes import clip, xywh_to_xyxy
+from r1track.core import config, files, prompts
+from r1track.core.boxes import xywh_to_xyxy
 from r1track.core.crops import Crop
 from r1track.core.errors import UserError
 from r1track.core.sequences import read_split
-from r1track.tracking import motion, peers, score, track
+from r1track.tracking import peers, score, track
 from r1track.tracking.track_files import read_track
-
-SIZE = 84
 
 
 @pytest.fixture(scope="module")
 def long_toy(tmp_path_factory):
     return toy_split(tmp_path_factory.mktemp("toy") / "long", sequences=6, length=24)
-
-
-def settings(batch=3, size=SIZE, think=False, **changes):
-    return config.Settings(
-        task=schema.Task(size=size, think=think), track=schema.Track(batch=batch, reuse=False, **changes)
-    )
-
-
-def boxes(out, name):
-    return np.loadtxt(out / name / f"{name}_001.txt", delimiter=",")
-
-
-CROP = Crop(-50, -10, 200, 100)  # two image pixels per crop pixel
-
-
-MOVES = {  # the answer in the crop, the box and the status that follow
-    "mapped from the crop to the image": ([30, 20, 40, 30], [10, 30, 20, 20], "ok"),
-    "unreadable: the last image box is held": (None, [5, 5, 20, 20], "held"),
-    "over the border, x from -30 to 50, y from 50 to 70: cropped, not shifted":
-        ([10, 30, 50, 40], [0, 50, 50, 20], "clipped"),
-    "over the border by less than a pixel": ([24.75, 30, 50, 40], [0, 50, 50, 20], "ok"),
-    "a small side: widened around its centre, the other left alone": ([50, 20, 51, 30], [49, 30, 4, 20], "ok"),
-    "wholly outside: a smallest box at the border": ([0, 0, 10, 3], [0, 0, 4, 4], "clipped"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", MOVES)
-def test_an_answer_moves_the_box(case):
-    answer, expected, expected_status = MOVES[case]
-    box, status = motion.update_box([5, 5, 20, 20], answer, CROP, (100, 80), 4.0)
-    assert box.tolist() == expected
-    assert status == expected_status
-
-
-@pytest.mark.parametrize("size", [(3, 80), (80, 3), (2, 2), (1, 1), (4, 4)])
-def test_no_box_leaves_a_frame_that_is_smaller_than_the_smallest_side(size):
-    for corners in ([0, 0, 1, 1], [-9, -9, 99, 99], [1, 1, 1, 1], [50, 50, 60, 60]):
-        x, y, w, h = motion.clip_and_widen(corners, size, 4.0)
-        assert min(x, y) >= 0
-        assert x + w <= size[0]
-        assert y + h <= size[1]
-        assert (w, h) >= (min(4, size[0]), min(4, size[1]))
-
-
-def test_whatever_is_answered_the_box_is_inside_the_image_and_not_too_small():
-    rng = np.random.default_rng(0)
-    for _ in range(100_000):
-        answer = prompts.parse_box(json.dumps(rng.uniform(-8, 108, 4).round(1).tolist()), size=100)
-        if answer is not None:
-            crop = Crop(*rng.uniform(-150, 100, 2), rng.uniform(8, 300), 100)
-            box, _ = motion.update_box([5, 5, 20, 20], answer, crop, (100, 80), 4.0)
-            corners = xywh_to_xyxy(box)
-            np.testing.assert_allclose(clip(corners, 100, 80), corners, atol=1e-9)
-            assert (box[2:] >= 4 - 1e-9).all()
 
 
 def test_the_region_widens_after_some_frames_without_an_answer_and_narrows_with_the_next(toy):
@@ -169,41 +113,6 @@ def test_the_later_template_is_cut_from_a_found_frame_now_and_then(toy):
     assert laters[1].box == pytest.approx(crop.to_crop(xywh_to_xyxy(done.boxes[1])))
 
 
-def test_an_oracle_that_fails_in_bursts_keeps_its_target(tmp_path):
-    """One answer in ten is nonsense, in bursts of five; holding the box in the image was measured to keep AO at .93."""
-    root = toy_split(tmp_path / "val", sequences=16, length=60, seed=3)
-    rng, oracle, left = np.random.default_rng(0), peers.find("oracle"), {}
-    nonsense = itertools.cycle(["", "[1, 2]", "the box", "[9, 9, 1, 1]", "[1e999, 0, 1, 1]", "[100, 120, 80, 2, 5]"])
-    answered = failed = 0
-
-    def ask(views):
-        nonlocal answered, failed
-        answers = oracle(views)
-        for k, view in enumerate(views):
-            answered += 1
-            if not left.get(view.template) and rng.random() < 1 / 45:
-                left[view.template] = 5
-            if left.get(view.template):
-                failed, answers[k] = failed + 1, next(nonsense)
-                left[view.template] -= 1
-        return answers
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(peers, "find", lambda name: ask)
-        track.run(settings(batch=16, size=336), "peer:oracle", root, tmp_path / "out")
-    assert 0.08 < failed / answered < 0.12
-    scores = score.score(tmp_path / "out", root, 100)
-    assert len(scores.sequences) == 16
-    assert scores.ao >= 0.92
-
-
-def test_the_oracle_has_an_ao_above_nine_tenths(toy, tmp_path):
-    track.run(settings(), "peer:oracle", toy, tmp_path / "out")
-    scores = score.score(tmp_path / "out", toy, 100)
-    assert scores.ao > 0.9
-    assert scores.status.get("held", 0) == 0
-
-
 def test_the_oracle_holds_the_box_where_the_target_is_absent_and_nowhere_else(long_toy, tmp_path):
     track.run(settings(), "peer:oracle", long_toy, tmp_path / "out")
     absent = 0
@@ -214,24 +123,6 @@ def test_the_oracle_holds_the_box_where_the_target_is_absent_and_nowhere_else(lo
             assert (tracked[t] == tracked[t - 1]).all()
         absent += sequence.absent.sum()
     assert absent > 0
-
-
-def test_the_static_peer_equals_the_first_box_on_every_frame(toy, tmp_path):
-    track.run(settings(), "peer:static", toy, tmp_path / "out")
-    for sequence in read_split(toy):
-        np.testing.assert_allclose(
-            boxes(tmp_path / "out", sequence.name), np.tile(sequence.boxes[0], (12, 1)), atol=0.00051
-        )  # fmt: skip
-
-
-def test_the_template_matcher_follows_its_target_and_keeps_its_size(toy, tmp_path):
-    track.run(settings(), "peer:template", toy, tmp_path / "out")
-    track.run(settings(), "peer:static", toy, tmp_path / "static")
-    assert score.score(tmp_path / "out", toy, 100).ao > score.score(tmp_path / "static", toy, 100).ao + 0.1
-    for sequence in read_split(toy):
-        is_ok = np.array(read_track(tmp_path / "out", sequence.name).statuses) == "ok"
-        unclipped = boxes(tmp_path / "out", sequence.name)[is_ok]
-        np.testing.assert_allclose(unclipped[:, 2:], np.tile(sequence.boxes[0, 2:], (len(unclipped), 1)), atol=1.01)
 
 
 def test_garbage_holds_the_box_and_is_counted_and_kept(toy, tmp_path, answer_with):
@@ -318,11 +209,6 @@ def test_thinking_answers_are_read_inside_their_tags_only(toy, tmp_path, answer_
     assert set(score.score(tmp_path / "without", toy, 100).status) == {"held"}
 
 
-def test_peers_answer_without_thinking_whatever_the_model_does(toy, tmp_path):
-    track.run(settings(think=True), "peer:oracle", toy, tmp_path / "out")
-    assert score.score(tmp_path / "out", toy, 100).ao > 0.9
-
-
 def test_a_stopped_run_leaves_nothing_at_the_final_name_and_goes_on_with_what_is_missing(toy, tmp_path, answer_with):
     questions_asked = []
 
@@ -375,41 +261,3 @@ def test_a_first_box_without_extent_is_refused_before_the_work(tmp_path):
     bare_sequence(tmp_path / "set", "clip", [[-1, -1, -1, -1], [10, 10, 20, 20]])
     with pytest.raises(ValueError, match=r"clip/groundtruth\.txt, line 1: .*no extent.*take the sequence out"):
         track.run(settings(), "peer:static", tmp_path / "set", tmp_path / "out")
-
-
-def test_the_oracle_is_refused_where_the_truth_is_withheld(tmp_path):
-    folder = bare_sequence(tmp_path / "set", "clip", [[10, 10, 20, 20]] * 3)
-    (folder / "groundtruth.txt").write_text("10,10,20,20\n")
-    with pytest.raises(ValueError, match="first box only; the oracle needs all"):
-        track.run(settings(), "peer:oracle", tmp_path / "set", tmp_path / "out")
-
-
-def test_an_unknown_peer_is_refused_with_those_that_are_known(toy, tmp_path):
-    with pytest.raises(ValueError, match=r"peer:kalman: no such peer; take one of peer:static, peer:template"):
-        track.run(settings(), "peer:kalman", toy, tmp_path / "out")
-
-
-def test_only_the_oracle_is_shown_the_truth(toy):
-    def ask(views):
-        assert all(view.true_box is None for view in views)
-        return [""] * len(views)
-
-    assert len(list(track.follow(read_split(toy), ask, settings(batch=4)))) == 4
-
-
-@needs_real
-def test_on_real_clips_the_peers_score_what_is_known_of_them(tmp_path):
-    with (REAL / "baselines.csv").open() as stream:
-        known = [(r["tracker"], r["sequence"], float(r["AO"])) for r in csv.DictReader(stream)]
-    scores = {}
-    for name in ("static", "template", "oracle"):
-        track.run(settings(size=336, batch=6), f"peer:{name}", REAL, tmp_path / name)
-        scores[name] = score.score(tmp_path / name, REAL, 1000)
-    static = {sequence: ao for tracker, sequence, ao in known if tracker == "static_first_box"}
-    assert {name: row.ao for name, row in scores["static"].sequences.items()} == pytest.approx(static, abs=1e-3)
-    assert scores["oracle"].ao >= 0.97
-    # The known matcher differs in details that are not recorded, and one lost target decides a clip: pooled, roughly.
-    frames = {name: row.frames for name, row in scores["template"].sequences.items()}
-    ncc = sum(ao * frames[sequence] for tracker, sequence, ao in known if tracker == "ncc_crop4x336")
-    assert scores["template"].ao == pytest.approx(ncc / sum(frames.values()), abs=0.06)
-    assert scores["template"].ao > scores["static"].ao
