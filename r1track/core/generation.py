@@ -30,7 +30,7 @@ from r1track.core.prompts import Messages
 PLACE = "<|vision_start|>"  # the first token of an image's place; a prompt may be cut before it
 DRAFT = 63  # most tokens of a draft
 PASS = {"cuda": 256, "cpu": 32}  # most tokens of a pass with drafts, over all rows: more take longer, not as long
-HOLES = 64  # most columns of the cache more than its longest row has tokens; four times as many for a single row
+HOLES = 64  # most columns of the cache more than its longest open row has tokens; four times as many for a single row
 # From logits (places, vocabulary): the next token of every place, and a value of it, such as its log-probability.
 Sampler = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 Examples = Sequence[Sequence[list[int]]]  # of every row: tokens of answers like which its own may be
@@ -69,7 +69,7 @@ def width(rows: int, device: str) -> int:
 
 
 def most_holes(rows: int) -> int:
-    """How many columns more than its longest row has tokens a cache may have, before a draft."""
+    """How many columns more than its longest open row has tokens a cache may have, before a draft."""
     return HOLES * max(1, 4 // rows)
 
 
@@ -252,17 +252,16 @@ class Decoder:
                             open_rows.remove(row)
             if not open_rows:
                 return completions
-            if drop and 2 * len(open_rows) <= len(rows):
-                is_open = [row in open_rows for row in rows]
-                fixed = isinstance(cache, FixedCache)
-                places = staying(is_open) if fixed else [k for k, still in enumerate(is_open) if still]
-                chosen = torch.tensor(places, device=mask.device)
-                cache = self._select(cache, chosen)
-                mask, after = mask[chosen], after[chosen]
-                rows, tokens, taken = [rows[k] for k in places], [tokens[k] for k in places], [taken[k] for k in places]
-            mask = self._refuse(cache, mask, taken, shape[1])
+            still = [row in open_rows for row in rows]
+            mask = self._refuse(cache, mask, taken, shape[1], still)
             ids = mask.new_tensor([[drawn[places[-1]]] for drawn, places in zip(tokens, taken, strict=True)])
             after = after + after.new_tensor([len(places) for places in taken])
+            if drop and 2 * len(open_rows) <= len(rows):
+                fixed = isinstance(cache, FixedCache)
+                places = staying(still) if fixed else [k for k, is_open in enumerate(still) if is_open]
+                chosen = torch.tensor(places, device=mask.device)
+                cache, rows = self._select(cache, chosen), [rows[k] for k in places]
+                mask, ids, after = mask[chosen], ids[chosen], after[chosen]
             begun = [completions[row].tokens if row in open_rows else None for row in rows]
             drafts = self._drafts(begun, examples and [examples[row] for row in rows])
             inputs, mask = _behind(ids, (after - 1).expand(3, -1)[..., None], mask, drafts)
@@ -295,16 +294,19 @@ class Decoder:
             for tokens, some in zip(begun, examples, strict=True)
         ]
 
-    def _refuse(self, cache: Any, mask: torch.Tensor, taken: list[list[int]], places: int) -> torch.Tensor:
+    def _refuse(
+        self, cache: Any, mask: torch.Tensor, taken: list[list[int]], places: int, still: list[bool]
+    ) -> torch.Tensor:
         """Hide what each row refused of its draft, and take out of the cache what lies behind all that was taken.
 
         mask: of the cache without drafts. taken: of every row's places, which are `places` with that before its draft.
+        still: whether the row is open. Others go on, too, but only open ones decide how much the cache holds.
         """
         last = max(row[-1] for row in taken)
         cache.crop(last + 1 - places)
         if last:
             mask = torch.cat([mask, mask.new_tensor([[n in row for n in range(1, last + 1)] for row in taken])], 1)
-        longest = int(mask.sum(1).max())
+        longest = int(mask[still].sum(1).max())
         if mask.shape[1] - longest <= most_holes(len(mask)):
             return mask
         order = mask.argsort(stable=True, dim=1)[:, -longest:]  # holes and padding come first

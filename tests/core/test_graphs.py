@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from toys import tracked
 
 from r1track.core import config, generation, models, prompts
+from r1track.core.drafts import Draft
 from r1track.core.errors import UserError
 from r1track.core.graphs import Graphs, staying
 from r1track.core.models import Loaded
@@ -121,6 +122,27 @@ def test_rollouts_are_the_same_while_rows_are_dropped_and_after_the_weights_have
         before = [row.tokens for row in plain]
         with torch.no_grad():  # in place, as an optimiser does
             loaded.model.model.language_model.embed_tokens.weight[:, ::3] *= 0.5
+
+
+def test_a_row_that_ends_long_before_the_others_does_not_fill_the_cache(
+    loaded: Loaded, graphs: Graphs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One row is drafted to its end, and goes on, unread, for as long as the other one takes without drafts."""
+    asked, templates, searches = tracked(2)
+    images = [[row[0], search] for row, search in zip(templates, searches[1], strict=True)]
+    texts = loaded.processor.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    plain, graphed = (generation.Decoder(loaded, max_tokens=200, graphs=each) for each in (None, graphs))
+    plain.ends = graphed.ends = set()
+    wanted = [row.tokens for row in shared_prefix.complete(plain, texts, images, generation.greedy, batch=2)[1]]
+
+    def first(tokens: list[int], _: Any, most: int) -> Draft:
+        n = len(tokens)
+        drafted = wanted[0][n : n + most] if tokens == wanted[0][:n] != wanted[1][:n] else []
+        return Draft(drafted, [*range(len(drafted))])
+
+    monkeypatch.setattr(graphed.drafter, "draft", first)
+    replayed = shared_prefix.complete(graphed, texts, images, generation.greedy, batch=2)[1]
+    assert [row.tokens for row in replayed] == wanted
 
 
 def test_rows_are_halved_as_often_as_the_open_ones_fit_but_not_below_eight() -> None:
