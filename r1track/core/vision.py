@@ -19,6 +19,8 @@ class PatchProduct(modeling.Qwen2_5_VisionPatchEmbed):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """hidden_states: (patches, values of each) -> (patches, width)."""
+        if not isinstance(self.proj, torch.nn.Conv3d):  # an adapter is on it
+            return super().forward(hidden_states)
         weight = self.proj.weight
         return linear(hidden_states.to(weight.dtype), weight.flatten(1))
 

@@ -245,7 +245,7 @@ def plan(settings: Settings) -> list[StagePlan]:
         resident: Terms = {"CUDA context": CONTEXT, "weights": model.weights["none"]}
         resident |= {"adapter": model.adapter} if stage == "merge" else {}
         resident |= {"pixel values": model.pixels * batch.rows * batch.patches}
-        drafted = stage == "track" and settings.track.reuse
+        drafted = stage == "track" and track.reuse and not settings.task.prompt
         if drafted and track.graphs:
             resident |= {"graphs' cache": _fixed_cache(model, batch, batch.rows)}
         plans.append(StagePlan(stage, _answering(model, batch, resident, stage == "merge", drafted)))

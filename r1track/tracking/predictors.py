@@ -90,13 +90,14 @@ def load_predictor(settings: Settings, model: str) -> Predictor:
         from r1track.core import models
         from r1track.core.graphs import Graphs
 
-        graphs = Graphs("track.graphs") if track.graphs else None
+        reuse = track.reuse and not settings.task.prompt  # in other questions the search region may not come last
+        graphs = Graphs("track.graphs") if track.graphs and reuse else None
         loaded = models.load(settings.model.base, settings.model, adapter_of(settings, model))
 
         def generate(questions: list[Messages], images: list[list[Image.Image]], max_tokens: int) -> list[str]:
             return models.generate(loaded, questions, images, max_tokens=max_tokens, batch=track.batch)
 
-        if track.reuse and not settings.task.prompt:  # in other questions the search region may not come last
+        if reuse:
             return Predictor(_reuse_prefixes(loaded, settings, graphs), generate)
 
     def predict(views: list[View]) -> list[str]:

@@ -19,6 +19,7 @@ from r1track.core.drafts import Draft
 from r1track.core.errors import UserError
 from r1track.core.graphs import Graphs, staying
 from r1track.core.models import Loaded
+from r1track.preflight import memory
 from r1track.tracking import predictors
 from r1track.training import shared_prefix
 
@@ -192,3 +193,15 @@ def test_without_a_card_graphs_are_refused_before_a_model_is_loaded() -> None:
     settings = config.resolve({"preset": "demo", "track": {"graphs": True}})
     with pytest.raises(UserError, match=r"track.graphs: true, but torch finds no CUDA card"):
         predictors.load_predictor(predictors.settings_for(settings, "tiny"), "tiny")
+
+
+def test_another_question_is_encoded_whole_so_that_graphs_ask_for_no_card_and_no_memory() -> None:
+    words = {"prompt": "{template}{box}{search} Where is it now?"}
+    settings, without = (
+        config.resolve({"preset": "demo", "task": words, "track": {"graphs": graphs}}) for graphs in (True, False)
+    )
+    assert predictors.load_predictor(predictors.settings_for(settings, "tiny"), "tiny").generate
+    plans = [{each.stage: each.moments for each in memory.plan(made)}["track"] for made in (settings, without)]
+    assert plans[0] == plans[1]
+    logits = plans[0]["answers"]["logits"]
+    assert logits == 16 * settings.track.batch * memory.Model(settings).text.vocab_size, "no drafts"

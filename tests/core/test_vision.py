@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as modeling
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 
@@ -23,11 +24,17 @@ def tower() -> Any:
     return modeling.Qwen2_5_VisionTransformerPretrainedModel(small)
 
 
-def look(tower: Any, sizes: list[tuple[int, int]]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """What the tower makes of given pixels, and the gradients of the first weights of each part."""
+def features(tower: Any, sizes: list[tuple[int, int]]) -> torch.Tensor:
+    """What the tower makes of given pixels."""
     patches = sum(high * wide for high, wide in sizes)
     pixels = torch.linspace(-1, 1, patches * 1176).view(patches, 1176).sin()
-    seen = tower(pixels, grid_thw=torch.tensor([[1, *size] for size in sizes])).last_hidden_state
+    seen: torch.Tensor = tower(pixels, grid_thw=torch.tensor([[1, *size] for size in sizes])).last_hidden_state
+    return seen
+
+
+def look(tower: Any, sizes: list[tuple[int, int]]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """What the tower makes of given pixels, and the gradients of the first weights of each part."""
+    seen = features(tower, sizes)
     tower.zero_grad()
     seen.square().sum().backward()
     weights = [tower.patch_embed.proj.weight, *(block.attn.qkv.weight for block in tower.blocks)]
@@ -36,10 +43,10 @@ def look(tower: Any, sizes: list[tuple[int, int]]) -> tuple[torch.Tensor, list[t
 
 @pytest.mark.parametrize("kind", SIZES)
 def test_features_and_gradients_are_those_of_transformers(kind: str, tower: Any) -> None:
-    features, gradients = look(tower, SIZES[kind])
+    wanted, gradients = look(tower, SIZES[kind])
     vision.fewer_calls(tower)
     ours, our_gradients = look(tower, SIZES[kind])
-    assert torch.allclose(ours, features, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(ours, wanted, rtol=1e-5, atol=1e-6)
     for one, other in zip(our_gradients, gradients, strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-5 * other.abs().max())
         assert other.abs().max() > 0
@@ -53,6 +60,22 @@ def test_patches_are_embedded_without_a_convolution(dtype: torch.dtype, tower: A
     tower.patch_embed.proj.forward = None  # is not called
     assert torch.allclose(tower.patch_embed(pixels), embedded, atol=1e-2 if dtype == torch.bfloat16 else 1e-6)
     assert tower.patch_embed(pixels).dtype == dtype
+
+
+def test_an_adapter_on_any_layer_of_the_tower_works_in_it(tower: Any) -> None:
+    """`proj` names the embedding of patches, too: a convolution, on which PEFT puts an adapter as well."""
+    adapter = LoraConfig(r=4, target_modules=["proj", "qkv", "gate_proj"], init_lora_weights=False)
+    tower = inject_adapter_in_model(adapter, tower)
+    plain = features(tower, SIZES["images"])
+    adapters = [weight for name, weight in tower.named_parameters() if "lora_B" in name]
+    assert len(adapters) == 1 + 3 * len(tower.blocks)
+    vision.fewer_calls(tower)
+    ours = features(tower, SIZES["images"])
+    assert torch.allclose(ours, plain, rtol=1e-5, atol=1e-5)
+    for weight in adapters:
+        with torch.no_grad():
+            weight.mul_(-3)
+        assert not torch.allclose(features(tower, SIZES["images"]), ours, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(("kind", "calls"), [("crops", 2), ("images", 4 + 3)])
