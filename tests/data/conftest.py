@@ -2,17 +2,10 @@
 
 from pathlib import Path
 
-import datasets
 import pytest
 from few_pairs import settings
 
 from r1track.data import sample, toy
-
-
-@pytest.fixture
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `datasets` has read lies in the test's own folder."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 @pytest.fixture(scope="session")
