@@ -67,6 +67,8 @@ def make_study(layers: Sequence[Layer]) -> Study:
     """The runs of a configuration: one, or those of its section `study`. Raises ConfigError as `combine`, make_plan."""
     settings = combine(layers)
     results = f"results/{settings.run}"
+    if results == SHARED:
+        raise ConfigError("run = 'shared': is the folder of what the runs of studies share; give another name")
     if not (settings.study.seeds or settings.study.variants):
         runs = {settings.run: make_plan(settings)}
         return Study(results, runs, runs)
@@ -74,12 +76,18 @@ def make_study(layers: Sequence[Layer]) -> Study:
     for name, over in variants(layers).items():
         for seed in settings.study.seeds or [settings.seed]:
             run = f"{name}-seed{seed}"
-            runs[run] = _with_homes(combine([*over, Layer(run, {"run": run, "seed": seed})]))
+            planned = combine([*over, Layer(run, {"run": run, "seed": seed})])
+            if twins := [other for other in runs if runs[other].settings.model_copy(update={"run": run}) == planned]:
+                fault = f"{twins[0]} and {run} have the same settings, so nothing could be compared"
+                raise ConfigError(f"study.variants.{name}: {fault}; change a field, or leave one of the variants out")
+            runs[run] = _with_homes(planned)
             for home in runs[run].homes.values():
                 folder = home.removeprefix("results/")
                 makers.setdefault(folder, replace(runs[run], results=home, scratch=f"scratch/{folder}"))
     if len(settings.study.seeds) > 1 and not any(run.trains for run in runs.values()):
         raise ConfigError("study.seeds: no run trains, so all seeds give the same results; leave `seeds` out")
+    if settings.run in runs:
+        raise ConfigError(f"run = {settings.run!r}: is one of the study's own runs, {[*runs]}; give another name")
     if len(runs) == 1:
         raise ConfigError(f"study: one run, {[*runs]}; give two seeds or variants, or take `study` out")
     return Study(results, runs, makers)

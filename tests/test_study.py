@@ -98,8 +98,15 @@ def test_a_changed_variant_changes_no_result_of_another_one(changed: str, sectio
         ({"seeds": [0, 0]}, r"study: seeds \[0, 0\] names one twice"),
         ({"seeds": [1]}, r"study: one run, \['small-seed1'\]; give two seeds or variants"),
         ({"variants": {"a/b": {}}}, "cannot name a folder"),
-        ({"variants": {"a": {"seed": 1}}}, r"study\.variants\.a\.seed = 1: Input should be a valid dictionary"),
-        ({"variants": {"a": {"study": {"seeds": [1]}}}}, "a variant has a section `study`"),
+        *(
+            ({"variants": {"a": {}, "b": {field: value}}}, f"variant 'b' sets `{field}`, which none can; write it")
+            for field, value in {"preset": "best", "run": "x", "seed": 1, "study": {"seeds": [1]}}.items()
+        ),
+        ({"variants": {"a": {}, "b": {"train": 3}}}, r"study\.variants\.b: .*\n  train = 3: is a group of fields"),
+        (
+            {"seeds": [0, 1], "variants": {"a": {}, "b": {"score": {"draws": 100}}}},
+            r"study\.variants\.b: a-seed0 and b-seed0 have the same settings, .*; change a field, or leave one",
+        ),
         (
             {"seeds": [0, 1], "variants": {"a": {"train": {"gruop": 4}}}},
             r"study\.variants\.a: cannot be used\n  train\.gruop = 4: unknown field; did you mean 'group'\?",
@@ -109,6 +116,19 @@ def test_a_changed_variant_changes_no_result_of_another_one(changed: str, sectio
 def test_a_study_that_cannot_be_is_refused_with_its_field(section: dict[str, Any], message: str) -> None:
     with pytest.raises(config.ConfigError, match=message):
         make({**SMALL, "study": section})
+
+
+@pytest.mark.parametrize(
+    ("run", "section", "message"),
+    [
+        ("a-seed0", {"seeds": [0, 1], "variants": {"a": {}}}, "run = 'a-seed0': is one of the study's own runs"),
+        ("shared", {"seeds": [0, 1]}, "run = 'shared': is the folder of what the runs of studies share; give another"),
+        ("shared", {}, "run = 'shared': is the folder of what the runs of studies share; give another"),
+    ],
+)
+def test_no_run_has_the_folder_of_another_or_of_what_is_shared(run: str, section: dict[str, Any], message: str) -> None:
+    with pytest.raises(config.ConfigError, match=message):
+        make({**SMALL, "run": run, "study": section})
 
 
 @pytest.fixture(scope="module")

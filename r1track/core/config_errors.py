@@ -35,7 +35,15 @@ def _remedy(fault: Any, schema: type[BaseModel]) -> str:
         return "no such reward; take 'paper' or 'iou', or name a function of your own as `module:function`"
     if kind == "string_pattern_mismatch":
         return "cannot name a folder; take a letter, digit or `_`, then up to 99 more, `-` and `.` too"
-    if kind == "string_type" and value is not None:
+    if kind.endswith("_type") and value is None:
+        return "nothing stands there; write a value, or leave the line out"
+    if kind in ("model_type", "dict_type"):
+        return "is a group of fields; write `name: value` below it, or {name: value} in its line"
+    if kind == "list_type":
+        return f"is a list; write [{value}]"
+    if kind == "too_short":
+        return "is empty; write at least one"
+    if kind == "string_type":
         return f"YAML reads this as {type(value).__name__}; write a text, in quotes"
     if kind in ("float_type", "int_type") and isinstance(value, str):
         try:

@@ -246,14 +246,16 @@ class Study(Section):
     """study: several runs by one command, and a page that compares them (docs/study.md)."""
 
     seeds: list[Annotated[int, Field(ge=0)]] = Field([], description="a run for each; empty: one of `seed`")
-    variants: dict[Name, dict[str, dict[str, Any]]] = Field({}, description="changed fields by section; empty: none")
+    variants: dict[Name, dict[str, Any]] = Field({}, description="changed fields by section; empty: none")
 
     @model_validator(mode="after")
     def _runs_differ(self) -> Self:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds {self.seeds} names one twice; name each once")
-        if "study" in {section for changes in self.variants.values() for section in changes}:
-            raise ValueError("a variant has a section `study`; write it over the variants")
+        for name, changes in self.variants.items():
+            if fixed := sorted(changes.keys() & {"preset", "run", "seed", "study"}):
+                fault = f"variant {name!r} sets `{fixed[0]}`, which none can"
+                raise ValueError(f"{fault}; write it outside of `study`, and seeds in study.seeds")
         return self
 
 

@@ -69,6 +69,12 @@ def refusal(values: dict[str, Any]) -> str:
             ["sample: negatives 0.1 and hub 'a/b'", "set negatives to 0.0, or hub to null"],
         ),
         ({"preset": "nope"}, ["preset = 'nope'", "demo", "r1track-5k"]),
+        ({"train": 3}, ["train = 3: is a group of fields; write `name: value` below it"]),
+        ({"data": {"sets": "mine/val"}}, ["data.sets = 'mine/val': is a group of fields; write `name: value`"]),
+        ({"data": {"sets": {}}}, ["data.sets: is empty; write at least one"]),
+        ({"track": {"peers": "static"}}, ["track.peers = 'static': is a list; write [static]"]),
+        ({"run": None}, ["run = None: nothing stands there; write a value, or leave the line out"]),
+        ({"train": {"steps": None}}, ["train.steps = None: nothing stands there; write a value"]),
     ],
 )
 def test_a_wrong_value_is_refused_with_field_value_and_remedy(values: dict[str, Any], parts: list[str]) -> None:
