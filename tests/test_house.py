@@ -1,4 +1,4 @@
-"""The house: which folder of the package may import which, as pyproject.toml says and `make test` holds."""
+"""The house: which folder of the package may import which, as pyproject.toml says, and how long a file may be."""
 
 import os
 import shutil
@@ -11,6 +11,7 @@ import pytest
 from r1track.core import config
 
 FOLDERS = ("core", "data", "training", "tracking", "ability", "reporting", "preflight")
+MOST_LINES = 350
 
 
 def lint(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -63,3 +64,23 @@ def test_a_new_folder_must_have_its_place(house: Path) -> None:
 def test_importing_a_folder_imports_nothing(folder: str) -> None:
     """Unsloth must be imported before TRL, so that a folder may not bring TRL with it."""
     assert (config.PACKAGE / folder / "__init__.py").read_text() == ""
+
+
+def too_long(root: Path) -> dict[str, int]:
+    """The Python files of a repository that have too many lines; what .gitignore names at its root is not its own."""
+    ignored = {".git", *(line.strip("/") for line in (root / ".gitignore").read_text().splitlines())}
+    files = [file for top in root.iterdir() if top.name not in ignored for file in (top, *top.rglob("*.py"))]
+    lines = {str(file.relative_to(root)): len(file.read_text().splitlines()) for file in files if file.suffix == ".py"}
+    return {name: count for name, count in lines.items() if count > MOST_LINES}
+
+
+def test_no_python_file_of_the_repository_is_too_long() -> None:
+    assert too_long(config.ROOT) == {}
+
+
+def test_a_planted_long_file_is_found(tmp_path: Path) -> None:
+    (tmp_path / ".gitignore").write_text("/.venv/\n")
+    for name, count in {"a.py": 351, "tests/deep/b.py": 351, "c.py": 350, ".venv/d.py": 351, "e.md": 351}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1\n" * count)
+    assert too_long(tmp_path) == {"a.py": 351, "tests/deep/b.py": 351}
