@@ -3,15 +3,13 @@
 The words are those of the public repository Wangbiao2/R1-Track at f585b82; the data sets themselves were not readable.
 """
 
-import io
 import json
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pytest
-from datasets import Dataset, Features, Image, List, Value
+from hub_rows import INSTRUCTION, PLAIN_5K, PLAIN_100K, THREE, data_set, png, row, sampled, settings, trained
 from PIL import Image as Picture
 from toys import toy_split
 
@@ -23,90 +21,12 @@ from r1track.core.crops import Crop
 from r1track.core.errors import UserError
 from r1track.core.schema import Task
 from r1track.core.sequences import Sequence, read_split
-from r1track.data import sample
 from r1track.preflight import doctor
 from r1track.tracking import track
 from r1track.training import merge, train
 
 pytestmark = pytest.mark.usefixtures("own_cache")
-PLAIN_5K = (
-    "<image><image>Please identify the target specified by the bounding box [10,20,30,40] in the first image and "
-    "locate it in the second image. \n Return the coordinates in [x_min,y_min,x_max,y_max] format."
-)
-PLAIN_100K = (
-    "<image> <image>Given two images, you need to:\n"
-    "1. Analyze and Identify the target object marked by bounding box [10,20,30,40] in <image_1>;\n"
-    "2. Re-locate this target in <image_2>;\n"
-    "3. Return [x_min, y_min, x_max, y_max] coordinates of the target in <image_2>."
-)
-INSTRUCTION = (
-    "You FIRST think about the reasoning process as an internal monologue and then provide the final answer. \n The "
-    "reasoning process MUST BE enclosed within <think> </think> tags. The final answer MUST BE put in <answer> "
-    "</answer> tags. "
-)
-THREE = (
-    "<image> <image> <image>Given three images:\n1. The target is marked by bounding box [10,20,30,40] in <image_1> "
-    "and by bounding box [5,6,50,60] in <image_{}>;\n2. Return its [x_min, y_min, x_max, y_max] in <image_{}>."
-)
 MARK = "<|vision_start|><|image_pad|><|vision_end|>"  # of an image, in Qwen's chat template
-STEP = {"steps": 1, "warmup": 0.0, "save_every": 1, "prompts_per_step": 2, "group": 4, "micro_batch": 4,
-        "learning_rate": 1e-3, "max_tokens": 16, "eval_every": 0,
-        "sft": {"steps": 1, "batch": 4, "micro_batch": 2}}  # fmt: skip
-
-
-def settings(preset: str, hub: Path, task: dict[str, Any] | None = None, **changes: Any) -> config.Settings:
-    """A preset's question on the tiny model and a local data set; tracking as in the demo."""
-    asked = config.resolve({"preset": preset}).task
-    words = {"prompt": asked.prompt, "box": asked.box, **(task or {})}
-    few = {"pairs": 12, "val_pairs": 4, "val_share": 0.25, "hub": str(hub), **changes}
-    model = {"min_pixels": 784, "max_pixels": 336 * 336}
-    return config.resolve({"preset": "demo", "task": words, "sample": few, "train": STEP, "model": model})
-
-
-def png(image: Picture.Image) -> dict[str, Any]:
-    stream = io.BytesIO()
-    image.save(stream, "PNG")
-    return {"bytes": stream.getvalue(), "path": "image_1.jpg"}
-
-
-def picture(size: int, colour: int) -> dict[str, Any]:
-    return png(Picture.new("RGB", (size, size), (colour, 120, 40)))
-
-
-def row(problem: str, size: int = 84, answer: str = "[10,20,30,40]") -> dict[str, Any]:
-    images = [picture(size, 40 * k) for k in range(problem.count("<image>"))]
-    return {"images": images, "problem": problem, "answer": answer}
-
-
-def chat(question: str, answer: str, *others: dict[str, str]) -> dict[str, Any]:
-    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return {"images": [picture(84, 0), picture(84, 40)], "messages": [*others, *turns]}
-
-
-def data_set(
-    folder: Path, rows: list[dict[str, Any]], split: str = "train", names: tuple[str, str] = ("role", "content")
-) -> Path:
-    turns = {"messages": List({"role": Value("string"), "content": Value("string")})}
-    texts = {"problem": Value("string"), "answer": Value("string")}
-    features = Features({"images": List(Image()), **(turns if "messages" in rows[0] else texts)})
-    table = Dataset.from_list(rows, features=features)
-    if names != ("role", "content"):
-        renamed = [[dict(zip(names, turn.values(), strict=True)) for turn in row["messages"]] for row in rows]
-        table = table.remove_columns("messages").add_column("conversations", renamed)
-    (folder / split).mkdir(parents=True, exist_ok=True)
-    table.to_parquet(folder / split / "0.parquet")
-    return folder
-
-
-def sampled(chosen: config.Settings, out: Path) -> Dataset:
-    sample.run(chosen, None, out, 1)
-    return pairs_module.load(out / "train")
-
-
-def trained(chosen: config.Settings, pairs: Path, folder: Path, *arms: str) -> None:
-    for arm in arms:
-        train.run(chosen, arm, "tiny", pairs, folder / arm / "scratch", folder / arm / "adapter")
-        assert (folder / arm / "adapter" / "adapter_model.safetensors").is_file()
 
 
 @pytest.mark.parametrize(("preset", "problem"), [("r1track-5k-hub", PLAIN_5K), ("r1track-100k-hub", PLAIN_100K)])
@@ -263,51 +183,6 @@ def test_an_instruction_to_think_stands_around_the_question_where_the_configurat
     trained(chosen, tmp_path / "pairs", tmp_path, "grpo")
     with pytest.raises(UserError, match="sft needs pairs with a column `thought`"):
         train.with_answers(rows, chosen.task)
-
-
-SYSTEM = {"role": "system", "content": "You are a helpful assistant."}
-
-
-@pytest.mark.parametrize("names", [("role", "content"), ("from", "value")])
-def test_the_sharegpt_form_is_read_and_sft_learns_its_answers(names: tuple[str, str], tmp_path: Path) -> None:
-    who = ("user", "assistant") if names[0] == "role" else ("human", "gpt")
-    rows = [chat(PLAIN_5K, "[10,20,30,40]", SYSTEM) for _ in range(16)]
-    for turn in (turn for one in rows for turn in one["messages"] if turn is not SYSTEM):
-        turn["role"] = who[turn["role"] == "assistant"]
-    chosen = settings("r1track-5k-hub", data_set(tmp_path / "data", rows, names=names))
-    pairs = sampled(chosen, tmp_path / "pairs")
-    assert (set(pairs["problem"]), pairs["answer"][0], set(pairs["thought"])) == ({PLAIN_5K}, [10, 20, 30, 40], {None})
-    trained(chosen, tmp_path / "pairs", tmp_path, "sft")
-
-
-def test_sft_learns_thoughts_from_the_sharegpt_form_and_rows_without_are_counted(tmp_path: Path) -> None:
-    thought = "<think>red, left</think> So: <answer>[10,20,30,40]</answer>"
-    rows = [chat(PLAIN_5K, thought)] * 16 + [chat(PLAIN_5K, "[10,20,30,40]")] * 2
-    rows += [chat(PLAIN_5K, thought, {"role": "system", "content": "Be brief."}), {**chat("", ""), "messages": []}]
-    chosen = settings("r1track-5k-hub", data_set(tmp_path / "data", rows), {"think": True}, pairs=50, val_pairs=0)
-    pairs = sampled(chosen, tmp_path / "pairs")
-    rejected = files.read_json(tmp_path / "pairs" / "manifest.json")["splits"]["train"]["rejected"]
-    assert rejected == {"messages are not one question and one answer": 2, "the answer has no thoughts": 2}
-    assert pairs["thought"] == ["red, left"] * 16
-    told = train.with_answers(pairs, chosen.task)["completion"][0][0]["content"]
-    assert told == "<think>red, left</think><answer>[10,20,30,40]</answer>"
-    trained(chosen, tmp_path / "pairs", tmp_path, "sft")
-
-
-def test_thoughts_are_exported_with_their_answers_and_come_back_as_they_were(tmp_path: Path) -> None:
-    thoughts = ["<think>red, left</think> So: <answer>[10,20,30,40]</answer>", "<think>gone</think><answer>[]</answer>"]
-    data = data_set(tmp_path / "data", [chat(PLAIN_5K, thought) for thought in thoughts] * 8)
-    chosen = settings("r1track-5k-hub", data, {"think": True}, pairs=16)
-    sample.run(chosen, None, tmp_path / "pairs", 1, ["sharegpt", "easyr1"])
-    again = settings("r1track-5k-hub", tmp_path / "pairs-sharegpt", {"think": True}, pairs=16)
-    first, second = pairs_module.load(tmp_path / "pairs" / "train"), sampled(again, tmp_path / "again")
-    columns = ("problem", "answer", "thought")
-    assert {(tuple(a), t) for a, t in zip(first["answer"], first["thought"], strict=True)} == {
-        ((10, 20, 30, 40), "red, left"), ((), "gone"),
-    }  # fmt: skip
-    assert [second[name] for name in columns] == [first[name] for name in columns]
-    bare = datasets.load_dataset(str(tmp_path / "pairs-easyr1"), split="train")["answer"]
-    assert set(bare) == {"[10,20,30,40]", "[]"}
 
 
 @pytest.mark.parametrize("split", ["val", "validation", "dev", "test"])
