@@ -18,8 +18,9 @@ from r1track.ability import metrics
 from r1track.core import hub, prompts, schema
 from r1track.core.boxes import xywh_to_xyxy
 from r1track.core.crops import fits, processed_size
-from r1track.core.errors import UserError
+from r1track.core.errors import UserError, environment_fault
 from r1track.core.images import decode, read_stored
+from r1track.core.section import MODEL_MARK
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +44,9 @@ class Item:
 
     @property
     def scorable(self) -> bool:
-        """Whether the right answer would itself score more than 0."""
-        return bool(self.targets and metrics.BY_NAME[self.metric](self.target, self.targets))
+        """Whether the right answer would itself score more than 0; never where a mark of the model's own is asked."""
+        marked = MODEL_MARK.search(self.question)
+        return bool(not marked and self.targets and metrics.BY_NAME[self.metric](self.target, self.targets))
 
     @cached_property
     def image_sha256(self) -> str:
@@ -119,7 +121,7 @@ def _draw(
             chosen.append(_with_image_size(items[scorable[place]], model))
         except UserError as fault:
             faults.append(str(fault))
-    if len(chosen) < (wanted if wanted > len(items) else (1 - spec.max_unusable) * wanted):
+    if len(chosen) < (wanted if wanted > len(items) else round((1 - spec.max_unusable) * wanted, 6)):
         number = f"{len(places)} questions that can be scored; take at most that number"
         few = f"{field}.items = {wanted}: split {spec.split!r} of {spec.source} has {number}"
         raise UserError(f"{faults[0]}; {len(faults)} of {len(places)} images cannot be used" if faults else few)
@@ -132,13 +134,13 @@ def _draw(
 
 def _rows(spec: schema.VqaSet, field: str) -> tuple[Any, Path]:
     """The rows of a set, and the folder where those of its images lie that are files."""
-    import datasets
-
     if spec.source == "easy-vqa":
         return _easy_vqa(spec, field)
     try:
         return hub.load_rows(spec.source, spec.subset, spec.split, spec.revision), Path(spec.source)
-    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+    except Exception as error:
+        if environment_fault(error):
+            raise
         raise UserError(
             f"{field}: cannot load split {spec.split!r} of {spec.source!r}: {error}; correct source, subset, split or "
             f"revision, or {hub.REMEDY}"

@@ -3,6 +3,7 @@
 Nothing large is imported before a hub id is named: the plan of a run looks here too.
 """
 
+import hashlib
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -114,13 +115,24 @@ def folder_bytes(folder: Path) -> int:
 
 
 def load_rows(source: str, subset: str | None, split: str | None, revision: str | None) -> Any:
-    """`datasets.load_dataset`; where the hub is out of reach, also from what `hf download` left in its cache."""
+    """`datasets.load_dataset`; where the hub is out of reach, also from what `hf download` left in its cache.
+
+    A folder has a cache for each state of its files: with the `configs` of a README.md, `datasets` itself would give
+    the rows from before a file was changed. Raises errors of many kinds, those of the libraries below.
+    """
     import datasets
 
+    cache = None if files.on_hub(source) else str(Path(datasets.config.HF_DATASETS_CACHE, _state(Path(source))))
     try:
-        return datasets.load_dataset(source, subset, split=split, revision=revision)
-    except (OSError, ValueError):
+        return datasets.load_dataset(source, subset, split=split, revision=revision, cache_dir=cache)
+    except Exception:
         folder = snapshot(source, revision) if files.on_hub(source) else None
         if folder is None:
             raise
         return datasets.load_dataset(str(folder), subset, split=split)
+
+
+def _state(folder: Path) -> str:
+    """A name for the present state of the files in a folder: another one after each change of theirs."""
+    states = [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in sorted(folder.rglob("*"))]
+    return hashlib.sha256(repr([folder.resolve(), states]).encode()).hexdigest()[:16]

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from r1track.core.boxes import Array
 from r1track.core.schema import Task
-from r1track.core.section import BoxForm
+from r1track.core.section import BoxForm, without_marks
 
 TEMPLATE_HEAD = "The first image is the template. The target in it has the box "
 SECOND_HEAD = ". The second image shows it later:"
@@ -59,7 +59,8 @@ def numbers(box: ArrayLike, form: BoxForm = "rounded") -> str:
 
 
 def _text(text: str) -> dict[str, str]:
-    return {"type": "text", "text": text}
+    """A text as a part of a message. Raises UserError where it holds a mark of the model's own."""
+    return {"type": "text", "text": without_marks(text)}
 
 
 def build(template_box: ArrayLike, *, second_box: ArrayLike | None = None, think: bool = False) -> Messages:

@@ -5,6 +5,7 @@
 A data set on the hub in one of these formats can be trained on (sample.hub). `export` writes both.
 """
 
+import json
 import logging
 import math
 from functools import partial
@@ -13,15 +14,15 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, Image, List, Value
-from datasets.exceptions import DatasetsError
 
 from r1track.core import boxes, hub, prompts
 from r1track.core.config_errors import PATCH
 from r1track.core.crops import fits
-from r1track.core.errors import UserError
+from r1track.core.errors import UserError, environment_fault
 from r1track.core.images import as_rgb, read_stored
 from r1track.core.pairs import PairRow
 from r1track.core.schema import Sample, Settings
+from r1track.core.section import without_marks
 from r1track.data import shards
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,9 @@ def _splits(sample: Sample, seed: int) -> tuple[Dataset, Dataset]:
     """The rows for training and the held-out rows."""
     try:
         splits = hub.load_rows(str(sample.hub), None, None, sample.hub_revision)
-    except (FileNotFoundError, ConnectionError, ValueError, StopIteration, DatasetsError) as error:
+    except Exception as error:
+        if environment_fault(error):
+            raise
         raise _refusal(sample, f"it cannot be loaded ({error.__cause__ or error})") from error
     if "train" not in splits:
         raise _refusal(sample, f"it has no split train, only {[*splits]}")
@@ -98,7 +101,8 @@ def _texts(row: dict[str, Any], around: str) -> tuple[str, str] | None:
         if [who for who, _ in said] != ["user", "assistant"]:
             return None
         question, answer = (text for _, text in said)
-    return (around.replace("{question}", question), str(answer)) if isinstance(question, str) else None
+    answer = answer if isinstance(answer, str) else json.dumps(answer, default=str)
+    return (around.replace("{question}", question), answer) if isinstance(question, str) else None
 
 
 def _compare_questions(rows: Dataset, name: str, settings: Settings) -> None:
@@ -114,11 +118,13 @@ def _compare_questions(rows: Dataset, name: str, settings: Settings) -> None:
 
 def _pair(row: dict[str, Any], folder: Path, settings: Settings) -> PairRow | shards.Rejection:
     """A row of the data set as a row of our shards, or why it is none."""
+    texts = _texts(row, settings.sample.hub_prompt)
     try:
+        without_marks("".join(texts or ()))
         stored = [as_rgb(read_stored(image, "an image", folder), "an image") for image in row["images"] or []]
     except UserError as fault:
         return str(fault)
-    images, texts = [image for image, _ in stored], _texts(row, settings.sample.hub_prompt)
+    images = [image for image, _ in stored]
     chat = not set(TURNS).isdisjoint(row)
     if texts is None and chat:
         return "messages are not one question and one answer"
@@ -138,6 +144,8 @@ def _pair(row: dict[str, Any], folder: Path, settings: Settings) -> PairRow | sh
     clipped = [] if box is None else boxes.clip(box, width, height).tolist()
     if width != height or not (boxes.area(clipped) if clipped else prompts.denies(answer, think=think)):
         return "answer is no box in a square search region"
+    if clipped and min(np.subtract(clipped[2:], clipped[:2])) < 1:
+        return "target thinner than a pixel"
     if width % PATCH:
         return f"the side of the search region is no multiple of {PATCH} pixels"
     return {

@@ -7,14 +7,13 @@ from typing import Any
 
 import httpx
 from datasets import load_dataset, load_dataset_builder
-from datasets.exceptions import DatasetNotFoundError, DatasetsError
+from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
 
 from r1track.core import hub
-from r1track.core.errors import UserError
+from r1track.core.errors import UserError, environment_fault
 
-FAULTS = (OSError, ValueError, StopIteration, DatasetsError, httpx.HTTPError)
 UNREACHABLE = (OfflineModeIsEnabled, httpx.ConnectError, httpx.TimeoutException)
 SECONDS = 20  # for the hub's first answer
 
@@ -39,7 +38,7 @@ def probe(source: hub.Source) -> str:
         builder = load_dataset_builder(source.name, source.subset, revision=info.sha)
         rows = load_dataset(source.name, source.subset, split=source.split, revision=info.sha, streaming=True)
         row = next(iter(rows))
-    except FAULTS as error:
+    except Exception as error:
         raise UserError(f"{source.title}: {_reason(source, error)}") from error
     missing = [column for column in source.columns if column not in row]
     if missing:
@@ -57,7 +56,7 @@ def fetch(source: hub.Source) -> None:
             snapshot_download(source.name, revision=source.revision)
         else:
             hub.load_rows(source.name, source.subset, source.split, source.revision)
-    except FAULTS as error:
+    except Exception as error:
         raise UserError(f"{source.title}: {_reason(source, error)}") from error
 
 
@@ -69,12 +68,14 @@ def _info(source: hub.Source) -> Any:
         )
     except UNREACHABLE as error:
         raise Unreachable(f"{source.title}: the hub cannot be reached; {hub.REMEDY}") from error
-    except FAULTS as error:
+    except Exception as error:
         raise UserError(f"{source.title}: {_reason(source, error)}") from error
 
 
 def _reason(source: hub.Source, error: BaseException) -> str:
     """What is wrong, and the remedy, in place of the libraries' several lines."""
+    if fault := environment_fault(error):
+        return fault
     behind: BaseException | None = error
     while behind and not isinstance(behind, GatedRepoError | RevisionNotFoundError | RepositoryNotFoundError):
         behind = behind.__cause__ or behind.__context__

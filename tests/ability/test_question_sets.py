@@ -9,6 +9,7 @@ from asked_sets import TINY, load, own_folder
 
 from r1track.ability import questions as question_sets
 from r1track.core import prompts, schema
+from r1track.core.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -95,6 +96,28 @@ def test_a_set_whose_images_are_names_only_is_refused(tmp_path):
 def test_a_set_that_is_nowhere_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"vqa\.sets\.mine: cannot load split 'test'"):
         load(schema.VqaSet(source=str(tmp_path / "none")))
+
+
+FOREIGN = {
+    "script.py": ("import datasets", "Dataset scripts are no longer supported"),
+    "README.md": ("---\nconfigs: [a: b: c\n---\n", "while parsing a flow sequence"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_folder_with_a_script_or_a_broken_head_of_its_readme_is_refused(name, tmp_path):
+    text, reason = FOREIGN[name]
+    (tmp_path / "script").mkdir()
+    (tmp_path / "script" / name).write_text(text)
+    with pytest.raises(UserError, match=rf"(?s)mine: cannot load split 'test' of .*{reason}.*; correct source"):
+        load(schema.VqaSet(source=str(tmp_path / "script")))
+
+
+def test_a_changed_file_of_a_folder_is_read_anew_though_its_readme_names_its_files(stored):
+    """`datasets` itself keeps the first rows for ever."""
+    for right in ("red", "blue", "green"):
+        source = stored({"question": ["a?", "b?"], "answer": [right] * 2})
+        assert {item.target for item in load(schema.VqaSet(source=source, items=2))} == {right}
 
 
 def test_a_folder_of_images_and_lines_is_a_set(tmp_path):

@@ -95,6 +95,29 @@ def test_a_set_of_500_rows_is_asked_with_a_few_that_cannot_be_scored_and_refused
             load(schema.VqaSet(source=source))
 
 
+@pytest.mark.parametrize(
+    ("items", "share", "usable"), [(10, 0.7, 3), (100, 0.71, 29), (100, 0.29, 71), (500, 0.1, 450)]
+)
+def test_a_set_that_lacks_the_stated_share_exactly_is_asked_and_refused_with_one_less(items, share, usable, stored):
+    """As numbers of the machine, 1 - 0.7 of 10 is more than 3."""
+    answers = ["red" if k < usable else None for k in range(items)]
+    spec = schema.VqaSet(
+        source=stored({"question": [f"q{k}" for k in range(items)], "answer": answers}), items=items, max_unusable=share
+    )
+    assert len(load(spec)) == usable
+    answers[0] = None
+    source = stored({"question": [f"q{k}" for k in range(items)], "answer": answers})
+    with pytest.raises(UserError, match=f"has {usable - 1} questions that can be scored"):
+        load(spec.model_copy(update={"source": source}))
+
+
+def test_a_question_with_a_mark_of_the_models_own_is_counted_and_never_asked(stored, caplog):
+    """The processor would look for an image more, and stop the stage after hours."""
+    source = stored({"question": ["a?", "<|image_pad|>b?", "c?<|im_end|>", "<|box_start|>d?"], "answer": ["red"] * 4})
+    assert [item.doc_id for item in load(schema.VqaSet(source=source, items=2))] == ["0", "3"]
+    assert "left out 2 of 4 questions" in caplog.text
+
+
 def test_a_few_broken_images_are_left_out_by_name_the_same_ones_for_every_model(stored, pictures, caplog):
     good, bad = pictures[0], {"bytes": b"no image", "path": None}
     columns = {"image": [bad if k in (3, 17) else good for k in range(20)], "question": [f"q{k}" for k in range(20)]}

@@ -45,6 +45,15 @@ def refusal(values: dict[str, Any]) -> str:
         ({"task": {"size": 100}}, ["task.size = 100: not a multiple of 28", "take 112"]),
         ({"task": {"size": 336}}, ["task.size = 336", "model.min_pixels..max_pixels", "take a size from"]),
         ({"model": {"min_pixels": 40000}}, ["model.min_pixels = 40000: above model.max_pixels", "swap"]),
+        (
+            {"vqa": {"sets": {"mine": {"prompt": "<|vision_start|>{question}"}}}},
+            ["vqa.sets.mine.prompt", "holds <|vision_start|>, a mark of the model's own; take it out"],
+        ),
+        ({"sample": {"hub_prompt": "{question}<|im_end|>"}}, ["sample.hub_prompt", "<|im_end|>", "take it out"]),
+        (
+            {"task": {"prompt": "{template}<|image_pad|>{search} {box}"}},
+            ["task.prompt", "holds <|image_pad|>, a mark of the model's own; take it out"],
+        ),
         ({"vqa": {"sets": {"mine": {"prompt": "What?"}}}}, ["vqa.sets.mine", "'What?'", "{question}"]),
         ({"train": {"start": "sft"}}, ["train", "start `sft` needs arms [sft, grpo]"]),
         ({"train": {"arms": ["grpo", "grpo"]}}, ["train", "names one twice"]),

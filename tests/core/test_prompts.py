@@ -12,6 +12,7 @@ import pytest
 
 from r1track.core import prompts
 from r1track.core.boxes import clip
+from r1track.core.errors import UserError
 
 NO_BOX = [
     "",
@@ -209,3 +210,11 @@ def test_a_box_that_is_written_is_read_as_it_was_in_every_form() -> None:
                 assert parsed is not None
                 assert parsed.tolist() == box
                 assert prompts.numbers(parsed) == text
+
+
+@pytest.mark.parametrize("mark", ["<|image_pad|>", "<|vision_start|>", "<|video_pad|>", "<|im_end|>", "<|endoftext|>"])
+def test_a_text_with_a_mark_of_the_models_own_is_refused_wherever_it_comes_from(mark: str) -> None:
+    for build in (prompts.ask, prompts.ground, lambda text: prompts.unflat(f"<image><image>{text}")):
+        assert build("a <|box_start|> b <image_1>")
+        with pytest.raises(UserError, match=rf"a text holds {re.escape(mark)}, a mark of the model's own; take it out"):
+            build(f"a{mark}b")

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Picture
 
-from r1track.core import config, files, images
+from r1track.core import config, files, images, prompts
 from r1track.core import pairs as pairs_module
 from r1track.core.errors import UserError
 from r1track.data import sample
+from r1track.training import train
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 FEW = {"pairs": 12, "val_pairs": 4, "val_share": 0.25, "shard_rows": 5, "max_gap": 8}
@@ -76,6 +77,13 @@ BAD = {
     "a box beyond the crop": ({"answer": "[10, 20, 30, 140]"}, "answer is no box in a square search region"),
     "words": ({"answer": "to the left"}, "answer is no box in a square search region"),
     "a box of which nothing is in the crop": ({"answer": "[85, 20, 88, 40]"}, "answer is no box in a square search"),
+    "a box thinner than a pixel": ({"answer": "[10.1, 20, 10.9, 40]"}, "target thinner than a pixel"),
+    "a box of which less than a pixel is in the crop": ({"answer": "[-3, 20, 0.5, 40]"}, "target thinner than a pixel"),
+    "a place of the model's own": (
+        {"problem": "<image><image><|image_pad|>In image 2?"},
+        "a text holds <|image_pad|>, a mark of the model's own",
+    ),
+    "an end of a turn": ({"problem": "<image><image>In image 2?<|im_end|>"}, "a text holds <|im_end|>, a mark"),
     "no answer": ({"answer": None}, "answer is no box in a square search region"),
     "words that do not say where": ({"problem": "<image><image>?"}, "does not say which image is the search region"),
     "words that name an image too many": (
@@ -117,7 +125,7 @@ def test_rows_that_are_no_pairs_are_counted_by_reason(tmp_path: Path) -> None:
     (data / "words.jpg").write_text("no image")
     (tmp_path / "outside.jpg").write_bytes(picture()["bytes"])
     (data / "link.jpg").symlink_to(tmp_path / "outside.jpg")
-    sample.run(settings(hub=str(data), pairs=50, max_rejected=0.5), None, tmp_path / "pairs", 1)
+    sample.run(settings(hub=str(data), pairs=50, max_rejected=0.7), None, tmp_path / "pairs", 1)
     splits = files.read_json(tmp_path / "pairs" / "manifest.json")["splits"]
     assert (splits["train"]["pairs"], splits["val"]["pairs"]) == (9, 3)
     assert sum(splits["train"]["rejected"].values()) == len(rows) - 9
@@ -127,6 +135,31 @@ def test_rows_that_are_no_pairs_are_counted_by_reason(tmp_path: Path) -> None:
     assert sampled[0]["answer"] == [10, 20, 30, 84]  # within the tolerance: clipped
     with pytest.raises(ValueError, match="draws rejected"):
         sample.run(settings(hub=str(data), pairs=50, max_rejected=0.0), None, tmp_path / "none", 1)
+
+
+@pytest.mark.parametrize("answer", [[10, 20, 30, 40], [10.0, 20.4, 29.6, 40.0], {"bbox_2d": [10, 20, 30, 40]}])
+def test_an_answer_may_be_a_list_or_an_object_of_numbers(answer: Any, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    rows = [question(answer=answer)] * 4
+    table = Dataset.from_list(rows).cast_column("images", List(Image()))
+    table.to_parquet(tmp_path / "data" / "train.parquet")
+    sample.run(settings(hub=str(tmp_path / "data")), None, tmp_path / "pairs", 1)
+    expected = answer["bbox_2d"] if isinstance(answer, dict) else answer
+    assert pairs_module.load(tmp_path / "pairs" / "train")["answer"] == [expected] * 3
+
+
+def test_an_answer_that_sft_learns_is_a_box_that_the_reward_reads(tmp_path: Path) -> None:
+    boxes = [[10.1, 20.0, 10.3, 40.0], [10.49, 20.5, 11.5, 21.51], [82.9, 0.0, 84.0, 1.0], [0.9, 0.9, 1.95, 1.95]]
+    data = foreign([question(answer=json.dumps(box)) for box in boxes], tmp_path / "data")
+    for form in ("rounded", "truncated"):
+        words = {"prompt": "{template}{search}[1, 2] {box}", "box": form}
+        sampled = settings(hub=str(data), val_pairs=0)
+        chosen = sampled.model_copy(update={"task": sampled.task.model_copy(update=words)})
+        sample.run(chosen, None, tmp_path / form, 1)
+        rows = train.with_answers(pairs_module.load(tmp_path / form / "train"), chosen.task)
+        answers = [completion[0]["content"] for completion in rows["completion"]]
+        assert len(answers) == 3
+        assert all(prompts.parse_box(answer, size=84) is not None for answer in answers)
 
 
 def stored(image: Picture.Image, kind: str, **options: Any) -> dict[str, Any]:
@@ -220,6 +253,22 @@ def test_a_file_of_another_form_is_refused(text: str, message: str, tmp_path: Pa
     (tmp_path / "data" / "train.jsonl").write_text(text)
     with pytest.raises(UserError, match=rf"sample\.hub = .*: ({message}).*; give a data set in the format easyr1"):
         sample.run(settings(hub=str(tmp_path / "data")), None, tmp_path / "pairs", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("script.py", "import datasets", "Dataset scripts are no longer supported"),
+        ("README.md", "---\nconfigs: [a: b: c\n---\n", "while parsing a flow sequence"),
+    ],
+)
+def test_a_folder_with_a_script_or_a_broken_head_of_its_readme_is_refused(
+    name: str, text: str, reason: str, tmp_path: Path
+) -> None:
+    data = foreign([question()] * 4, tmp_path / "script")
+    (data / name).write_text(text)
+    with pytest.raises(UserError, match=rf"(?s)sample\.hub = .*: it cannot be loaded \({reason}.*; give a data set"):
+        sample.run(settings(hub=str(data)), None, tmp_path / "pairs", 1)
 
 
 def test_a_data_set_that_is_not_there_or_has_another_split_only_is_refused(tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ SETS = {
     "wrong-split": {"source": "some/Right-Set", "split": "lite"},
     "wrong-subset": {"source": "some/Right-Set", "subset": "chart"},
     "gated": {"source": "some/gated"},
+    "script": {"source": "some/script"},
+    "odd-readme": {"source": "some/odd-readme"},
 }
 
 
@@ -44,6 +46,12 @@ def mirror(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mirror]:
     (adapter / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     save_file({"weight": np.zeros(2_500_000, np.float32)}, adapter / "adapter_model.safetensors")
     names = {("datasets", "some/Right-Set"): folder, ("datasets", "some/gated"): folder}
+    for name, (file, text) in {
+        "script": ("script.py", "import datasets"),
+        "odd-readme": ("README.md", "---\nconfigs: [a: b: c\n---\n"),
+    }.items():
+        names["datasets", f"some/{name}"] = tmp_path_factory.mktemp(name)
+        (names["datasets", f"some/{name}"] / file).write_text(text)
     names |= {("models", "some/tracker"): models.TINY, ("models", "some/adapter"): adapter}
     names |= {("models", "some/closed"): models.TINY}
     with serving(Mirror(names, {"some/gated", "some/closed"})) as served:
@@ -91,6 +99,10 @@ def test_the_doctor_opens_each_set_and_model_and_says_what_is_wrong(mirror: Mirr
     assert found["wrong-column"] == f"error: {newest}: no column query, number; its columns: answer, image, question"
     assert found["wrong-split"].startswith(f"error: {newest}: Bad split: lite. Available splits: ['test']; correct")
     assert found["wrong-subset"].startswith(f"error: {newest}: BuilderConfig 'chart' not found.")
+    assert found["script"].startswith(
+        "error: some/script at the newest commit: Dataset scripts are no longer supported, but found script.py; correct"
+    )
+    assert found["odd-readme"].startswith("error: some/odd-readme at the newest commit: while parsing a flow sequence")
     assert found["gated"] == (
         "error: some/gated at the newest commit: its owner asks you to accept conditions; accept them at "
         f"{page}/gated, then run `hf auth login`"
