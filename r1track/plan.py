@@ -11,6 +11,7 @@ from pathlib import Path
 from r1track.core import files, hub
 from r1track.core.config import SFT, STAGE_FILES, ConfigError, Settings, flat, load, stage_values
 from r1track.core.errors import UserError
+from r1track.core.images import is_image
 from r1track.core.sequences import read_list
 from r1track.training import own_reward
 
@@ -58,9 +59,13 @@ class Plan:
     @property
     def pair_sources(self) -> list[str]:
         """Files and folders that the pairs are made from; none for a data set on the hub."""
-        if self.train is None:
-            return [] if files.on_hub(str(self.settings.sample.hub)) else [str(self.settings.sample.hub)]
-        return [listing(self.train)]
+        return [listing(self.train)] if self.train else _rows_of(str(self.settings.sample.hub))
+
+    @property
+    def question_sources(self) -> list[str]:
+        """The files of the question sets that are folders."""
+        sets = self.settings.vqa.sets.values()
+        return list(dict.fromkeys(file for one in sets if one.source != "easy-vqa" for file in _rows_of(one.source)))
 
     @property
     def trains(self) -> bool:
@@ -196,6 +201,14 @@ def _split(path: str, field: str, toy: str) -> tuple[str, str]:
         return path, next(iter(read_list(Path(path))))
     except UserError as error:
         raise ConfigError(f"{field} = {path!r}: {error} (docs/sampling.md)") from error
+
+
+def _rows_of(source: str) -> list[str]:
+    """The files of a data set that is a folder, without its images, which may be many; none for one on the hub."""
+    if files.on_hub(source):
+        return []
+    places = [file for file in sorted(Path(source).rglob("*")) if "/." not in f"/{file.relative_to(source)}"]
+    return [str(file) for file in places if file.is_file() and not is_image(file)] or [source]
 
 
 def listing(split: str) -> str:

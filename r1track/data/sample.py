@@ -122,10 +122,12 @@ def run(settings: config.Settings, root: Path | None, out: Path, processes: int 
     root = None if settings.sample.hub else root
     if root is None and not settings.sample.hub:
         raise UserError("nothing to sample from; give --root, or set sample.hub")
-    provenance = Provenance("sample", {"list": root / "list.txt"} if root else {})
+    local: dict[str, Path | str] = {} if files.on_hub(hub := str(settings.sample.hub)) else {"hub": hub}
+    provenance = Provenance("sample", {"list": root / "list.txt"} if root else local)
     manifest, makers = _plan(settings, root) if root else formats.plan(settings)
     manifest = {"settings": config.stage_values(settings, "sample"), **manifest}
-    with resumed_folder(out, json.loads(json.dumps(manifest)), "sample") as folder:
+    identity = {**manifest, "inputs": {name: source.sha256 for name, source in provenance.inputs.items()}}
+    with resumed_folder(out, json.loads(json.dumps(identity)), "sample") as folder:
         written = _write(folder, makers, processes or files.cores(), settings.sample)
         for name, content in manifest["splits"].items():
             chosen = {Path(key).name: shard for key, shard in written.items() if key.startswith(name)}

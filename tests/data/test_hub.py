@@ -219,6 +219,20 @@ def test_a_search_region_that_the_processor_would_resize_is_refused_before_train
         train.run(chosen, "grpo", "tiny", tmp_path / "pairs", tmp_path / "scratch", tmp_path / "adapter")
 
 
+def test_a_change_of_any_file_with_rows_reruns_the_stage_that_reads_the_folder(tmp_path: Path) -> None:
+    """Of a folder alone Snakemake sees no more than that a name in it was added or removed."""
+    (tmp_path / "mine" / "train" / "images").mkdir(parents=True)
+    for name in ("README.md", "train/metadata.jsonl", "train/images/1.png", "train/.hidden.json"):
+        (tmp_path / "mine" / name).touch()
+    rows = [str(tmp_path / "mine" / name) for name in ("README.md", "train/metadata.jsonl")]
+    sets = {"own": {"source": str(tmp_path / "mine")}, "twice": {"source": str(tmp_path / "mine")}}
+    sets |= {"easy-vqa": {"source": "easy-vqa"}, "hub": {"source": "some/set"}}
+    values = {"preset": "demo", "sample": {"hub": str(tmp_path / "mine")}, "vqa": {"sets": sets}}
+    made = plan.make_plan(config.resolve(values))
+    assert made.pair_sources == made.question_sources == rows
+    assert plan.make_plan(config.resolve({"preset": "demo"})).question_sources == []
+
+
 @pytest.mark.parametrize("preset", ["r1track-5k-hub", "r1track-100k-hub"])
 def test_the_presets_need_no_training_split(preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -227,7 +241,7 @@ def test_the_presets_need_no_training_split(preset: str, tmp_path: Path, monkeyp
     made = plan.make_plan(config.resolve({"preset": preset}))
     assert (made.train, made.pair_sources) == (None, [])
     local = {"preset": preset, "sample": {"hub": str(tmp_path / "mine")}}
-    assert plan.make_plan(config.resolve(local)).pair_sources == [str(tmp_path / "mine")]
+    assert plan.make_plan(config.resolve(local)).pair_sources == [str(tmp_path / "mine")]  # which is not there
     settings = config.resolve({"preset": preset})
     states = {line[1]: line[0] for line in [*doctor._data(settings), *doctor._sources(settings, None)]}
     assert states["sample.hub"] == "warning"  # to be downloaded

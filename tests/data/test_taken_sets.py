@@ -15,7 +15,7 @@ from PIL import Image as Picture
 from r1track.core import config, files, images, prompts
 from r1track.core import pairs as pairs_module
 from r1track.core.errors import UserError
-from r1track.data import sample
+from r1track.data import sample, shards
 from r1track.training import train
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -291,6 +291,29 @@ def test_rows_are_held_out_at_random_where_there_is_no_other_split(tmp_path: Pat
     assert len({*train_rows, *val_rows}) == len(train_rows) + len(val_rows)
     assert len(val_rows) == 4
     assert files.hash_path(tmp_path / "again" / "train") == files.hash_path(tmp_path / "pairs" / "train")
+
+
+def test_work_that_a_kill_left_is_not_taken_up_for_a_folder_that_was_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [question(answer=f"[{k}, 20, 60, 60]") for k in range(12)]
+    data, chosen = foreign(rows, tmp_path / "data"), settings(hub=str(tmp_path / "data"), val_pairs=0)
+    write = shards.write
+
+    def killed(path: Path, *others: Any) -> Any:
+        if path.name.endswith("1.parquet"):
+            raise KeyboardInterrupt
+        return write(path, *others)
+
+    monkeypatch.setattr(shards, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        sample.run(chosen, None, tmp_path / "pairs", 1)
+    monkeypatch.setattr(shards, "write", write)
+    foreign([{**row, "answer": row["answer"].replace("60, 60", "70, 70")} for row in rows], data)
+    sample.run(chosen, None, tmp_path / "pairs", 1)
+    assert {tuple(box[2:]) for box in pairs_module.load(tmp_path / "pairs" / "train")["answer"]} == {(70, 70)}
+    record = files.read_json(tmp_path / "pairs" / "provenance.json")
+    assert record["inputs"] == {"hub": {"path": str(data), "sha256": files.hash_path(data)}}
 
 
 def test_a_data_set_of_another_form_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ rule vqa:
         config="results/{home}/config/vqa.json",
         weights=lambda w: PLANS[w.home].weights(w.model),
         pairs=lambda w: [] if w.model == "base" else PLANS[w.home].place("pairs"),
+        questions=lambda w: PLANS[w.home].question_sources,
         sources=plan.sources("vqa"),
     output:
         directory("results/{home}/vqa/{model}"),
