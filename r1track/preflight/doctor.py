@@ -5,6 +5,7 @@ nothing is asked of a network.
 """
 
 import functools
+import math
 import platform
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -190,7 +191,15 @@ def _pairs(pairs: int, sequences: int) -> Line:
 
 def _sources(settings: config.Settings, ask: Callable[[hub.Source], Line] | None) -> Iterator[Line]:
     """Every data set: on the hub, in a folder, or a package. ask: of the hub, about data sets and models."""
+    enough, stops = settings.verdict.min_items, settings.verdict.on_regression == "fail"
     for name, one in settings.vqa.sets.items():
+        unusable = 0 if one.source == "easy-vqa" else one.max_unusable
+        least = math.ceil(round((1 - unusable) * one.items, 6))
+        if settings.train.arms and least < enough:
+            finding = f"{one.items}, of which {one.items - least} may be left out (max_unusable)"
+            remedy = f"below verdict.min_items = {enough} the verdict is INVALID: ask more, or lower one of the others"
+            state: State = "error" if one.items < enough and stops else "warning"
+            yield Line(state, f"vqa.sets.{name}.items", f"{finding}; {remedy}")
         if one.source == "easy-vqa":
             remedy = "`pip install easy-vqa==1.0`"
             yield _line(find_spec("easy_vqa") is not None, f"vqa.sets.{name}", "the package easy-vqa", remedy)

@@ -3,6 +3,7 @@
 import shutil
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -226,3 +227,29 @@ def test_the_command_shows_lines_and_plan_and_its_code_says_whether_the_run_may_
     assert "data/GOT-10k/train/list.txt: no such file" in ill.output
     assert "too large" in ill.output
     assert "train grpo fits after one of: " in ill.output
+
+
+@pytest.mark.parametrize(
+    ("one", "rule", "state"),
+    [
+        ({"items": 1500}, {}, None),
+        ({"items": 333}, {}, None),
+        ({"items": 332}, {}, "warning"),
+        ({"items": 300, "source": "easy-vqa"}, {}, None),
+        ({"items": 299, "source": "easy-vqa"}, {}, "error"),
+        ({"items": 300, "max_unusable": 0.0}, {}, None),
+        ({"items": 300, "max_unusable": 0.01}, {}, "warning"),
+        ({"items": 299, "max_unusable": 0.0}, {}, "error"),
+        ({"items": 299}, {"on_regression": "warn"}, "warning"),
+        ({"items": 20, "max_unusable": 0.0}, {"min_items": 20}, None),
+    ],
+)
+def test_a_set_whose_questions_may_be_too_few_for_a_verdict_is_named_before_hours_are_spent(
+    one: dict[str, Any], rule: dict[str, Any], state: str | None
+) -> None:
+    Path("mine").mkdir()
+    values = {"vqa": {"sets": {"mine": {"source": "./mine", **one}}}, "verdict": rule}
+    found = bad(examined(**values))
+    assert {subject: found[subject][0] for subject in found} == ({"vqa.sets.mine.items": state} if state else {})
+    assert not state or "the verdict is INVALID: ask more" in found["vqa.sets.mine.items"][1]
+    assert bad(examined(**values, train={"arms": []})) == {}
