@@ -114,7 +114,7 @@ def _manifest_faults(base: records.Manifest, tuned: records.Manifest, rule: sche
     others = tuned.settings or base.settings
     sections = [name for name, values in base.settings.items() if others.get(name) != values]
     faults = [f"base and tuned were asked with different settings: {', '.join(sections)}"] if sections else []
-    if base.repeat and abs(base.repeat.difference) > rule.max_self_gap:
+    if base.repeat and _above(abs(base.repeat.difference), rule.max_self_gap):
         faults += [f"the base differs from itself by {base.repeat.difference:+.2f} points, above {rule.max_self_gap:g}"]
     return faults
 
@@ -184,6 +184,11 @@ def _leaks(answers: Sequence[ScoredAnswer]) -> records.Leaks:
     return records.Leaks(box=box, tags=tag, unparsed=unparsed, median_length=length)
 
 
+def _above(value: float, limit: float) -> bool:
+    """Whether a value is above a limit by more than the rounding of its computation: 89.6 - 81.6 is not above 8."""
+    return value - limit > 1e-9
+
+
 def _wider(draws: Array, low: float, high: float, rule: schema.Verdict) -> tuple[float, float]:
     """The bootstrap's interval, widened to the score bounds `low` and `high`, in the unit of all three."""
     ends = np.quantile(draws, [rule.alpha, 1 - rule.alpha])
@@ -199,13 +204,13 @@ def validity_faults(name: str, compared: SetVerdict, rule: schema.Verdict, publi
     gap = 0.0 if published is None else abs(compared.base - published)
     checks = {
         f"{compared.n} items, fewer than {rule.min_items}": compared.n < rule.min_items,
-        f"the base has {compared.base:.1f} %, published are {published} %": gap > rule.max_published_gap,
+        f"the base has {compared.base:.1f} %, published are {published} %": _above(gap, rule.max_published_gap),
     }
     for side, leaks in compared.leaks.items():
         fault = f"{leaks.box:.1%} of the answers of {side} are boxes, above {rule.max_box_share:.1%}"
-        checks[fault] = leaks.box > rule.max_box_share
+        checks[fault] = _above(leaks.box, rule.max_box_share)
     fault = f"unparsed answers changed by {unparsed:+.1f} points, above {rule.max_unparsed_gap:g}"
-    checks[fault] = abs(unparsed) > rule.max_unparsed_gap
+    checks[fault] = _above(abs(unparsed), rule.max_unparsed_gap)
     return [f"{name}: {fault}" for fault, wrong in checks.items() if wrong]
 
 
@@ -217,7 +222,7 @@ def flagged_sets(sets: Mapping[str, SetStatistics], rule: schema.Verdict) -> lis
     """
     adjusted = statistics.holm([max(row.mcnemar_p or 0, row.bootstrap_p) for row in sets.values()])
     rows = zip(sets.items(), adjusted, strict=True)
-    return [name for (name, row), p in rows if p < rule.alpha and row.difference <= -rule.set_drop]
+    return [name for (name, row), p in rows if p < rule.alpha and not _above(row.difference, -rule.set_drop)]
 
 
 def decide(
@@ -233,14 +238,14 @@ def decide(
     word: records.Word
     if faults:
         word, reasons = "INVALID", faults
-    elif losses or (high < 0 and d <= -rule.margin):
+    elif losses or (high < 0 and not _above(d, -rule.margin)):
         word, reasons = "REGRESSED", losses or ["the loss is certain and not below the margin"]
-    elif low > -rule.margin:
+    elif _above(low, -rule.margin):
         word, reasons = "RETAINED", ["a loss as large as the margin is ruled out, and no set is flagged"]
     else:
         items = sum(row.n for row in sets.values())
         # The interval's width already holds what images share and how the sets are weighted.
-        gap, reach = (d + rule.margin, d - low) if d > -rule.margin else (d, high - d)
+        gap, reach = (d + rule.margin, d - low) if _above(d, -rule.margin) else (d, high - d)
         variance = items * (reach / float(ndtri(1 - rule.alpha / 2))) ** 2
         needed = statistics.needed_items(variance, gap, power=rule.power, alpha=rule.alpha / 2)
         word, reasons = "INCONCLUSIVE", [f"{items} items do not decide; {needed} would, were this the true difference"]

@@ -5,7 +5,7 @@ import pytest
 from answers import RULE, soft, write
 from scipy import stats
 
-from r1track.ability import verdict
+from r1track.ability import records, verdict
 from r1track.core import config
 
 
@@ -231,6 +231,40 @@ def test_a_base_is_measured_by_its_own_published_scores(preset, base, column, sh
     judged = verdict.judge(tmp_path / "base", tmp_path / "base", RULE)
     assert judged.verdict == word
     assert (len(judged.reasons) == len(PUBLISHED)) == (word == "INVALID")
+
+
+@pytest.mark.parametrize(("wrong", "word"), [(51, "INVALID"), (52, "RETAINED"), (53, "RETAINED")])
+def test_a_gap_of_the_allowed_points_is_allowed_though_floats_make_it_more(wrong, word, tmp_path):
+    """89.6 - 81.6 is 8.000000000000014 to the machine."""
+    settings = {"vqa": {"sets": {"ai2d": {"published": 81.6}}}}
+    folder = write(tmp_path / "base", range(wrong), items=500, name="ai2d", settings=settings)
+    assert verdict.judge(folder, folder, RULE).verdict == word
+
+
+@pytest.mark.parametrize(("unread", "invalid"), [(16, False), (17, False), (18, True)])
+def test_unparsed_shares_may_be_the_allowed_points_apart_though_floats_make_it_more(unread, invalid, tmp_path):
+    """100 * (17 / 500 - 7 / 500) is 2.0000000000000004 to the machine."""
+    folders = [
+        write(tmp_path / name, items=500, answers=dict.fromkeys(range(count), " "))
+        for name, count in (("base", 7), ("tuned", unread))
+    ]
+    assert (verdict.judge(*folders, RULE).verdict == "INVALID") == invalid
+
+
+@pytest.mark.parametrize(("reach", "word", "needed"), [(3, "REGRESSED", None), (6, "INCONCLUSIVE", 10_000)])
+def test_a_mean_loss_of_the_margin_is_one_though_floats_make_it_less(reach, word, needed):
+    """The mean of these is -1.9999999999999998 to the machine; above -2 by so little, 1e35 items would be asked for."""
+    differences = (-2.3, -1.9, -1.8)
+    assert -2 < np.mean(differences) < -2 + 1e-12
+    figures = records.SetStatistics(
+        n=500, base=80.0, tuned=78.0, gained=10, lost=20, difference=0.0, mcnemar_p=0.1, bootstrap_p=0.1,
+        tango_lower=-4.0, interval=(0.0, 0.0),
+    )  # fmt: skip
+    ends = {d: {"difference": d, "interval": (d - reach, d + reach)} for d in differences}
+    sets = {str(d): figures.model_copy(update=update) for d, update in ends.items()}
+    decision = verdict.decide(sets, [np.full(100, d) for d in differences], [], RULE)
+    assert decision.verdict == word
+    assert decision.needed_items == needed if needed is None else decision.needed_items < needed
 
 
 def test_what_the_stage_measured_beside_the_answers_is_kept(base, tmp_path):
