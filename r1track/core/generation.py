@@ -98,7 +98,7 @@ def sampled(temperature: float) -> Sampler:
 class Decoder:
     """Generates answers to batches of questions.
 
-    max_tokens: maximum length of a completion. think: whether answers have reasoning before the box (`prompts.ended`).
+    max_tokens: maximum length of a completion. think: whether answers have reasoning before the box.
     graphs: those from which passes are replayed; None: every pass runs as it is.
     """
 
@@ -152,8 +152,8 @@ class Decoder:
         """One cache of all prefixes and its mask (rows, tokens); reused while the prefixes stay the same."""
         if self.stacked and [*map(id, self.stacked[0])] == [*map(id, prefixes)]:
             _, cache, mask = self.stacked
-            if more := cache.get_seq_length() - mask.shape[1]:
-                cache.crop(-more)
+            for layer in cache.layers:  # each by itself: a pass may have been broken off between them
+                layer.crop(mask.shape[1] - layer.get_seq_length())
             return cache, mask
         lengths = [prefix.layers[0][0].shape[2] for prefix in prefixes]
         longest = max(lengths)
@@ -213,11 +213,11 @@ class Decoder:
         return self.graphs.hold(self.model, cache, copies=copies, columns=columns, width=self._width(rows))
 
     def ended(self, tokens: list[int]) -> bool:
-        """Whether the answer of these tokens is complete without an end token, see `prompts.ended`."""
+        """Whether the answer of these tokens is complete without an end token, see `prompts.complete`."""
         tokenizer, closing = self.loaded.processor.tokenizer, ">" if self.think else "]"
         if closing not in (tokenizer.convert_ids_to_tokens(tokens[-1]) or ""):  # spares decoding them all
             return False
-        return prompts.ended(tokenizer.decode(tokens, skip_special_tokens=True), self.think)
+        return prompts.complete(tokenizer.decode(tokens, skip_special_tokens=True), self.think) is not None
 
     @torch.no_grad()
     def decode(

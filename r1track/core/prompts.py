@@ -100,12 +100,23 @@ def pattern(task: Task) -> re.Pattern[str]:
     return re.compile(re.escape(flat(question(task, box))).replace(re.escape(numbers(box, form)), r"\[[-\d., ]+\]"))
 
 
-def ended(answer: str, think: bool = False) -> bool:
-    """Whether the text of an answer is complete: all that a model adds to it is ignored."""
+def complete(answer: str, think: bool = False) -> str | None:
+    """The text of an answer without what a model adds to it, which is ignored; None while it is not complete.
+
+    A thought may say what the form of an answer is: it ends none. Time grows with the length of the answer, no faster.
+    """
+    text, depth, end = answer.lstrip(), 0, 0
     if think:
-        return answer.endswith("</answer>")
-    answer = answer.strip()
-    return answer.startswith("[") and answer.count("[") == answer.count("]")
+        tags = thought_tags(text) if text.startswith("<think>") else (0, 0)  # without a thought none can be read
+        closing = re.compile("</answer>").search(text, tags[1]) if tags else None
+        end = closing.end() if closing else 0
+    elif text.startswith("["):
+        for bracket in re.finditer(r"[\[\]]", text):
+            depth += 1 if bracket[0] == "[" else -1
+            if not depth:
+                end = bracket.end()
+                break
+    return answer[: len(answer) - len(text) + end] if end else None
 
 
 def thoughtful(thought: str, answer: str) -> str:

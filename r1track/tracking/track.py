@@ -85,9 +85,10 @@ class LiveTrack:
     def add(self, answer: str, view: View, settings: Settings) -> None:
         """Finish the frame of `view` with the answer about it."""
         task = settings.task
-        corners = prompts.parse_box(answer, size=task.size, think=task.think)
+        said = prompts.complete(answer, task.think) or answer
+        corners = prompts.parse_box(said, size=task.size, think=task.think)
         box, status = update_box(self.boxes[-1], corners, view.crop, view.frame.size, settings.track.min_side)
-        if corners is None and prompts.denies(answer, think=task.think):
+        if corners is None and prompts.denies(said, think=task.think):
             status = "absent"
         self.boxes.append(box)
         self.statuses.append(status)

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[prompts.Me
 def whole(loaded: Loaded, question: prompts.Messages, images: list[Image.Image], tokens: int) -> str:
     """The answer of `generate` to the whole question, cut where an answer ends."""
     text = models.generate(loaded, [question], [images], max_tokens=tokens, batch=1)[0]
-    return next((text[:n] for n in range(1, len(text) + 1) if prompts.ended(text[:n])), text)
+    return prompts.complete(text) or text
 
 
 def texts(loaded: Loaded, answers: list[list[int]]) -> list[str]:
@@ -54,6 +55,26 @@ def test_prefixes_give_the_answers_of_generate_for_any_number_of_rows(
             answers += texts(loaded, decoder.answers(questions[k][0], prefixes[k : k + rows], images))
         assert answers == [whole(loaded, *each, 16) for each in questions], turn
     assert len(set(answers)) > 3
+
+
+def test_a_pass_that_is_broken_off_leaves_the_prefixes_whole(
+    loaded: Loaded,
+    questions: list[tuple[prompts.Messages, list[Image.Image]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As by a card without memory left: some layers have the new keys then, and some have not."""
+    decoder = generation.Decoder(loaded, max_tokens=16)
+    prefixes = decoder.prefixes([question for question, _ in questions], [images[:-1] for _, images in questions])
+    asked = questions[0][0], prefixes, [images[-1] for _, images in questions]
+    wanted = decoder.answers(*asked)
+    for layer in loaded.model.model.language_model.layers:
+        for passes in (0, 3):  # that are as ever before
+            work = mock.Mock(side_effect=[*[mock.DEFAULT] * passes, torch.OutOfMemoryError], wraps=layer.mlp.forward)
+            with monkeypatch.context() as patch:
+                patch.setattr(layer.mlp, "forward", work)
+                with pytest.raises(torch.OutOfMemoryError):
+                    decoder.answers(*asked)
+            assert decoder.answers(*asked) == wanted
 
 
 def test_a_later_template_belongs_to_the_prefix(
@@ -221,9 +242,11 @@ def test_thinking_answers_are_the_same_with_drafts(
 
 
 @pytest.mark.parametrize(
-    ("text", "think", "ended"),
+    ("text", "think", "complete"),
     [
         ("[1, 2, 3, 4]", False, True),
+        (" [1, 2, 3, 4]", False, True),
+        ("[]", False, True),
         ("[1, 2, 3", False, False),
         ("", False, False),
         ('[{"bbox_2d": [1, 2, 3, 4]', False, False),
@@ -231,7 +254,16 @@ def test_thinking_answers_are_the_same_with_drafts(
         ('```json\n[{"bbox_2d": [1, 2, 3, 4]}]', False, False),
         ("<think>[1, 2]</think><answer>[1, 2, 3, 4]", True, False),
         ("<think>[1, 2]</think><answer>[1, 2, 3, 4]</answer>", True, True),
+        ("\n<think>[1, 2]</think> So: <answer>[]</answer>", True, True),
+        ("<think>I answer as <answer>[x1, y1, x2, y2]</answer>", True, False),
+        ("<think>I answer as <answer>[x1, y1]</answer></think>", True, False),
+        ("<think>I answer as <answer>[x1, y1]</answer></think><answer>[1, 2, 3, 4]</answer>", True, True),
+        ("<answer>[1, 2, 3, 4]</answer>", True, True),
     ],
 )
-def test_an_answer_ends_where_nothing_that_follows_could_belong_to_it(text: str, think: bool, ended: bool) -> None:
-    assert prompts.ended(text, think) is ended
+def test_an_answer_is_complete_where_nothing_that_follows_could_belong_to_it(
+    text: str, think: bool, complete: bool
+) -> None:
+    assert prompts.complete(text, think) == (text if complete else None)
+    for behind in (".", "\n\nThe box is [5, 6, 7, 8].", "]", "</answer>") if complete else ():
+        assert prompts.complete(text + behind, think) == text

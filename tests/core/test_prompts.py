@@ -167,7 +167,7 @@ def test_no_answer_of_100_kb_takes_long(piece: str, think: bool) -> None:
     ):
         assert prompts.parse_box(answer, size=84, think=think) is None
         assert prompts.denies(answer, think=think) is False
-        assert prompts.ended(answer, think) in (True, False)
+        assert answer.startswith(prompts.complete(answer, think) or answer)
     assert time.process_time() - begin < 2
 
 
@@ -178,7 +178,7 @@ def test_no_mutated_answer_breaks_the_parser_and_every_box_is_finite_ordered_and
     boxes, start = 0, [*BOX, *NO_BOX[:12], *(f"<think>x</think><answer>{answer}</answer>" for answer in BOX)]
     for k, answer in enumerate(fuzz.mutated(20_000, seed=0, start=start)):
         size, think = SIZES[k % len(SIZES)], k % 3 == 0
-        prompts.ended(answer, think)
+        assert answer.startswith(prompts.complete(answer, think) or answer)
         box = prompts.parse_box(answer, size=size, think=think)
         assert not (prompts.denies(answer, think=think) and box is not None)
         if box is None:

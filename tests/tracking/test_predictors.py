@@ -241,6 +241,21 @@ def test_the_extra_models_answers_are_read_with_or_without_thoughts(think, toy, 
         assert ("held" in score.score(tmp_path / str(k), toy, 100).status) == (think != (answer == thought))
 
 
+@pytest.mark.parametrize(("answer", "status"), [("[32, 32, 52, 52]", "ok"), ("[]", "absent")])
+@pytest.mark.parametrize("think", [False, True])
+def test_what_follows_a_complete_answer_is_ignored_as_where_decoding_stops_there(
+    think, answer, status, toy, tmp_path, answer_with
+):
+    """As over prefixes (`generation.Decoder.ended`), so that no model is scored by where its decoding stops."""
+    text = prompts.thoughtful("as <answer>[x1, y1, x2, y2]</answer>", answer) if think else answer
+    answer_with(lambda *_: f"{text}.\n\nThe target has not moved from [1, 2, 3, 4].")
+    track.run(extra(think=think), "extra:mine", toy, tmp_path / "out")
+    for sequence in read_split(toy):
+        read = read_track(tmp_path / "out", sequence.name)
+        assert set(read.statuses[1:]) == {status}
+        assert set(read.answers[1:]) == {f"{text}.\n\nThe target has not moved from [1, 2, 3, 4]."}
+
+
 OURS = (
     "{template}" + prompts.TEMPLATE_HEAD + "{box}" + prompts.SEARCH_HEAD.format("second")
     + "{search}" + prompts.QUESTION + prompts.ANSWER_PLAIN
