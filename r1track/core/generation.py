@@ -22,7 +22,7 @@ from transformers import DynamicCache
 
 from r1track.core import prompts
 from r1track.core.drafts import Draft, Drafter
-from r1track.core.graphs import FEWEST, FixedCache, Graphs, columns_of, staying
+from r1track.core.graphs import FEWEST, STEP, FixedCache, Graphs, columns_of, staying
 from r1track.core.models import Loaded, check_logits, suppressed
 from r1track.core.pixels import pixel_values
 from r1track.core.prompts import Messages
@@ -73,9 +73,9 @@ def most_holes(rows: int) -> int:
     return HOLES * max(1, 4 // rows)
 
 
-def spare_columns(rows: int, device: str) -> int:
-    """Columns that a cache of fixed size has besides those of prompt and answer, for decoding in `rows` rows."""
-    return most_holes(rows) + width(min(rows, FEWEST), device)
+def fixed_columns(tokens: int, rows: int, device: str) -> int:
+    """Columns of a cache of fixed size for decoding in `rows` rows. tokens: most that a prompt and its answer have."""
+    return -(-(tokens + most_holes(rows) + width(min(rows, FEWEST), device)) // STEP) * STEP
 
 
 def greedy(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -209,7 +209,7 @@ class Decoder:
                 cache.batch_repeat_interleave(copies)
             return cache
         rows = len(mask) * copies
-        columns = mask.shape[1] + self.max_tokens + spare_columns(rows, self.loaded.device.type)
+        columns = fixed_columns(mask.shape[1] + self.max_tokens, rows, self.loaded.device.type)
         return self.graphs.hold(self.model, cache, copies=copies, columns=columns, width=self._width(rows))
 
     def ended(self, tokens: list[int]) -> bool:

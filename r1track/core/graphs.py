@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 
 from r1track.core.errors import UserError
 
-STEP = 64  # columns: a cache's number of them is a multiple
+STEP = 64  # columns: a cache should have a multiple of them, so that few are made anew
 FEWEST = 8  # no rows are dropped below so many: it would gain little time, and cost a graph
 TOLERANCE = 0.05  # of the largest logit; kernels may be chosen anew, and round otherwise in 16 bits
 REFUSED = "{}: a pass of this model cannot be recorded ({}); set it to false"
@@ -105,7 +105,7 @@ class Graphs:
             self.model = model
             self.recorded.clear()
             self.keys, self.values = [], []  # before larger ones are made
-            shape = max(rows, most), heads, max(-(-columns // STEP) * STEP, most_columns), size
+            shape = max(rows, most), heads, max(columns, most_columns), size
             self.keys, self.values = ([part.new_zeros(shape) for part in side] for side in (keys, values))
         fixed = self._recorded(rows, width).cache
         fixed.filled = filled

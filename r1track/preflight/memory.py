@@ -159,7 +159,7 @@ def _answering(
 
 def _fixed_cache(model: Model, batch: Batch, rows: int) -> float:
     """Of `rows` rows, beside the cache of the prompts."""
-    return float(model.cache * rows * (batch.prompt + batch.answer + generation.spare_columns(rows, "cuda")))
+    return float(model.cache * rows * generation.fixed_columns(batch.prompt + batch.answer, rows, "cuda"))
 
 
 def _learning(model: Model, batch: Batch, resident: Terms, train: Train, logits: int) -> dict[str, Terms]:

@@ -80,6 +80,19 @@ def test_other_numbers_of_rows_and_longer_prompts_are_recorded_anew(loaded: Load
         assert graphs.recorded.keys() == recorded, (rows, later)
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_the_cache_has_the_size_that_is_planned(rows: int, loaded: Loaded, graphs: Graphs) -> None:
+    asked, templates, searches = tracked(rows)
+    decoder, tokens = generation.Decoder(loaded, max_tokens=16, graphs=graphs), list[int]()
+    texts = loaded.processor.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    for text, *images in zip(texts, [row[0] for row in templates], searches[0], strict=True):
+        tokens.append(decoder.prefill([text], images).ids.shape[1])
+    decoder.answers(asked[0], decoder.prefixes(asked, templates), searches[0])
+    planned = memory.Model(config.resolve({"preset": "demo", "model": {"base": "tiny", "dtype": "float32"}}))
+    batch = memory.Batch(rows, max(tokens), 16, 0)
+    assert sum(part.nbytes for part in (*graphs.keys, *graphs.values)) == memory._fixed_cache(planned, batch, rows)
+
+
 @pytest.mark.parametrize("holes", [64, 0])
 def test_wrong_drafts_fill_the_cache_with_holes_and_change_no_answer(
     holes: int,
