@@ -107,9 +107,9 @@ def complete(answer: str, think: bool = False) -> str | None:
     """
     text, depth, end = answer.lstrip(), 0, 0
     if think:
-        tags = thought_tags(text) if text.startswith("<think>") else (0, 0)  # without a thought none can be read
-        closing = re.compile("</answer>").search(text, tags[1]) if tags else None
-        end = closing.end() if closing else 0
+        thought = text.find("</think>") if text.startswith("<think>") else 0
+        closing = text.find("</answer>", thought)
+        end = closing + len("</answer>") if thought >= 0 and closing >= 0 else 0
     elif text.startswith("["):
         for bracket in re.finditer(r"[\[\]]", text):
             depth += 1 if bracket[0] == "[" else -1

@@ -259,6 +259,7 @@ def test_thinking_answers_are_the_same_with_drafts(
         ("<think>I answer as <answer>[x1, y1]</answer></think>", True, False),
         ("<think>I answer as <answer>[x1, y1]</answer></think><answer>[1, 2, 3, 4]</answer>", True, True),
         ("<answer>[1, 2, 3, 4]</answer>", True, True),
+        ("<think>[1, 2]</think>[1, 2, 3, 4]</answer>", True, True),
     ],
 )
 def test_an_answer_is_complete_where_nothing_that_follows_could_belong_to_it(
