@@ -35,7 +35,8 @@ LAYOUTS = {  # images, boxes and description, relative to the folder of a sequen
     "trackingnet": ("*", "../../anno/{name}.txt", "nlp.txt"),
     "uav123": ("*", "../../../anno/UAV123/{name}.txt", "nlp.txt"),
 }
-RESTORE = "restore it from the data set's archive"
+RESTORE = "restore it from the data set's archive, or correct it"
+NO_TARGET = "; a frame without the target has -1,-1,-1,-1"  # in GOT-10k's layout
 LARGEST = 1e6  # of any number in annotation and tracks
 LONGEST_TEXT = 2000  # characters of a description
 
@@ -154,6 +155,22 @@ def read_sequence(folder: Path, layout: str) -> Sequence:
     return Sequence(folder.name, frames, boxes, absent, visibility, cut, fields, text or None)
 
 
+def start_fault(sequence: Sequence, root: Path) -> str | None:
+    """Why a sequence of the split at `root` cannot be tracked from its first box, with the remedy, or None."""
+    if (sequence.boxes[0, 2:] > 0).all():
+        return None
+    place, box = root / sequence.name / "groundtruth.txt", sequence.boxes[0].tolist()
+    fault = f"{place}, line 1: {box} has no extent, so there is nothing to track"
+    return f"{fault}; correct it, or take the sequence out of list.txt"
+
+
+def beyond_frame(sequence: Sequence) -> Flags:
+    """Of each box of a present target, whether it reaches beyond the frame by a twentieth of the frame's side."""
+    frame, boxes = np.array(read_size(sequence.frames[0])), sequence.boxes[~sequence.absent[: len(sequence.boxes)]]
+    outside = (boxes[:, :2] < -frame / 20) | (boxes[:, :2] + boxes[:, 2:] > frame * 1.05)
+    return np.asarray(outside.any(1))
+
+
 def _optional(path: Path) -> str:
     """The text of a file, "" where there is none."""
     return read_text(path) if os.path.lexists(path) else ""
@@ -162,7 +179,7 @@ def _optional(path: Path) -> str:
 def _boxes(path: Path, layout: str, frames: int) -> Array:
     """x, y, w, h per row, shape (rows, 4). Rows of NaN (no target) become -1, -1, -1, -1; in GOT-10k there are none."""
     if layout == "got10k":
-        return read_table(path, 4, RESTORE)
+        return read_table(path, 4, RESTORE + NO_TARGET)
     if not path.is_file():
         raise MissingFile(f"{path}: no such file, which layout {layout} needs; {RESTORE}, or set sample.layout")
     rows = []
@@ -193,6 +210,11 @@ def _frames(folder: Path, pattern: str) -> tuple[Path, ...]:
     if stray := [path for path, name in names.items() if name is None or name[1] != common]:
         raise UserError(f"{min(stray)}: not a numbered frame; delete it or move it elsewhere, or name all frames alike")
     numbered = sorted((int(name[2]), path) for path, name in names.items() if name)
+    used = {number for number, _ in numbered}
+    for path in sorted(kinds.keys() - names.keys()):
+        name = re.fullmatch(r"(.*?)(\d+)", path.stem)
+        if name and name[1] == common and int(name[2]) not in used:
+            raise UserError(f"{path}: a frame that is no {first}, as the others are; convert it, or move it elsewhere")
     for (before, _), (after, path) in pairwise(numbered):
         if after != before + 1:
             fault = "some are missing; restore them from the archive" if after > before else "as it does; delete one"

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from packaging.requirements import Requirement
 
@@ -23,13 +24,14 @@ from r1track.core import config, files, hub, models
 from r1track.core.errors import MissingFile, UserError
 from r1track.core.images import read_image
 from r1track.core.provenance import ProvenanceRecord, hardware
-from r1track.core.sequences import Sequence, read_split
+from r1track.core.sequences import Sequence, beyond_frame, read_split, start_fault
 from r1track.preflight import memory
 from r1track.training import backend
 
 State = Literal["ok", "warning", "error"]
 MANY = 100  # pairs of a sequence from which training learns its target by heart: by judgement, not measured
 CARD = 24e9  # bytes of the card that is planned for where there is none
+LOOKED_AT, BEYOND = 20, 0.2  # sequences of a split, and the share of their boxes, that make a warning: by judgement
 PIXEL = 1.0  # bytes of a crop's pixel in the pairs: assumed
 
 
@@ -153,22 +155,40 @@ def _data(settings: config.Settings, read: Callable[[Path], list[Sequence]] = re
         remedy = "no such folder; give a folder, or the id of a data set on the hub"
         yield _line(Path(hub_set).is_dir(), "sample.hub", hub_set, remedy)
     for field, path in splits.items():
-        count, name = settings.toy.train_sequences, field.removeprefix("data.sets.")
+        count = settings.toy.train_sequences
         if path.startswith("toy/"):
             yield Line("ok", field, f"{path}, drawn by the stage `toy`")
         else:
             try:
                 sequences = read(Path(path))
                 read_image(sequences[0].frames[0])
-                yield Line("ok", field, f"{path}, {len(sequences)} sequences")
+                yield from _annotation(field, path, sequences, settings)
             except (OSError, UserError) as error:
                 yield Line("error", field, f"{error}; or let the field name another split")
                 continue
             count = len(sequences)
-            if name in settings.data.sets and settings.track.start_of(name) == "text":
-                yield _texts(field, sequences)
         if field == "data.train":
             yield _pairs(settings.sample.pairs, round((1 - settings.sample.val_share) * count) or 1)
+
+
+def _annotation(field: str, path: str, sequences: list[Sequence], settings: config.Settings) -> Iterator[Line]:
+    """What `sample` or `track` would stop at, and boxes that are hardly x, y, w, h in pixels of their frames."""
+    yield Line("ok", field, f"{path}, {len(sequences)} sequences")
+    faults = [fault for one in sequences if (fault := start_fault(one, Path(path)))]
+    if field == "data.train":
+        short = (one.name for one in sequences if len(one.boxes) < 2 and one.name not in settings.sample.exclude)
+        remedy = "a pair needs two frames with a box each; name the sequence in sample.exclude"
+        faults = [f"{path}/{name}: {remedy}" for name in short]
+    elif settings.track.start_of(field.removeprefix("data.sets.")) == "text":
+        faults = []
+        yield _texts(field, sequences)
+    if faults:
+        yield Line("error", field, f"{faults[0]} ({len(faults)} of {len(sequences)} sequences)")
+    some = sequences[:: -(-len(sequences) // LOOKED_AT)]
+    beyond = np.concatenate([beyond_frame(sequence) for sequence in some])
+    if beyond.sum() > BEYOND * len(beyond):
+        finding = f"{beyond.mean():.0%} of the boxes in {len(some)} sequences reach beyond their frames"
+        yield Line("warning", field, f"{finding}; a line is x,y,w,h: left, top, width, height, not two corners")
 
 
 def _texts(field: str, sequences: list[Sequence]) -> Line:

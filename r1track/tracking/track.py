@@ -33,7 +33,7 @@ from r1track.core.folders import atomic_folder, check_replaceable, link_folder, 
 from r1track.core.images import read_image
 from r1track.core.provenance import Provenance, ProvenanceRecord
 from r1track.core.schema import Settings, Task
-from r1track.core.sequences import Sequence, read_split
+from r1track.core.sequences import Sequence, read_split, start_fault
 from r1track.tracking import predictors
 from r1track.tracking.motion import search_region, update_box
 from r1track.tracking.track_files import Track, write_track
@@ -151,11 +151,8 @@ def follow(
 def _check(sequences: list[Sequence], root: Path, start: str, oracle: bool) -> None:
     """Raise UserError for a sequence that cannot be tracked, before hours of work."""
     for sequence in sequences:
-        if start == "box" and not (sequence.boxes[0, 2:] > 0).all():
-            raise UserError(
-                f"{root}: {sequence.name}/groundtruth.txt, line 1: {sequence.boxes[0].tolist()} has no extent, so "
-                "there is nothing to track; take the sequence out of list.txt"
-            )
+        if start == "box" and (fault := start_fault(sequence, root)):
+            raise UserError(fault)
         if oracle and not sequence.complete:
             raise UserError(f"{root}: {sequence.name} has its first box only; the oracle needs all, leave it out")
 

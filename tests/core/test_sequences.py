@@ -159,6 +159,12 @@ DAMAGE = {
     "three columns": (write("groundtruth.txt", "1,2,3\n" * 3), r"groundtruth\.txt, line 1: expected 4 finite numbers"),
     "no frames": (lambda folder: [p.unlink() for p in folder.glob("*.jpg")], r"clip: no frames .*; restore"),
     "a frame missing": (delete("00000002.jpg"), r"00000003\.jpg: follows frame 1, some are missing; restore"),
+    "a frame of another kind": (
+        lambda folder: (folder / "00000002.jpg").rename(folder / "00000002.png"),
+        r"00000002\.png: a frame that is no \.jpg, as the others are; convert it",
+    ),
+    "a frame more of another kind": (write("4.PNG", ""), r"4\.PNG: a frame that is no \.jpg, as the others are; conv"),
+    "no target as NaN": (write("groundtruth.txt", "nan,nan,nan,nan\n" * 3), r"line 1: .*without the target has -1,-1,"),
     "a stray image": (write("cover.jpg", ""), r"cover\.jpg: not a numbered frame; delete it"),
     "short labels": (write("absence.label", "0\n0\n"), r"absence\.label: 2 rows for 3 frames; restore or delete"),
     "cover of nine": (write("cover.label", "8\n9\n8\n"), r"cover\.label, line 2: 9 is not one of 0 to 8; restore"),

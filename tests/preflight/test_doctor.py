@@ -81,6 +81,43 @@ def test_a_set_that_is_tracked_from_texts_of_which_there_are_none_or_few_is_name
     assert not found.well
 
 
+def test_what_sample_or_track_would_stop_at_and_corners_in_place_of_sizes_are_named(tmp_path: Path) -> None:
+    for name in ("short", "empty", "corners", "right"):
+        toy_split(tmp_path / name, sequences=3, length=4)
+    (first, *_), (second, *_), *_ = (sorted((tmp_path / name).glob("*/groundtruth.txt")) for name in ("short", "empty"))
+    first.write_text(first.read_text().splitlines()[0])
+    lines = second.read_text().splitlines()
+    second.write_text("\n".join(["1,1,0,5", *lines[1:]]))
+    for file in (tmp_path / "corners").glob("*/groundtruth.txt"):
+        file.write_text("100,70,130,100\n" * 4)  # in frames of 160 x 120
+    sets = {name: name for name in ("empty", "corners", "right")}
+    found = examined(data={"train": "short", "sets": sets}, sample={"pairs": 5})
+    name = first.parent.name
+    assert bad(found) == {
+        "data.train": (
+            "error",
+            f"short/{name}: a pair needs two frames with a box each; name the sequence in sample.exclude "
+            "(1 of 3 sequences)",
+        ),
+        "data.sets.empty": (
+            "error",
+            f"empty/{name}/groundtruth.txt, line 1: [1.0, 1.0, 0.0, 5.0] has no extent, so there is nothing to track; "
+            "correct it, or take the sequence out of list.txt (1 of 3 sequences)",
+        ),
+        "data.sets.corners": (
+            "warning",
+            "100% of the boxes in 3 sequences reach beyond their frames; a line is x,y,w,h: left, top, width, height, "
+            "not two corners",
+        ),
+    }
+    excluded = {"pairs": 5, "exclude": {name: "one box"}}
+    assert bad(examined(data={"train": "short", "sets": {"right": "right"}}, sample=excluded)) == {}
+    assert (
+        bad(examined(data={"train": "right", "sets": {"empty": "empty"}}, sample={"pairs": 5}, track={"start": "text"}))
+        == {}
+    )
+
+
 def test_five_thousand_pairs_from_three_sequences_are_a_warning(tmp_path: Path) -> None:
     toy_split(tmp_path / "few", sequences=3, length=2)
     found = examined(data={"train": "few", "sets": {"few": "few"}}, sample={"pairs": 5000})
