@@ -23,10 +23,12 @@ from r1track.console import (
     LogFile,
     OutDir,
     OutFile,
+    OwnConfig,
     Root,
     Server,
     Tracker,
     Version,
+    load_for,
     start_log,
     with_change,
 )
@@ -139,7 +141,7 @@ def video(
     out: Annotated[Path, typer.Option(help="Video to write, FILE.mp4. The boxes are written to FILE.csv.")],
     box: Annotated[str | None, typer.Option(help="The target in the first frame: x,y,w,h in pixels.")] = None,
     text: Annotated[str | None, typer.Option(help="Description of the target, instead of its box.")] = None,
-    config_file: Annotated[Path | None, typer.Option("--config", help="config.yaml. Without it, the defaults.")] = None,
+    config_file: OwnConfig = None,
     preview: Annotated[Path | None, typer.Option(help="Also write an image of some frames, FILE.jpg.")] = None,
     endpoint: Server = None,
     changes: Changes = None,
@@ -150,7 +152,7 @@ def video(
     if bool(box) == bool(text):
         raise UserError(f"--box {box} --text {text}: give one of the two, a box as x,y,w,h")
     start = parse_box(box) if box else str(text)
-    settings = config.load(config_file, with_change(changes, "track.endpoint.url", endpoint))
+    settings = load_for(model, config_file, with_change(changes, "track.endpoint.url", endpoint))
     run(settings, source, model, out, start, preview)
 
 
@@ -158,14 +160,14 @@ def video(
 def play(
     source: Annotated[Path | None, typer.Argument(metavar="[INPUT]", help="Video file, or folder of images.")] = None,
     model: Annotated[str | None, typer.Option(help="As for `video`. Without it, model.base.")] = None,
-    config_file: Annotated[Path | None, typer.Option("--config", help="config.yaml. Without it, the defaults.")] = None,
+    config_file: OwnConfig = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 is any free one.")] = 8765,
     changes: Changes = None,
 ) -> None:
     """Open a page on this machine, to track targets in videos and correct the tracker."""
     from r1track.tracking.play import run
 
-    settings = config.load(config_file, changes)
+    settings = load_for(model, config_file, changes)
     run(settings, model or settings.model.base, source, port)
 
 

@@ -15,11 +15,16 @@ from rich.logging import RichHandler
 from rich.text import Text
 from typer.core import TyperGroup
 
+from r1track.core.config import Settings, load
 from r1track.core.errors import UserError, environment_fault
 
 log = logging.getLogger(__name__)
 Export = StrEnum("Export", ["sharegpt", "easyr1"])
 Config = Annotated[Path, typer.Option("--config", help="config.yaml, or results/<run>/config/<stage>.json.")]
+OwnConfig = Annotated[
+    Path | None,
+    typer.Option("--config", help="config.yaml. Without it, that of the run that made the model, or the defaults."),
+]
 Changes = Annotated[
     list[str] | None,
     typer.Option("-o", metavar="FIELD=VALUE", help="Change a field: -o train.steps=9. May be given several times."),
@@ -84,6 +89,16 @@ def start_log(log_file: Path | None) -> None:
 def _end(number: int, _: Any) -> None:
     """Let the blocks that are open clean up: locks and unfinished folders are removed."""
     raise SystemExit(128 + number)
+
+
+def load_for(model: str | None, config_file: Path | None, changes: list[str] | None) -> Settings:
+    """The settings to try a model with: of the file, else of the run in whose `models` it lies, else the defaults."""
+    folder = Path(model or "").absolute()
+    own = folder.parent.parent / "config" / "track.json"
+    if config_file is None and model and folder.is_dir() and own.is_file():
+        log.info("%s: taken, as its run made the model; another file by --config", own)
+        return load(own, changes)
+    return load(config_file, changes)
 
 
 def with_change(changes: list[str] | None, field: str, value: str | None) -> list[str]:

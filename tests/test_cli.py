@@ -11,8 +11,9 @@ import yaml
 from toys import toy_split
 from typer.testing import CliRunner
 
-from r1track import cli
+from r1track import cli, console
 from r1track.core import config
+from r1track.core.files import write_json
 
 FLAGS = {
     "config": {"config", "preset"},
@@ -174,6 +175,10 @@ BAD = {
     "config --preset nope": "'nope'",
     "config --config nowhere.yaml": "nowhere.yaml",
     "config -o seed": "-o seed",
+    f"{TRAIN} --pairs val".replace("--scratch s", "--scratch config.yaml"): "val/train",
+    "--log config.yaml/x.log doctor": "config.yaml: File exists; correct the path",
+    "video val --model tiny --box 1,2,3,4 --out o.mp4 --preview o.png": "--preview o.png: not a .jpg file; name one",
+    "track --config config.yaml --model lora --root val --out o": "'lora': it is an adapter; give the merged model",
     "nope": "nope",
 }
 
@@ -183,6 +188,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("place")
     toy_split(folder / "val", sequences=1, length=2)
     (folder / "config.yaml").write_text("preset: demo\n")
+    (folder / "lora").mkdir()
+    (folder / "lora" / "adapter_config.json").write_text("{}")
     return folder
 
 
@@ -243,6 +250,21 @@ def test_the_toy_command_writes_both_splits(tmp_path: Path) -> None:
     assert run("toy", "--config", tmp_path / "config.yaml", "--out", tmp_path / "toy").exit_code == 0
     assert len((tmp_path / "toy" / "train" / "list.txt").read_text().split()) == 2
     assert len((tmp_path / "toy" / "val" / "list.txt").read_text().split()) == 1
+
+
+def test_a_model_is_tried_with_the_settings_of_its_run_unless_a_file_is_given(tmp_path: Path) -> None:
+    model, demo = tmp_path / "run" / "models" / "grpo", config.resolve({"preset": "demo"})
+    model.mkdir(parents=True)
+    defaults = config.load(None)
+    assert console.load_for(str(model), None, None) == defaults
+    write_json(tmp_path / "run" / "config" / "track.json", config.stage_values(demo, "track"))
+    own = console.load_for(str(model), None, ["track.batch=3"])
+    assert (own.task, own.model, own.track.batch) == (demo.task, demo.model, 3)
+    assert demo.task.size != defaults.task.size
+    (tmp_path / "other.yaml").write_text("preset: r1track-5k\n")
+    assert console.load_for(str(model), tmp_path / "other.yaml", None).task.size == 336
+    for elsewhere in ("tiny", None, str(tmp_path / "run" / "models" / "gone")):
+        assert console.load_for(elsewhere, None, None) == defaults
 
 
 def test_a_mistyped_word_for_the_gate_is_refused(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ REMEDIES = {
     errno.EMFILE: "raise the limit of open files: `ulimit -n 65536`",
     errno.EIO: "the disk or the network fails; see the system's log",
     errno.ESTALE: "the network folder went away; mount it again",
-} | dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP), PATH)
+} | dict.fromkeys((errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP), PATH)
 
 
 class UserError(ValueError):

@@ -76,6 +76,9 @@ def resolve_model_dir(base: str, revision: str | None = None, file: str = "confi
     path = files.resolve_path(base)
     if not (path / file).is_file():
         reason = f"no {file} in it" if path.is_dir() else "no such folder"
+        if (path / "adapter_config.json").is_file():
+            fault = "it is an adapter; give the merged model, models/<arm>, or name both in track.extra"
+            raise UserError(f"model {base!r}: {fault}")
         raise MissingFile(f"model {base!r}: {reason}; give a model's folder, a hub id, or `tiny`")
     return path
 

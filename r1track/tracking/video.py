@@ -5,6 +5,7 @@ the OpenCV that is installed has none; there is a preview picture.
 """
 
 import math
+import re
 from collections.abc import Collection, Iterable, Iterator
 from fractions import Fraction
 from itertools import islice
@@ -41,9 +42,9 @@ class Step(NamedTuple):
     status: str
 
 
-def by_number(path: PurePath) -> tuple[int, str]:
-    """The key that sorts frames by the numbers in their names: 2.jpg before 10.jpg."""
-    return len(path.name), path.name
+def by_number(path: PurePath) -> tuple[str, str]:
+    """The key that sorts frames by the numbers in their names, whatever their suffix: 2.jpeg before 10.jpg."""
+    return re.sub(r"\d+", lambda number: number[0].zfill(20), path.stem), path.name
 
 
 def frames(video: Path, first: int = 0) -> Iterator[tuple[Image.Image, Fraction]]:
@@ -161,6 +162,8 @@ def run(settings: Settings, video: Path, model: str, out: Path, start: list[floa
             raise UserError(f"{path}: lies among the frames; give a name elsewhere")
     if preview and preview.resolve() in (out.resolve(), csv_file.resolve()):
         raise UserError(f"--preview {preview}: is written by --out already; give another name")
+    if preview and preview.suffix not in (".jpg", ".jpeg"):
+        raise UserError(f"--preview {preview}: not a .jpg file; name one")
     total = sum(1 for _ in progress(frames(video), "counting")) if video.is_dir() or video.is_file() else 0
     if not total:
         raise no_frames(video)

@@ -32,6 +32,7 @@ MACHINE = {
     "memory": (MemoryError(), "most likely memory ran out"),
     "card's memory": (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "Tried to allocate 2 GiB"),
     "file as folder": (NotADirectoryError(errno.ENOTDIR, "Not a directory", "x/y"), "x/y: Not a directory; correct"),
+    "file for a folder": (FileExistsError(errno.EEXIST, "File exists", "x"), "x: File exists; correct the path"),
     "safetensors": (RuntimeError("I/O error: No space left on device (os error 28)"), "free some space there"),
     "torch.save": (
         RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"),

@@ -107,6 +107,9 @@ def test_images_of_a_folder_are_taken_in_the_order_of_their_numbers(tmp_path: Pa
     for number in (10, 9, 1, 11):
         Image.new("RGB", (20, 20), (number * 10, 0, 0)).save(tmp_path / f"{number}.png")
     (tmp_path / "notes.txt").touch()
+    assert sorted(map(Path, ("f_9.jpeg", "f_10.jpg", "f_8.jpg", "map.png")), key=video.by_number) == [
+        Path(name) for name in ("f_8.jpg", "f_9.jpeg", "f_10.jpg", "map.png")
+    ]
     assert [image.getpixel((0, 0))[0] for image, _ in video.frames(tmp_path)] == [10, 90, 100, 110]  # type: ignore[index]
 
 
