@@ -28,6 +28,7 @@ from r1track.console import (
     Server,
     Tracker,
     Version,
+    check_run,
     load_for,
     start_log,
     with_change,
@@ -248,6 +249,8 @@ def report(
     """Write the report of a run (--results DIR) or of several (--compare RUNS), and print its summary."""
     if compare != bool(runs) or compare != (results is None):
         raise UserError("give either --results DIR, or --compare and the results folders: --compare DIR DIR --out DIR")
+    for folder in [results] if results else runs or []:
+        check_run(folder)
     from r1track.reporting import compare as several
     from r1track.reporting.report import run
 
@@ -264,6 +267,7 @@ def verify(results: Annotated[Path, typer.Argument(help="Results folder of a run
     """Check a report: compute hashes, scores, verdicts and the report again, and compare."""
     from r1track.reporting.verify import examine, show
 
+    check_run(results)
     logging.getLogger("r1track").setLevel(logging.ERROR)  # the stages that run again would log their results
     failed = show(examine(results), get_console())
     raise typer.Exit(1 if failed else 0)
@@ -280,6 +284,7 @@ def push(
     """Upload an adapter or a merged model to the hub, or only show its files and its model card."""
     from r1track.reporting.push import prepare, upload
 
+    check_run(results)
     parts = prepare(results, arm, what, repo)
     for name, path in parts.files.items():
         typer.echo(f"{path.stat().st_size / 1e6:10.2f} MB  {name}", err=True)
@@ -318,6 +323,8 @@ def fetch(
     from r1track.core import hub
 
     sources = hub.sources(config.load(config_file, changes))
+    if not sources:
+        typer.echo("Everything is in this package or in folders: nothing comes from the hub.", err=True)
     states = {source: f"{source.field}, {hub.here(source)}" for source in sources}
     if show:
         for command in dict.fromkeys(source.command for source in sources):

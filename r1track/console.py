@@ -16,7 +16,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from r1track.core.config import Settings, load
-from r1track.core.errors import UserError, environment_fault
+from r1track.core.errors import MissingFile, UserError, environment_fault
 
 log = logging.getLogger(__name__)
 Export = StrEnum("Export", ["sharegpt", "easyr1"])
@@ -99,6 +99,14 @@ def load_for(model: str | None, config_file: Path | None, changes: list[str] | N
         log.info("%s: taken, as its run made the model; another file by --config", own)
         return load(own, changes)
     return load(config_file, changes)
+
+
+def check_run(folder: Path) -> None:
+    """Raise MissingFile for a folder that is not that of a run; it names the runs in it, if there are any."""
+    if not (folder / "config").is_dir():
+        inside = ", ".join(sorted(place.parent.name for place in folder.glob("*/config"))[:5])
+        remedy = f"give one of those in it: {inside}" if inside else "give results/<run>, which `snakemake` writes"
+        raise MissingFile(f"{folder}: is not the results folder of a run; {remedy}")
 
 
 def with_change(changes: list[str] | None, field: str, value: str | None) -> list[str]:

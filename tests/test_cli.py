@@ -163,11 +163,14 @@ BAD = {
     "verdict --config config.yaml --base nowhere --tuned val --out o.json": "nowhere",
     "gate --verdict nowhere --on-regression fail": "nowhere",
     "gate --verdict config.yaml --on-regression fail": "config.yaml",
-    "report --results nowhere --out o": "nowhere",
-    "report --compare val val --out o": "val",
-    "verify nowhere": "nowhere",
-    "push nowhere --arm grpo --what model --repo a/b": "nowhere",
-    "push val --arm grpo --what model --repo tracker": "--repo tracker",
+    "report --results nowhere --out o": "nowhere: is not the results folder of a run; give results/<run>, which",
+    "report --compare results/a val --out o": "val: is not the results folder of a run; give results/<run>, which",
+    "report --compare results/a results/a --out o": "results/a results/a: give two or more results folders",
+    "report --results results --out o": "results: is not the results folder of a run; give one of those in it: a, b",
+    "verify nowhere": "nowhere: is not the results folder of a run",
+    "verify results": "results: is not the results folder of a run; give one of those in it: a, b",
+    "push nowhere --arm grpo --what model --repo a/b": "nowhere: is not the results folder of a run",
+    "push results/a --arm grpo --what model --repo tracker": "--repo tracker",
     "video nowhere.mp4 --model tiny --box 1,2,3,4 --out o.mp4": "nowhere.mp4",
     "video config.yaml --model tiny --box 1,2,3,4 --out o.mp4": "config.yaml",
     "video val --model tiny --box 1,2,3,4 --out o.mp4": "val",
@@ -188,7 +191,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("place")
     toy_split(folder / "val", sequences=1, length=2)
     (folder / "config.yaml").write_text("preset: demo\n")
-    (folder / "lora").mkdir()
+    for name in ("lora", "results/a/config", "results/b/config"):
+        (folder / name).mkdir(parents=True)
     (folder / "lora" / "adapter_config.json").write_text("{}")
     return folder
 
@@ -234,6 +238,13 @@ def test_config_prints_every_value_and_where_it_comes_from(place: Path, monkeypa
         assert lines["task.size: 336"].endswith("presets/r1track-5k.yaml")
         assert lines["merge.check_pairs: 64"] == "default"
         assert lines["train.steps: 9"] == source
+
+
+def test_fetch_says_that_a_configuration_takes_nothing_from_the_hub(place: Path) -> None:
+    for words in ([], ["--list"]):
+        result = run("fetch", "--config", place / "config.yaml", *words)
+        assert (result.exit_code, result.stdout) == (0, "")
+        assert result.stderr == "Everything is in this package or in folders: nothing comes from the hub.\n"
 
 
 def test_export_given_twice_writes_both_formats(tmp_path: Path) -> None:

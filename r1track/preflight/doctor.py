@@ -100,8 +100,10 @@ def _card(settings: config.Settings) -> Iterator[Line]:
         able = dtype != "bfloat16" or torch.cuda.get_device_capability() >= (8, 0)
         yield _line(able, "model.dtype", dtype, "it needs compute capability 8.0; take float16")
     else:
-        driver = f"torch is built for CUDA {torch.version.cuda}, so look at the driver"
-        yield _line(torch.version.cuda is None, "card", "none", driver, "warning")
+        cuda = torch.version.cuda
+        remedy = f"torch is built for CUDA {cuda}, so look at the driver"
+        remedy = remedy if cuda else "torch is built for CPUs: where there is a card, install environment.yml"
+        yield _line(not cuda and settings.model.base == "tiny", "card", "none", remedy, "warning")
     if not settings.train.arms:
         return
     try:

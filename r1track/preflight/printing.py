@@ -60,4 +60,5 @@ def show(diagnoses: dict[str, Diagnosis], study: list[Line], console: Console) -
                 console.print(f"{stage}: {plan.flops:.1e} operations, about {plan.hours:.1f} hours on an RTX 3090")
             if plan.stage in one.remedies:
                 fitting = [f"{change} ({peak / 1e9:.2f} GB)" for change, peak in one.remedies[plan.stage].items()]
-                console.print(f"{stage} fits after one of: {'; '.join(fitting) or 'none alone, take a smaller base'}")
+                one_of = f"fits after one of: {'; '.join(fitting)}"
+                console.print(f"{stage} {one_of if fitting else 'fits after no single change; take a smaller base'}")

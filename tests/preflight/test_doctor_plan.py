@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diagnoses import bad, examined
+from test_cli import run
 
 from r1track.core import config, provenance
 from r1track.core.provenance import Card, Hardware, Provenance
@@ -77,6 +78,22 @@ def test_without_a_card_the_tiny_base_may_be_too_large_for_the_budget() -> None:
     found = examined(budget=0.5e9)
     assert set(found.remedies) == {"train grpo", "merge", "track", "vqa"}
     assert found.well
+
+
+def test_where_no_single_change_makes_a_stage_fit_the_command_says_so() -> None:
+    Path("config.yaml").write_text("preset: r1track-5k\n")
+    lines = run("doctor", "--budget", 8).output.splitlines()
+    assert "merge fits after no single change; take a smaller base" in lines
+    assert any(line.startswith("train grpo fits after one of: train.prompts_per_step: 16 (") for line in lines)
+
+
+def test_a_real_base_without_a_card_is_a_warning_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    finding = "none; torch is built for CPUs: where there is a card, install environment.yml"
+    assert bad(examined(preset="r1track-5k"))["card"] == ("warning", finding)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    for preset in ("r1track-5k", "demo"):
+        finding = "none; torch is built for CUDA 13.0, so look at the driver"
+        assert bad(examined(preset=preset))["card"] == ("warning", finding)
 
 
 def test_unsloth_without_a_card_is_an_error() -> None:
