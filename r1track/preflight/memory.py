@@ -143,17 +143,19 @@ def _answering(
 ) -> dict[str, Terms]:
     """All images, then all prompts, then `copies` answers to each; an adapter works in float32."""
     rows = batch.rows * copies
-    places = rows * generation.width(rows, "cuda") if drafted else rows
+    width = generation.width(rows, "cuda") if drafted else 1
+    room = (generation.most_holes(rows) + width - 1) * (width > 1)  # columns of the cache
     text, vision, nbytes, narrow = model.text, model.vision, model.nbytes, model.nbytes < 4
     rotation, gates = 5 * nbytes + 8 * narrow + 16, 3 * nbytes * (1 + vision.intermediate_size / vision.hidden_size)
     tower = (max(rotation, gates) + 8 / vision.num_heads) * vision.hidden_size
     inner, outer = (2 * nbytes + 8, 5 * nbytes + 4 * narrow) if adapted else (3 * nbytes, 5 * nbytes)
     layer = inner * text.intermediate_size + outer * text.hidden_size
     stored, grown = (model.cache * batch.rows * n for n in (batch.prompt, copies * (batch.prompt + batch.answer)))
+    answers = {**resident, "KV cache": grown, "room for drafts": model.cache * rows * room}
     return {
         "images": {**resident, "image layer": batch.rows * batch.patches * tower},
         "prompts": {**resident, "KV cache": stored, "text layer": batch.rows * batch.prompt * layer},
-        "answers": {**resident, "KV cache": grown, "logits": 16 * places * text.vocab_size},
+        "answers": {**answers, "logits": 16 * rows * width * text.vocab_size},
     }
 
 
@@ -246,6 +248,9 @@ def plan(settings: Settings) -> list[StagePlan]:
         resident |= {"adapter": model.adapter} if stage == "merge" else {}
         resident |= {"pixel values": model.pixels * batch.rows * batch.patches}
         drafted = stage == "track" and track.reuse and not settings.task.prompt
+        if drafted:  # beside the cache in which they are side by side
+            search = batch.patches // 4 // (settings.task.templates + 1) + 2  # tokens
+            resident |= {"prefixes": model.cache * batch.rows * (batch.prompt - search)}
         if drafted and track.graphs:
             resident |= {"graphs' cache": _fixed_cache(model, batch, batch.rows)}
         plans.append(StagePlan(stage, _answering(model, batch, resident, stage == "merge", drafted)))

@@ -1,5 +1,6 @@
 """The memory plan: exact terms are the bytes of real tensors, estimates are near those of real layers."""
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from measured import (
 )
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
+from toys import tracked
 from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
 
-from r1track.core import config, models, prompts, schema
+from r1track.core import config, generation, models, prompts, schema
+from r1track.core.drafts import Draft
 from r1track.preflight import memory
 from r1track.training import trl_patches
 
@@ -85,6 +88,47 @@ def test_the_cache_takes_as_many_bytes_as_a_real_one(base: Path) -> None:
         cache = model(**question(), use_cache=True).past_key_values
     kept = stored(part for layer in cache.layers for part in (layer.keys, layer.values))
     assert counted(base, "bfloat16").cache * ROWS * PROMPT == kept
+
+
+@pytest.mark.parametrize(("rows", "templates"), [(4, 1), (16, 2)])
+def test_the_cache_of_tracking_with_drafts_has_no_more_room_than_is_planned(
+    rows: int, templates: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drafts of which no two rows accept the same places fill it with columns that are refused."""
+    monkeypatch.setitem(generation.PASS, "cpu", generation.PASS["cuda"])
+    asked, shown, searches = tracked(rows, later=templates == 2)
+    values: Any = {"task": {"templates": templates}, "track": {"batch": rows, "max_tokens": 64}}
+    chosen = config.resolve({"preset": "demo", **values})
+    decoder = generation.Decoder(models.load("tiny", chosen.model), max_tokens=64)
+    monkeypatch.setattr(decoder, "ends", set())
+    monkeypatch.setattr(decoder, "ended", lambda tokens: False)
+    prefixes = decoder.prefixes(asked, shown)
+    wanted = decoder.answers(asked[0], prefixes, searches[0])
+    decoder.stacked = None
+    sizes, forward, rng = list[int](), decoder.forward, random.Random(0)
+
+    def measured(cache: Any, **named: Any) -> torch.Tensor:
+        logits = forward(cache, **named)
+        sizes.append(stored(part for layer in cache.layers for part in (layer.keys, layer.values)))
+        return logits
+
+    def draft(tokens: list[int], examples: list[list[int]], most: int) -> Draft:
+        place = rng.randrange(most)  # of the one right token
+        drafted = [next(iter(decoder.drafter.digits))] * most
+        drafted[place] = examples[0][len(tokens)]
+        return Draft(drafted, [0] * most)
+
+    monkeypatch.setattr(decoder, "forward", measured)
+    monkeypatch.setattr(decoder.drafter, "draft", draft)
+    assert decoder.answers(asked[0], prefixes, searches[0], [[tokens] for tokens in wanted]) == wanted
+    longest = max(prefix.layers[0][0].shape[2] for prefix in prefixes)
+    asks = next(iter(decoder.tails.values()))[0].shape[1]
+    words = longest + asks - memory.question(chosen, rows, 64).prompt + memory.WORDS
+    monkeypatch.setattr(memory, "WORDS", words)  # as many as the tiny model's vocabulary needs
+    planned = plan_of(chosen, "track").moments["answers"]
+    assert planned["prefixes"] >= stored(part for prefix in prefixes for layer in prefix.layers for part in layer)
+    assert planned["KV cache"] < max(sizes) <= planned["KV cache"] + planned["room for drafts"]
+    assert max(sizes) > 0.8 * (planned["KV cache"] + planned["room for drafts"])
 
 
 def trainable(base: Path, dtype: torch.dtype, quantize: Any, vision: bool = False) -> Any:

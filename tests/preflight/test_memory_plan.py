@@ -72,6 +72,7 @@ def test_every_term_is_either_counted_exactly_or_named_an_estimate() -> None:
     both = config.resolve({"preset": "demo", "train": {"arms": ["sft", "grpo"]}})
     names = {name for each in memory.plan(both) for terms in each.moments.values() for name in terms}
     exact = {"weights", "adapter", "gradients", "optimiser", "KV cache", "pixel values", "image features"}
+    exact |= {"prefixes", "room for drafts"}
     assert names == memory.ESTIMATES | exact | {"text layers' inputs", "image layers' inputs"}
 
 
