@@ -205,8 +205,8 @@ def examine(results: Path) -> dict[str, list[Finding]]:
             except (OSError, ValueError, KeyError, TypeError) as error:
                 state = "missing" if isinstance(error, FileNotFoundError) and kind != "report" else "differs"
                 fault = files.field_faults(error) if isinstance(error, ValidationError) else error
-                words = f"cannot be checked: {type(error).__name__}: {fault}"
-                findings[kind].append(Finding(state, result_of(place), words))
+                kind_of = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+                findings[kind].append(Finding(state, result_of(place), f"cannot be checked: {kind_of}{fault}"))
     return findings
 
 

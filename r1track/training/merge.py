@@ -17,7 +17,7 @@ from peft.tuners.lora import LoraLayer
 from r1track.core import card, config, files, models
 from r1track.core.errors import UserError
 from r1track.core.folders import atomic_folder, check_replaceable
-from r1track.core.pairs import held_out
+from r1track.core.pairs import held_out, held_out_rows
 from r1track.core.provenance import Provenance, ProvenanceRecord
 from r1track.core.records import MergeRecord
 
@@ -117,6 +117,8 @@ def run(settings: config.Settings, model: str, adapter: Path, pairs: Path | None
     if settings.merge.base == "dequantised" and trained == "none":
         raise UserError(f"{adapter}: trained over 16 bits, not over dequantised weights; take merge.base original")
     folder = models.resolve_model_dir(model, settings.model.revision)
+    if pairs:
+        held_out_rows(pairs, 1)  # which is refused before the work, where there are none
     with atomic_folder(out, "merge") as temp_path:
         if training.settings and training.arm and "pairs" in training.inputs:
             manifest = Path(training.inputs["pairs"].path)

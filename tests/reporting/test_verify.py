@@ -268,8 +268,9 @@ def test_a_run_whose_data_is_missing_passes_as_far_as_it_can_be_checked(tmp_path
     results = make_run(tmp_path / "run", toy_split(tmp_path / "val", sequences=2))
     make_report(results)
     shutil.rmtree(tmp_path / "val")
-    missing = {finding.file for finding in findings(results) if finding.state == "missing"}
-    assert {"scores/grpo/toy-val.json", "tracks/grpo/toy-val", "report/index.html"} <= missing
+    missing = {finding.file: finding.words for finding in findings(results) if finding.state == "missing"}
+    assert missing["scores/grpo/toy-val.json"] == "cannot be checked: the boxes or the true boxes are not there"
+    assert {"scores/grpo/toy-val.json", "tracks/grpo/toy-val", "report/index.html"} <= missing.keys()
     assert faults(results) == []
     alter(results / "report/summary.json", *ALTERED["report/summary.json"])
     assert ("altered", "report/summary.json") in [fault[:2] for fault in faults(results)]

@@ -204,6 +204,14 @@ def test_a_merge_into_dequantised_weights_needs_an_adapter_that_was_trained_over
         merge.run(settings("dequantised"), "tiny", plain, pairs, tmp_path / "out")
 
 
+def test_pairs_that_are_not_there_are_refused_before_the_merge(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merge, "_write_merged", lambda *words: pytest.fail("the merge began"))
+    with pytest.raises(FileNotFoundError, match="nowhere/val: no Parquet shards; run `r1track sample` first"):
+        merge.run(settings("original"), "tiny", adapter, tmp_path / "nowhere", tmp_path / "out")
+
+
 def test_a_merge_that_changes_answers_is_refused(adapter: Path, pairs: Path, tmp_path: Path) -> None:
     strict = settings("original")
     strict = strict.model_copy(update={"merge": strict.merge.model_copy(update={"min_agreement": 1.0})})
