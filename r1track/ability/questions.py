@@ -16,7 +16,7 @@ from PIL import Image
 
 from r1track.ability import metrics
 from r1track.core import hub, prompts, schema
-from r1track.core.boxes import xywh_to_xyxy
+from r1track.core.boxes import area, clip, xywh_to_xyxy
 from r1track.core.crops import fits, processed_size
 from r1track.core.errors import UserError, environment_fault
 from r1track.core.images import decode, read_stored
@@ -170,7 +170,8 @@ def _item(field: str, index: int, row: dict[str, Any], spec: schema.VqaSet, stor
     if spec.metric == "box":
         answer = _box(answer)
     answers = answer if isinstance(answer, list) else [answer]
-    targets = [str(one["answer"] if isinstance(one, dict) else one) for one in answers if one not in (None, "")]
+    texts = [one.get("answer") if isinstance(one, dict) else one for one in answers]
+    targets = [str(text) for text in texts if text not in (None, "")]
     if spec.options:
         texts = row[spec.options] or []
         options = dict(zip(ascii_uppercase, texts, strict=False))
@@ -206,11 +207,14 @@ def _box(answer: Any) -> str | None:
 def _with_image_size(item: Item, model: schema.Model) -> Item:
     """The item with its image's pixel count, and a box, xyxy, in pixels of the image as the model sees it."""
     width, height = item.picture().size
-    targets = item.targets
     if not fits((width, height)):
         raise UserError(f"{item.image_name} has {width} x {height} pixels, too narrow for the model; take another set")
     if item.metric == "box":
         model_width, model_height = processed_size((width, height), model)
-        scale = np.array([model_width / width, model_height / height] * 2)
-        targets = [prompts.numbers(json.loads(target) * scale) for target in targets]
-    return replace(item, targets=targets, pixels=width * height)
+        box = json.loads(item.target) * np.array([model_width / width, model_height / height] * 2)
+        item = replace(item, targets=[prompts.numbers(box)])
+        if not item.scorable or not area(clip(box, model_width, model_height)):
+            raise UserError(
+                f"{item.image_name}: its box is outside of it, or thinner than a pixel as the model sees it"
+            )
+    return replace(item, pixels=width * height)

@@ -62,6 +62,26 @@ def test_an_answer_that_is_no_box_is_counted(stored, caplog):
     assert item.doc_id == "2"
 
 
+def test_a_box_that_is_outside_of_its_image_or_too_thin_to_be_written_is_left_out_and_named(stored, caplog):
+    """Its own right answer, such as [1, 2, 1, 6], would score 0."""
+    boxes = [[1.1, 2.0, 0.01, 4.0], [5.0, 5.0, 9.0, 9.0], [300.0, 2.0, 5.0, 5.0], [-5.0, 5.0, 20.0, 9.0]]
+    source = stored({"question": ["a?"] * 4, "answer": boxes})
+    items = load(schema.VqaSet(source=source, items=4, metric="box", max_unusable=0.5))
+    assert [item.doc_id for item in items] == ["1", "3"]
+    for doc_id in "02":
+        assert f"image of question {doc_id} ('a?" in caplog.text
+    assert caplog.text.count("its box is outside of it, or thinner than a pixel as the model sees it") == 2
+
+
+def test_answers_in_objects_without_an_answer_are_counted_as_not_scorable(stored, caplog):
+    answers = [[{"text": "red"}], [{"text": "blue"}]]
+    with pytest.raises(UserError, match="has 0 questions that can be scored"):
+        load(schema.VqaSet(source=stored({"question": ["a?", "b?"], "answer": answers}), items=1))
+    people = [[{"answer": None}, {"answer": "0"}], [{"answer": None}] * 2, [{"answer": "red"}] * 2]
+    items = load(schema.VqaSet(source=stored({"question": ["a?", "b?", "c?"], "answer": people}), items=2))
+    assert [(item.doc_id, item.targets) for item in items] == [("0", ["0"]), ("2", ["red", "red"])]
+
+
 def test_more_options_than_letters_two_right_answers_and_odd_digits_are_counted_as_not_scorable(stored, caplog):
     many = [f"thing {k}" for k in range(27)]
     answers = [["26"], ["A"], ["0", "1"], ["²"], ["٣"], ["25"]]
