@@ -134,5 +134,6 @@ def load_rows(source: str, subset: str | None, split: str | None, revision: str 
 
 def _state(folder: Path) -> str:
     """A name for the present state of the files in a folder: another one after each change of theirs."""
-    states = [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in sorted(folder.rglob("*"))]
+    present = (file for file in sorted(folder.rglob("*")) if file.is_file())  # a link may lead nowhere
+    states = [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in present]
     return hashlib.sha256(repr([folder.resolve(), states]).encode()).hexdigest()[:16]
