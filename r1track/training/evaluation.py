@@ -81,7 +81,8 @@ class Evaluation(TrainerCallback):
             completions = complete(decoder, *both, generation.greedy, decoder.ended, batch=self.batch)[1]
         trainer.model.train()
         answers = self.processor.tokenizer.batch_decode([c.tokens for c in completions], skip_special_tokens=True)
-        rows = zip(answers, self.rows["answer"], self.rows["size"], strict=True)
+        texts = [prompts.complete(text, think) or text for text in answers]
+        rows = zip(texts, self.rows["answer"], self.rows["size"], strict=True)
         scores = [rewards.score(text, box, scheme="iou", size=size, think=think) for text, box, size in rows]
         iou, parsed = (float(np.mean([score[part] for score in scores])) for part in ("iou", "valid"))
         return {"held_out_iou": iou, "held_out_parsed": parsed, "held_out_seconds": time.perf_counter() - began}

@@ -92,15 +92,16 @@ def test_the_figures_are_those_of_greedy_answers_by_generate_and_every_row_that_
         assert rows[step]["held_out_parsed"] == pytest.approx(readable)
 
 
+@pytest.mark.parametrize("behind", ["", "."])  # ignored, as in tracking
 @pytest.mark.parametrize("answer", ["[]", "[9, 9, 40, 40]", "no"])
 def test_held_out_pairs_without_the_target_count_one_for_an_empty_list_and_nothing_for_a_box(
-    answer: str, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    answer: str, behind: str, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = settings(eval_pairs=12)
     mixed = toy_pairs(tmp_path, config.resolve({"preset": "demo", "sample": {**FEW, "negatives": 0.5}}))
     trainer = train.make_trainer(made, "grpo", models.TINY, pairs, tmp_path / "scratch")
     measured = evaluation.Evaluation(made, "grpo", models.TINY, mixed, tmp_path, trainer)
-    monkeypatch.setattr(measured.processor.tokenizer, "batch_decode", lambda rows, **options: [answer] * len(rows))
+    monkeypatch.setattr(measured.processor.tokenizer, "batch_decode", lambda rows, **_: [answer + behind] * len(rows))
     figures, truth = measured.measure(), held_out_rows(mixed, 12)["answer"]
     negatives = sum(not box for box in truth)
     assert negatives == 6
