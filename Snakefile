@@ -17,16 +17,10 @@ from r1track.study import any_of
 # The rules run `r1track` from the environment that runs Snakemake, activated or not.
 os.environ.update(PATH=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
 # Read here, not by Snakemake, which takes what our reader refuses, and adds the `sets` of two files.
-own = next(
-    (
-        file
-        for file in (Path("config.yaml"), Path(workflow.basedir, "config.yaml"))
-        if file.is_file()
-    ),
-    None,
-)
 try:
-    FILES = [*([own] if own else []), *workflow.overwrite_configfiles]
+    FILES = configuration.workflow_files(
+        workflow.overwrite_configfiles, Path(workflow.basedir)
+    )
     CHANGES = [
         configuration.parse_change(text, "--config")
         for text in workflow.config_settings.config_args

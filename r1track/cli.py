@@ -15,6 +15,7 @@ from rich import get_console
 from rich.markdown import Markdown
 
 from r1track.console import (
+    FLOW_CONFIG,
     BaseModel,
     Changes,
     Config,
@@ -297,13 +298,14 @@ def push(
 
 @app.command("config")
 def show_config(
-    config_file: Annotated[Path | None, typer.Option("--config", help="Configuration to resolve.")] = None,
+    config_file: Annotated[Path | None, FLOW_CONFIG] = None,
     preset: Annotated[str | None, typer.Option(help="The preset, whatever the configuration names.")] = None,
     changes: Changes = None,
 ) -> None:
     """Print the value of every field, and the file or option from which it comes."""
     over = [config.parse_change(change) for change in with_change(changes, "preset", preset)]
-    layers = config.read_layers([] if preset and not config_file else [config_file or Path("config.yaml")], over)
+    given = [] if preset and not config_file else config.workflow_files([config_file or Path("config.yaml")])
+    layers = config.read_layers(given, over)
     sources = config.origins(layers)
     for variant in config.variants(layers).values():
         config.combine(variant)  # which refuses one that cannot be used
@@ -315,14 +317,15 @@ def show_config(
 
 @app.command()
 def fetch(
-    config_file: Annotated[Path, typer.Option("--config", help="Configuration to read.")] = Path("config.yaml"),
+    config_file: Annotated[Path, FLOW_CONFIG] = Path("config.yaml"),
     show: Annotated[bool, typer.Option("--list", help="Only print what is needed; asks nothing of a network.")] = False,
     changes: Changes = None,
 ) -> None:
     """Download the models and data sets of a configuration into the hub's cache. It can be interrupted and goes on."""
     from r1track.core import hub
 
-    sources = hub.sources(config.load(config_file, changes))
+    over = [config.parse_change(change) for change in changes or ()]
+    sources = hub.sources(config.combine(config.read_layers(config.workflow_files([config_file]), over)))
     if not sources:
         typer.echo("Everything is in this package or in folders: nothing comes from the hub.", err=True)
     states = {source: f"{source.field}, {hub.here(source)}" for source in sources}
@@ -340,7 +343,7 @@ def fetch(
 
 @app.command()
 def doctor(
-    config_file: Annotated[Path, typer.Option("--config", help="Configuration to check.")] = Path("config.yaml"),
+    config_file: Annotated[Path, FLOW_CONFIG] = Path("config.yaml"),
     budget: Annotated[float | None, typer.Option(min=0.1, help="Memory of another card than this one, in GB.")] = None,
     online: Annotated[bool, typer.Option("--online", help="Open each model and data set on the hub, too.")] = False,
     changes: Changes = None,
@@ -350,7 +353,8 @@ def doctor(
     from r1track.preflight.doctor import examine
     from r1track.preflight.printing import show
 
-    layers = config.read_layers([config_file], [config.parse_change(change) for change in changes or ()])
+    over = [config.parse_change(change) for change in changes or ()]
+    layers = config.read_layers(config.workflow_files([config_file]), over)
     diagnoses = examine(layers, budget and budget * 1e9, online)
     lines = [] if any(diagnosis.errors for diagnosis in diagnoses.values()) else study.check(layers)
     show(diagnoses, lines, get_console())

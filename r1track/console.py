@@ -21,6 +21,7 @@ from r1track.core.errors import MissingFile, UserError, environment_fault
 log = logging.getLogger(__name__)
 Export = StrEnum("Export", ["sharegpt", "easyr1"])
 Config = Annotated[Path, typer.Option("--config", help="config.yaml, or results/<run>/config/<stage>.json.")]
+FLOW_CONFIG = typer.Option("--config", help="Its fields win over those of config.yaml, as in the workflow.")
 OwnConfig = Annotated[
     Path | None,
     typer.Option("--config", help="config.yaml. Without it, that of the run that made the model, or the defaults."),

@@ -240,6 +240,24 @@ def test_config_prints_every_value_and_where_it_comes_from(place: Path, monkeypa
         assert lines["train.steps: 9"] == source
 
 
+def test_a_file_is_checked_over_config_yaml_as_the_workflow_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("preset: demo\nrun: mine\ntrain: {steps: 3}\n")
+    assert config.workflow_files([Path("mine.yaml")]) == [config.ROOT / "config.yaml", Path("mine.yaml")]
+    (tmp_path / "config.yaml").write_text("preset: best\ntrain: {steps: 9, beta: 0.5}\n")
+    assert config.workflow_files([Path("mine.yaml")]) == [Path("config.yaml"), Path("mine.yaml")]
+    assert config.workflow_files([Path("config.yaml")]) == [Path("config.yaml")]
+    lines = run("config", "--config", "mine.yaml").stdout.splitlines()
+    assert {"train.steps: 3  # mine.yaml", "train.beta: 0.5  # config.yaml", 'preset: "demo"  # mine.yaml'} <= {*lines}
+    (tmp_path / "config.yaml").write_text("train: {gruop: 4}\n")
+    for words in (["doctor"], ["config"], ["fetch", "--list"]):
+        result = run(*words, "--config", "mine.yaml")
+        assert result.exit_code != 0
+        assert "config.yaml: cannot be used" in " ".join(result.output.split())
+
+
 def test_fetch_says_that_a_configuration_takes_nothing_from_the_hub(place: Path) -> None:
     for words in ([], ["--list"]):
         result = run("fetch", "--config", place / "config.yaml", *words)

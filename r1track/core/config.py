@@ -220,6 +220,12 @@ def resolve(values: dict[str, Any], source: str = "config.yaml") -> Settings:
     return combine(read_layers([], [Layer(source, values)]))
 
 
+def workflow_files(given: Sequence[Path], repository: Path = ROOT) -> list[Path]:
+    """The files that the workflow reads: the config.yaml of the working folder, else of the repository, then those."""
+    own = [file for file in (Path("config.yaml"), repository / "config.yaml") if file.is_file()][:1]
+    return [*(own if given != [Path("config.yaml")] else []), *given]
+
+
 def read_layers(paths: Sequence[Path], changes: Sequence[Layer] = ()) -> list[Layer]:
     """The layers of files and changes, the last of which wins, over those of the preset that the last of them names."""
     layers = [*map(read_layer, paths), *changes]
