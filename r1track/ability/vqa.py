@@ -50,16 +50,18 @@ def run(settings: config.Settings, model: str, out: Path, pairs: Path | None = N
     folder, stage = models.resolve_model_dir(model, settings.model.revision), config.stage_values(settings, "vqa")
     weights = record.inputs["model"].sha256
     manifest = Manifest(model=model, weights=weights, commit=git_commit(), settings=stage)
-    with resumed_folder(out, manifest.as_json(), "vqa") as work:
+    rows = [(one.doc_id, one.question, one.targets, one.image_sha256) for items in chosen.values() for one in items]
+    digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    with resumed_folder(out, {**manifest.as_json(), "questions": digest}, "vqa") as work:
         path = work / "manifest.json"
         sets = dict(files.read_record(path, Manifest).sets) if path.is_file() else {}
         probes = [] if folder == base else _probes(settings, chosen, pairs)
         probes = kl.ask_base(settings.model.base, limits, probes, vqa.batch) if probes else []
         loaded = replace(models.load(model, limits), processor=models.load_processor(base, limits))
         for name, items in chosen.items():
-            hashes = {item.doc_id: item.image_sha256 for item in items}
-            if name not in sets or sets[name].items != hashes:
+            if name not in sets:
                 entry = _ask_set(loaded, name, vqa, items, work / f"{name}.jsonl")
+                hashes = {item.doc_id: item.image_sha256 for item in items}
                 sets[name] = entry.model_copy(update={"items": hashes})
                 files.write_json(path, manifest.model_copy(update={"sets": sets}).as_json())
         repeat = _pooled([entry.repeat for entry in sets.values() if entry.repeat])

@@ -155,6 +155,26 @@ def test_what_a_broken_run_finished_is_not_kept_for_other_settings(settings, cal
     assert [len(call["questions"]) for call in calls][:4] == [99, 99, 99, 53]
 
 
+def test_what_a_broken_run_finished_is_not_kept_for_other_questions_about_the_same_images(
+    settings, calls, stored, tmp_path, monkeypatch
+):
+    def stop(repeats):
+        raise RuntimeError("killed")
+
+    def of(word):
+        source = stored({"question": [f"{word} {k}?" for k in range(4)], "answer": ["red"] * 4})
+        sets = {"mine": schema.VqaSet(source=source, items=4)}
+        return settings.model_copy(update={"vqa": schema.Vqa(sets=sets)})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vqa, "_pooled", stop)
+        with pytest.raises(RuntimeError, match="killed"):
+            vqa.run(of("old"), "tiny", tmp_path / "out")
+    vqa.run(of("new"), "tiny", tmp_path / "out")
+    rows = records.read_answers(tmp_path / "out" / "mine.jsonl")
+    assert {row.input.split()[0] for row in rows} == {"new"}
+
+
 def test_another_model_is_asked_with_the_bases_processor(settings, calls, tmp_path, monkeypatch):
     folders = []
     monkeypatch.setattr(models, "load_processor", lambda folder, limits: folders.append((folder, limits.max_pixels)))
