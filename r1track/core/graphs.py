@@ -61,6 +61,12 @@ class Recorded(NamedTuple):
     logits: torch.Tensor  # (rows, width, vocabulary)
 
 
+def check_card(field: str) -> None:
+    """Raise UserError where there is no card for the graphs that the setting `field` asks for."""
+    if not torch.cuda.is_available():
+        raise UserError(f"{field}: true, but torch finds no CUDA card here; set it to false")
+
+
 def columns_of(part: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     """Of keys or values (rows, heads, columns, width) the columns that `order` (rows, columns) names, in its order."""
     return part.gather(2, order[:, None, :, None].expand(-1, part.shape[1], -1, part.shape[3]))
@@ -84,8 +90,7 @@ class Graphs:
     """
 
     def __init__(self, field: str):
-        if not torch.cuda.is_available():
-            raise UserError(f"{field}: true, but torch finds no CUDA card here; set it to false")
+        check_card(field)
         self.field = field
         self.model: Any = None
         self.keys, self.values = list[torch.Tensor](), list[torch.Tensor]()

@@ -30,6 +30,7 @@ from r1track.core import card, config, files, models, prompts, schema
 from r1track.core.crops import processed_size
 from r1track.core.errors import UserError, naming
 from r1track.core.folders import atomic_folder, check_replaceable, locked
+from r1track.core.graphs import check_card
 from r1track.core.pairs import OTHERS, first_rows, questions, shards
 from r1track.core.pairs import load as open_pairs
 from r1track.core.provenance import Provenance
@@ -231,6 +232,8 @@ def run(settings: config.Settings, arm: str, model: str, pairs: Path, scratch: P
     train = settings.train
     if train.optimizer == "adamw_8bit" and not torch.cuda.is_available():
         raise UserError("train.optimizer = 'adamw_8bit': needs a CUDA card; take adamw_torch")
+    if train.graphs and arm == "grpo":
+        check_card("train.graphs")
     if train.report_to != "none" and importlib.util.find_spec(train.report_to) is None:
         raise UserError(
             f"train.report_to = {train.report_to!r}: not installed; `pip install {train.report_to}`, or set it to none"

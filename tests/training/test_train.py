@@ -217,6 +217,7 @@ def test_trainer_arguments_that_the_library_does_not_know_or_changes_are_refused
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"graphs": True}, r"train\.graphs: true, but torch finds no CUDA card here"),
         ({"optimizer": "adamw_8bit"}, r"train\.optimizer = 'adamw_8bit': needs a CUDA card"),
         ({"backend": "unsloth"}, r"train\.backend = 'unsloth': .*; install environment\.yml on a card"),
     ],
@@ -226,9 +227,11 @@ def test_what_this_machine_cannot_do_is_refused_before_training(
 ) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a card")
+    (tmp_path / "scratch" / "checkpoint-2").mkdir(parents=True)  # of other settings: a run would delete it
+    (tmp_path / "scratch" / "identity.json").write_text("{}")
     with pytest.raises(ValueError, match=message):
         trained(tmp_path, pairs, **changes)
-    assert not (tmp_path / "adapter").exists()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["checkpoint-2", "identity.json", "scratch"]
 
 
 def test_fewer_pairs_than_a_rollout_asks_are_refused(pairs: Path, tmp_path: Path) -> None:
