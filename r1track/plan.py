@@ -176,7 +176,13 @@ def make_plan(settings: Settings, toy: str = "") -> Plan:
 
 
 def _check_sources(settings: Settings) -> None:
-    """Raise ConfigError for a question set whose folder is missing, and offline for what is not in the hub's cache."""
+    """Raise ConfigError for a folder of questions, pairs or weights that is missing, and offline for downloads."""
+    places = {"model.base": settings.model.base, "sample.hub": settings.sample.hub}
+    for name, extra in settings.track.extra.items():
+        places |= {f"track.extra.{name}.model": extra.model, f"track.extra.{name}.adapter": extra.adapter}
+    for name, place in places.items():
+        if place and place != "tiny" and not files.on_hub(place) and not Path(place).is_dir():
+            raise ConfigError(f"{name} = {place!r}: no such folder; give a folder, or an id on the hub (owner/name)")
     for name, one in settings.vqa.sets.items():
         if one.source != "easy-vqa" and not files.on_hub(one.source) and not Path(one.source).is_dir():
             remedy = "give a folder, a data set on the hub (owner/name), or easy-vqa"

@@ -1,13 +1,17 @@
 """What would stop a run stops it in its first minute: the base is tried, and what is to be downloaded is named."""
 
 import os
+import re
 import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
 from hub_mirror import Mirror, serving
 
+from r1track import plan
 from r1track.core import config
 
 ROOT = config.ROOT
@@ -79,6 +83,30 @@ def test_a_dry_run_names_what_is_to_be_downloaded_and_offline_refuses_it(tmp_pat
     done = snakemake(tmp_path, "--dry-run", HF_HUB_OFFLINE="1")
     assert done.returncode != 0
     assert f"HF_HUB_OFFLINE is set, and the hub's cache lacks {named}; run `r1track fetch`" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"model": {"base": "qwen"}}, "model.base = 'qwen'"),
+        ({"sample": {"hub": "./pairs"}}, "sample.hub = './pairs'"),
+        ({"track": {"extra": {"their": {"model": "theirs"}}}}, "track.extra.their.model = 'theirs'"),
+        (
+            {"track": {"extra": {"their": {"model": "tiny", "adapter": "lora"}}}},
+            "track.extra.their.adapter = 'lora'",
+        ),
+    ],
+)
+def test_weights_and_pairs_whose_folder_is_missing_are_refused_before_a_job_runs(
+    values: dict[str, Any], field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        config.ConfigError, match=f"^{re.escape(field)}: no such folder; give a folder, or an id on the"
+    ):
+        plan.make_plan(config.resolve(values))
+    (tmp_path / field.split("'")[1]).mkdir()
+    assert plan.make_plan(config.resolve(values)).results == "results/demo"
 
 
 def test_a_dry_run_refuses_a_question_set_whose_folder_is_missing(tmp_path: Path) -> None:

@@ -156,8 +156,8 @@ def _data(settings: config.Settings, read: Callable[[Path], list[Sequence]] = re
     if arms and hub_set and not files.on_hub(hub_set):
         remedy = "no such folder; give a folder, or the id of a data set on the hub"
         yield _line(Path(hub_set).is_dir(), "sample.hub", hub_set, remedy)
+    count, trained = settings.toy.train_sequences, set[Path]()
     for field, path in splits.items():
-        count = settings.toy.train_sequences
         if path.startswith("toy/"):
             yield Line("ok", field, f"{path}, drawn by the stage `toy`")
         else:
@@ -168,7 +168,12 @@ def _data(settings: config.Settings, read: Callable[[Path], list[Sequence]] = re
             except (OSError, UserError) as error:
                 yield Line("error", field, f"{error}; or let the field name another split")
                 continue
-            count = len(sequences)
+            count, firsts = len(sequences), {one.frames[0].resolve(): one.name for one in sequences}
+            if field == "data.train":
+                trained = {place for place, name in firsts.items() if name not in settings.sample.exclude}
+            elif shared := trained & firsts.keys():
+                finding = f"{len(shared)} of its {count} sequences are in data.train, too, so their scores say little"
+                yield Line("warning", field, f"{finding}; score on other ones")
         if field == "data.train":
             yield _pairs(settings.sample.pairs, round((1 - settings.sample.val_share) * count) or 1)
 

@@ -68,7 +68,7 @@ def test_a_set_that_is_tracked_from_texts_of_which_there_are_none_or_few_is_name
         shutil.copytree(tmp_path / "all", tmp_path / name)
         for text in sorted((tmp_path / name).glob("*/nlp.txt"))[: 2 if name == "none" else 1]:
             text.unlink()
-    values = {"data": {"train": "all", "sets": {name: name for name in ("all", "none", "some")}}}
+    values = {"data": {"train": "toy/train", "sets": {name: name for name in ("all", "none", "some")}}}
     assert bad(examined(**values, sample={"pairs": 5})) == {}
     found = examined(**values, sample={"pairs": 5}, track={"start": "text", "starts": {"all": "box"}})
     state, finding = bad(found)["data.sets.none"]
@@ -118,9 +118,22 @@ def test_what_sample_or_track_would_stop_at_and_corners_in_place_of_sizes_are_na
     )
 
 
+def test_sequences_that_are_trained_on_and_scored_are_a_warning(tmp_path: Path) -> None:
+    for name in ("train", "val"):
+        toy_split(tmp_path / name, sequences=3, length=4)
+    (tmp_path / "link").symlink_to("train")
+    first, *others = (tmp_path / "train" / "list.txt").read_text().split()
+    values = {"data": {"train": "train", "sets": {"val": "val", "same": "link"}}}
+    finding = "{} of its 3 sequences are in data.train, too, so their scores say little; score on other ones"
+    assert bad(examined(**values, sample={"pairs": 5})) == {"data.sets.same": ("warning", finding.format(3))}
+    excluded = {"pairs": 5, "exclude": {first: "scored"}}
+    assert bad(examined(**values, sample=excluded)) == {"data.sets.same": ("warning", finding.format(2))}
+    assert bad(examined(**values, sample={"pairs": 5, "exclude": dict.fromkeys([first, *others], "scored")})) == {}
+
+
 def test_five_thousand_pairs_from_three_sequences_are_a_warning(tmp_path: Path) -> None:
     toy_split(tmp_path / "few", sequences=3, length=2)
-    found = examined(data={"train": "few", "sets": {"few": "few"}}, sample={"pairs": 5000})
+    found = examined(data={"train": "few", "sets": {"toy": "toy/val"}}, sample={"pairs": 5000})
     assert bad(found) == {
         "sample.pairs": (
             "warning",
