@@ -24,7 +24,7 @@ if "vqa" in sys.argv:
 """
 SAMPLE = (  # the sequences are read side by side: either may be the first
     r"sample failed: mine/(one|two)/groundtruth\.txt, line 1: expected 4 finite numbers up to 1e\+06, "
-    r"found '1,2,3'; restore it from the data set's archive"
+    r"found '1,2,3'; restore it from the data set's archive, or correct it; a frame without the target has -1,-1,-1,-1"
 )
 
 
