@@ -4,18 +4,17 @@ A command imports its stage when it runs, so that `--help` is fast. Wrong input 
 2; any other error keeps its traceback. The file given to `--log` gets messages and tracebacks, with times.
 """
 
-import json
 import logging
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-import yaml
 from rich import get_console
 from rich.markdown import Markdown
 
 from r1track.console import (
     FLOW_CONFIG,
+    RUN,
     BaseModel,
     Changes,
     Config,
@@ -26,10 +25,12 @@ from r1track.console import (
     OutFile,
     OwnConfig,
     Root,
+    RunFolder,
     Server,
     Tracker,
     Version,
     check_run,
+    check_runs,
     load_for,
     start_log,
     with_change,
@@ -230,9 +231,7 @@ def verdict(
 @app.command()
 def gate(
     verdict_file: Annotated[Path, typer.Option("--verdict", help="Verdict, as written by `verdict`.")],
-    on_regression: Annotated[
-        Literal["fail", "warn"], typer.Option(help="`fail`: REGRESSED or INVALID is an error; `warn`: neither is.")
-    ],
+    on_regression: Annotated[Literal["fail", "warn"], typer.Option(help="Whether REGRESSED and INVALID are errors.")],
 ) -> None:
     """End with an error if general ability was lost, or its check is invalid."""
     from r1track.ability.verdict import gate
@@ -243,15 +242,13 @@ def gate(
 @app.command()
 def report(
     out: OutDir,
-    results: Annotated[Path | None, typer.Option(help="Results folder of a run: results/<run>.")] = None,
+    results: Annotated[Path | None, typer.Option(callback=check_run, help=RUN)] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Compare the runs RUNS instead.")] = False,
-    runs: Annotated[list[Path] | None, typer.Argument(help="Results folders to compare.")] = None,
+    runs: Annotated[list[Path] | None, typer.Argument(callback=check_runs, help="Results folders to compare.")] = None,
 ) -> None:
     """Write the report of a run (--results DIR) or of several (--compare RUNS), and print its summary."""
     if compare != bool(runs) or compare != (results is None):
         raise UserError("give either --results DIR, or --compare and the results folders: --compare DIR DIR --out DIR")
-    for folder in [results] if results else runs or []:
-        check_run(folder)
     from r1track.reporting import compare as several
     from r1track.reporting.report import run
 
@@ -264,19 +261,17 @@ def report(
 
 
 @app.command()
-def verify(results: Annotated[Path, typer.Argument(help="Results folder of a run: results/<run>.")]) -> None:
+def verify(results: RunFolder) -> None:
     """Check a report: compute hashes, scores, verdicts and the report again, and compare."""
     from r1track.reporting.verify import examine, show
 
-    check_run(results)
     logging.getLogger("r1track").setLevel(logging.ERROR)  # the stages that run again would log their results
-    failed = show(examine(results), get_console())
-    raise typer.Exit(1 if failed else 0)
+    raise typer.Exit(1 if show(examine(results), get_console()) else 0)
 
 
 @app.command()
 def push(
-    results: Annotated[Path, typer.Argument(help="Results folder of a run: results/<run>.")],
+    results: RunFolder,
     arm: Annotated[Literal["sft", "grpo"], typer.Option(help="The arm whose result it is.")],
     what: Annotated[Literal["adapter", "model"], typer.Option(help="The adapter, or the merged model.")],
     repo: Annotated[str, typer.Option(help="Name on the hub: USER/NAME. A new one is private.")],
@@ -285,7 +280,6 @@ def push(
     """Upload an adapter or a merged model to the hub, or only show its files and its model card."""
     from r1track.reporting.push import prepare, upload
 
-    check_run(results)
     parts = prepare(results, arm, what, repo)
     for name, path in parts.files.items():
         typer.echo(f"{path.stat().st_size / 1e6:10.2f} MB  {name}", err=True)
@@ -303,16 +297,12 @@ def show_config(
     changes: Changes = None,
 ) -> None:
     """Print the value of every field, and the file or option from which it comes."""
-    over = [config.parse_change(change) for change in with_change(changes, "preset", preset)]
-    given = [] if preset and not config_file else config.workflow_files([config_file or Path("config.yaml")])
-    layers = config.read_layers(given, over)
-    sources = config.origins(layers)
+    file = config_file or (None if preset else Path("config.yaml"))
+    layers = config.workflow_layers(file, with_change(changes, "preset", preset))
     for variant in config.variants(layers).values():
         config.combine(variant)  # which refuses one that cannot be used
-    for field, value in config.flat(config.combine(layers).model_dump()).items():
-        line = yaml.safe_dump([value], default_flow_style=True, width=10**6)[1:-2]
-        text = json.dumps(value) if isinstance(value, str) else line
-        typer.echo(f"{field}: {text}  # {sources.get(field, 'default')}")
+    for line in config.described(layers):
+        typer.echo(line)
 
 
 @app.command()
@@ -324,14 +314,12 @@ def fetch(
     """Download the models and data sets of a configuration into the hub's cache. It can be interrupted and goes on."""
     from r1track.core import hub
 
-    over = [config.parse_change(change) for change in changes or ()]
-    sources = hub.sources(config.combine(config.read_layers(config.workflow_files([config_file]), over)))
+    sources = hub.sources(config.combine(config.workflow_layers(config_file, changes)))
     if not sources:
         typer.echo("Everything is in this package or in folders: nothing comes from the hub.", err=True)
-    states = {source: f"{source.field}, {hub.here(source)}" for source in sources}
     if show:
-        for command in dict.fromkeys(source.command for source in sources):
-            typer.echo(f"{command}  # {'; '.join(states[source] for source in sources if source.command == command)}")
+        for command in hub.commands(sources):
+            typer.echo(command)
         return
     from r1track.preflight import online
 
@@ -353,8 +341,7 @@ def doctor(
     from r1track.preflight.doctor import examine
     from r1track.preflight.printing import show
 
-    over = [config.parse_change(change) for change in changes or ()]
-    layers = config.read_layers(config.workflow_files([config_file]), over)
+    layers = config.workflow_layers(config_file, changes)
     diagnoses = examine(layers, budget and budget * 1e9, online)
     lines = [] if any(diagnosis.errors for diagnosis in diagnoses.values()) else study.check(layers)
     show(diagnoses, lines, get_console())

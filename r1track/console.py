@@ -22,6 +22,25 @@ log = logging.getLogger(__name__)
 Export = StrEnum("Export", ["sharegpt", "easyr1"])
 Config = Annotated[Path, typer.Option("--config", help="config.yaml, or results/<run>/config/<stage>.json.")]
 FLOW_CONFIG = typer.Option("--config", help="Its fields win over those of config.yaml, as in the workflow.")
+RUN = "Results folder of a run: results/<run>."
+
+
+def check_run(folder: Path | None) -> Path | None:
+    """The folder. Raises MissingFile for one that is not that of a run; it names the runs in it, if there are any."""
+    if folder and not (folder / "config").is_dir():
+        inside = ", ".join(sorted(place.parent.name for place in folder.glob("*/config"))[:5])
+        remedy = f"give one of those in it: {inside}" if inside else "give results/<run>, which `snakemake` writes"
+        raise MissingFile(f"{folder}: is not the results folder of a run; {remedy}")
+    return folder
+
+
+def check_runs(folders: list[Path] | None) -> list[Path] | None:
+    for folder in folders or []:
+        check_run(folder)
+    return folders
+
+
+RunFolder = Annotated[Path, typer.Argument(callback=check_run, help=RUN)]
 OwnConfig = Annotated[
     Path | None,
     typer.Option("--config", help="config.yaml. Without it, that of the run that made the model, or the defaults."),
@@ -100,14 +119,6 @@ def load_for(model: str | None, config_file: Path | None, changes: list[str] | N
         log.info("%s: taken, as its run made the model; another file by --config", own)
         return load(own, changes)
     return load(config_file, changes)
-
-
-def check_run(folder: Path) -> None:
-    """Raise MissingFile for a folder that is not that of a run; it names the runs in it, if there are any."""
-    if not (folder / "config").is_dir():
-        inside = ", ".join(sorted(place.parent.name for place in folder.glob("*/config"))[:5])
-        remedy = f"give one of those in it: {inside}" if inside else "give results/<run>, which `snakemake` writes"
-        raise MissingFile(f"{folder}: is not the results folder of a run; {remedy}")
 
 
 def with_change(changes: list[str] | None, field: str, value: str | None) -> list[str]:

@@ -18,7 +18,7 @@ from r1track.core.errors import MissingFile, UserError
 from r1track.plan import Plan, make_plan
 
 if TYPE_CHECKING:  # it imports torch, which a plan does without
-    from r1track.preflight.doctor import Line
+    from r1track.preflight.findings import Line
 
 SHARED = "results/shared"
 
@@ -95,7 +95,8 @@ def make_study(layers: Sequence[Layer]) -> Study:
 
 def check(layers: Sequence[Layer]) -> list["Line"]:
     """The doctor's lines about a whole study, in which a shared result counts once; or why it cannot be planned."""
-    from r1track.preflight.doctor import Line, totals, unused
+    from r1track.preflight.doctor import totals, unused
+    from r1track.preflight.findings import Line
 
     try:
         study = make_study(layers)

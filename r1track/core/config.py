@@ -3,6 +3,7 @@
 A stage reads its settings from `results/<run>/config/<stage>.json`, which holds only what the stage depends on.
 """
 
+import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -183,6 +184,15 @@ def origins(layers: Sequence[Layer]) -> dict[str, str]:
     return sources
 
 
+def described(layers: Sequence[Layer]) -> Iterator[str]:
+    """A line for every field, with its value and, as a comment, the layer from which it comes."""
+    sources = origins(layers)
+    for field, value in flat(combine(layers).model_dump()).items():
+        line = yaml.safe_dump([value], default_flow_style=True, width=10**6)[1:-2]
+        text = json.dumps(value) if isinstance(value, str) else line
+        yield f"{field}: {text}  # {sources.get(field, 'default')}"
+
+
 def _faults(values: dict[str, Any], whole: bool) -> list[str]:
     try:
         settings = Settings.model_validate(values)
@@ -231,6 +241,14 @@ def read_layers(paths: Sequence[Path], changes: Sequence[Layer] = ()) -> list[La
     layers = [*map(read_layer, paths), *changes]
     naming = [layer for layer in layers if "preset" in layer.values]
     return [*(_presets(naming[-1].values["preset"], naming[-1].source) if naming else _presets("demo", "")), *layers]
+
+
+def workflow_layers(file: Path | None, changes: Sequence[str] | None) -> list[Layer]:
+    """The layers that the workflow reads with `--configfile FILE`, and changes over them (see `parse_change`).
+
+    file: None for the changes alone.
+    """
+    return read_layers(workflow_files([file]) if file else [], [parse_change(text) for text in changes or ()])
 
 
 def load(path: Path | None, changes: Sequence[str] | None = None) -> Settings:

@@ -76,6 +76,14 @@ def snapshot(name: str, revision: str | None) -> Path | None:
     return None
 
 
+def commands(sources: list[Source]) -> list[str]:
+    """The lines for a shell that download sources: each once, with the fields that name it as a comment."""
+    needs = dict[str, list[str]]()
+    for source in sources:
+        needs.setdefault(source.command, []).append(f"{source.field}, {here(source)}")
+    return [f"{command}  # {'; '.join(fields)}" for command, fields in needs.items()]
+
+
 def cached_bytes(source: Source) -> int | None:
     """Bytes that the cache has of what a run reads of a source; None where that is not complete."""
     if source.kind == "model":

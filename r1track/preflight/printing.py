@@ -5,7 +5,8 @@ from rich.table import Table
 from rich.text import Text
 
 from r1track.preflight import memory
-from r1track.preflight.doctor import Diagnosis, Line
+from r1track.preflight.doctor import Diagnosis
+from r1track.preflight.findings import Line
 
 
 def joined(diagnoses: dict[str, Diagnosis]) -> list[Line]:

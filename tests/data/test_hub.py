@@ -21,7 +21,7 @@ from r1track.core.crops import Crop
 from r1track.core.errors import UserError
 from r1track.core.schema import Task
 from r1track.core.sequences import Sequence, read_split
-from r1track.preflight import doctor
+from r1track.preflight import data as data_lines
 from r1track.tracking import track
 from r1track.training import merge, train
 
@@ -243,10 +243,10 @@ def test_the_presets_need_no_training_split(preset: str, tmp_path: Path, monkeyp
     local = {"preset": preset, "sample": {"hub": str(tmp_path / "mine")}}
     assert plan.make_plan(config.resolve(local)).pair_sources == [str(tmp_path / "mine")]  # which is not there
     settings = config.resolve({"preset": preset})
-    states = {line[1]: line[0] for line in [*doctor._data(settings), *doctor._sources(settings, None)]}
+    states = {line[1]: line[0] for line in [*data_lines.splits(settings), *data_lines.sources(settings, None)]}
     assert states["sample.hub"] == "warning"  # to be downloaded
     assert "data.train" not in states
-    assert ("error", "sample.hub") in {line[:2] for line in doctor._data(config.resolve(local))}
+    assert ("error", "sample.hub") in {line[:2] for line in data_lines.splits(config.resolve(local))}
 
 
 def test_a_question_of_ones_own_is_asked_in_training_on_cut_pairs_too() -> None:

@@ -14,7 +14,7 @@ from test_cli import run
 from toys import bare_sequence, toy_split
 
 from r1track.core import config, files, hub, models
-from r1track.preflight import doctor, memory
+from r1track.preflight import doctor, findings, memory
 
 pytestmark = pytest.mark.usefixtures("elsewhere", "logging_as_it_was")
 
@@ -184,7 +184,7 @@ def test_an_extra_model_has_a_line_of_its_own(tmp_path: Path) -> None:
 def test_the_adapter_of_an_extra_model_has_a_line_whether_it_is_here_in_the_cache_or_neither(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def line(adapter: str, revision: str | None = None) -> doctor.Line:
+    def line(adapter: str, revision: str | None = None) -> findings.Line:
         rival = {"model": "tiny", "adapter": adapter, "adapter_revision": revision}
         lines = {line.subject: line for line in examined(track={"extra": {"rival": rival}}).lines}
         assert lines["track.extra.rival.model"].finding == "tiny, 0.00 GB here"

@@ -10,7 +10,7 @@ from test_cli import run
 
 from r1track import study
 from r1track.core import config, hub
-from r1track.preflight import doctor, memory, printing
+from r1track.preflight import data, doctor, findings, memory, printing
 
 pytestmark = pytest.mark.usefixtures("elsewhere", "logging_as_it_was")
 HUB = {"preset": "r1track-5k", "data": {"train": "toy/train", "sets": {"toy": "toy/val"}}}
@@ -52,11 +52,11 @@ def test_every_variant_is_checked_and_what_only_some_of_them_have_stands_below_t
 def test_the_hub_is_asked_once_about_what_several_variants_take(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def ask(source: hub.Source) -> doctor.Line:
+    def ask(source: hub.Source) -> findings.Line:
         asked.append(source.field)
-        return doctor.Line("ok", source.field, "there")
+        return findings.Line("ok", source.field, "there")
 
-    monkeypatch.setattr(doctor, "_ask_hub", ask)
+    monkeypatch.setattr(data, "ask_hub", ask)
     doctor.examine(of_study(one={}, two={"train": {"steps": 9}}), online=True)
     assert asked == list(dict.fromkeys(asked))
     assert "model.base" in asked
