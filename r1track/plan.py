@@ -177,7 +177,7 @@ def make_plan(settings: Settings, toy: str = "") -> Plan:
 
 def _check_sources(settings: Settings) -> None:
     """Raise ConfigError for a folder of questions, pairs or weights that is missing, and offline for downloads."""
-    places = {"model.base": settings.model.base, "sample.hub": settings.sample.hub}
+    places = {"model.base": settings.model.base, "sample.hub": settings.sample.hub if settings.train.arms else None}
     for name, extra in settings.track.extra.items():
         places |= {f"track.extra.{name}.model": extra.model, f"track.extra.{name}.adapter": extra.adapter}
     for name, place in places.items():

@@ -4,6 +4,7 @@ Nothing large is imported before a hub id is named: the plan of a run looks here
 """
 
 import hashlib
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -12,6 +13,7 @@ from r1track.core import files
 from r1track.core.schema import Settings
 
 REMEDY = "run `r1track fetch` where there is a network, with the same HF_HOME"
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class Source(NamedTuple):
@@ -138,6 +140,12 @@ def load_rows(source: str, subset: str | None, split: str | None, revision: str 
         if folder is None:
             raise
         return datasets.load_dataset(str(folder), subset, split=split)
+
+
+def commit_of(rows: Any) -> str | None:
+    """The commit on the hub from which rows were read; None for those of a folder."""
+    places = (Path(file["filename"]).parts for file in rows.cache_files)  # one part of which has its name
+    return next((part for parts in places for part in parts if COMMIT.fullmatch(part)), None)
 
 
 def _state(folder: Path) -> str:

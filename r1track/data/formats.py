@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, Image, List, Value
 
-from r1track.core import boxes, hub, prompts
+from r1track.core import boxes, files, hub, prompts
 from r1track.core.config_errors import PATCH
 from r1track.core.crops import fits
 from r1track.core.errors import UserError, environment_fault
@@ -59,7 +59,8 @@ def plan(settings: Settings) -> tuple[dict[str, Any], dict[str, shards.Maker]]:
         for k, start in enumerate(range(0, len(rows), sample.shard_rows)):
             part = rows.select(range(start, min(start + sample.shard_rows, len(rows))))
             makers[f"{name}/{name}-{k:05d}.parquet"] = partial(map, pair, part)
-    return {"hub": sample.hub, "revision": sample.hub_revision, "splits": {"train": {}, "val": {}}}, makers
+    commit = hub.commit_of(train) if files.on_hub(str(sample.hub)) else None
+    return {"hub": sample.hub, "revision": commit, "splits": {"train": {}, "val": {}}}, makers
 
 
 def _splits(sample: Sample, seed: int) -> tuple[Dataset, Dataset]:

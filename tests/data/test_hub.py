@@ -241,12 +241,15 @@ def test_the_presets_need_no_training_split(preset: str, tmp_path: Path, monkeyp
     made = plan.make_plan(config.resolve({"preset": preset}))
     assert (made.train, made.pair_sources) == (None, [])
     local = {"preset": preset, "sample": {"hub": str(tmp_path / "mine")}}
-    assert plan.make_plan(config.resolve(local)).pair_sources == [str(tmp_path / "mine")]  # which is not there
+    with pytest.raises(UserError, match=r"sample\.hub = .*mine': no such folder"):
+        plan.make_plan(config.resolve(local))
     settings = config.resolve({"preset": preset})
     states = {line[1]: line[0] for line in [*data_lines.splits(settings), *data_lines.sources(settings, None)]}
     assert states["sample.hub"] == "warning"  # to be downloaded
     assert "data.train" not in states
     assert ("error", "sample.hub") in {line[:2] for line in data_lines.splits(config.resolve(local))}
+    (tmp_path / "mine").mkdir()
+    assert plan.make_plan(config.resolve(local)).pair_sources == [str(tmp_path / "mine")]
 
 
 def test_a_question_of_ones_own_is_asked_in_training_on_cut_pairs_too() -> None:

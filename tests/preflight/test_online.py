@@ -142,6 +142,26 @@ def test_the_base_a_third_party_model_and_the_pairs_are_opened_like_the_question
     assert gated[model] == f"error: some/closed at the newest commit: {page}some/closed, then run `hf auth login`"
 
 
+@pytest.mark.parametrize("first", ["r1track fetch", "hf download some/words --repo-type dataset"])
+def test_pairs_from_the_hub_name_the_commit_that_was_read(first: str, mirror: Mirror, tmp_path: Path) -> None:
+    """Also where the configuration asks for the newest, and in a sample without a network."""
+    row = {
+        "images": [Image.new("RGB", (84, 84))] * 2,
+        "problem": "<image><image>In image 2?",
+        "answer": "[9, 9, 40, 40]",
+    }
+    table = datasets.Dataset.from_list([row] * 6).cast_column("images", datasets.List(datasets.Image()))
+    (tmp_path / "words" / "data").mkdir(parents=True)
+    table.to_parquet(tmp_path / "words" / "data" / "train-00000-of-00001.parquet")
+    mirror.repositories["datasets", "some/words"] = tmp_path / "words"
+    configure(tmp_path, {}, sample={"hub": "some/words", "pairs": 4, "val_pairs": 2})
+    assert run(tmp_path, first, HF_ENDPOINT=mirror.url).returncode == 0
+    done = run(tmp_path, "r1track sample --config config.yaml --out pairs", HF_HUB_OFFLINE="1")
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / "pairs" / "manifest.json").read_text())
+    assert (manifest["hub"], manifest["revision"]) == ("some/words", COMMIT)
+
+
 def test_a_base_of_unknown_shape_is_asked_about_too_and_planned_once_its_configuration_is_here(
     mirror: Mirror, tmp_path: Path
 ) -> None:
