@@ -30,7 +30,6 @@ from r1track.console import (
     Tracker,
     Version,
     check_run,
-    check_runs,
     load_for,
     start_log,
     with_change,
@@ -242,13 +241,15 @@ def gate(
 @app.command()
 def report(
     out: OutDir,
-    results: Annotated[Path | None, typer.Option(callback=check_run, help=RUN)] = None,
+    results: Annotated[Path | None, typer.Option(help=RUN)] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Compare the runs RUNS instead.")] = False,
-    runs: Annotated[list[Path] | None, typer.Argument(callback=check_runs, help="Results folders to compare.")] = None,
+    runs: Annotated[list[Path] | None, typer.Argument(help="Results folders to compare.")] = None,
 ) -> None:
     """Write the report of a run (--results DIR) or of several (--compare RUNS), and print its summary."""
     if compare != bool(runs) or compare != (results is None):
         raise UserError("give either --results DIR, or --compare and the results folders: --compare DIR DIR --out DIR")
+    for folder in [results] if results else runs or []:
+        check_run(folder)
     from r1track.reporting import compare as several
     from r1track.reporting.report import run
 

@@ -25,19 +25,13 @@ FLOW_CONFIG = typer.Option("--config", help="Its fields win over those of config
 RUN = "Results folder of a run: results/<run>."
 
 
-def check_run(folder: Path | None) -> Path | None:
+def check_run(folder: Path) -> Path:
     """The folder. Raises MissingFile for one that is not that of a run; it names the runs in it, if there are any."""
-    if folder and not (folder / "config").is_dir():
+    if not (folder / "config").is_dir():
         inside = ", ".join(sorted(place.parent.name for place in folder.glob("*/config"))[:5])
         remedy = f"give one of those in it: {inside}" if inside else "give results/<run>, which `snakemake` writes"
         raise MissingFile(f"{folder}: is not the results folder of a run; {remedy}")
     return folder
-
-
-def check_runs(folders: list[Path] | None) -> list[Path] | None:
-    for folder in folders or []:
-        check_run(folder)
-    return folders
 
 
 RunFolder = Annotated[Path, typer.Argument(callback=check_run, help=RUN)]

@@ -1,6 +1,7 @@
 """The longest files come first, so that no process waits for them at the end; and what several files need."""
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import pytest
 from browsers import CHROMIUM, MISSING
 
+for name in ("COLUMNS", "FORCE_COLOR"):  # a terminal's, which would wrap and colour what the tests read
+    os.environ.pop(name, None)
 LONG = ("test_demo", "test_arms", "test_track", "test_tutorial")
 
 

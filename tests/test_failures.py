@@ -87,7 +87,7 @@ def end_stage(folder: Path, status: int, text: str) -> Path:
     (folder / "bin" / "r1track").chmod(0o755)
     log.parent.mkdir(exist_ok=True)
     place = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "TEXT": text}
-    command = f"{failures.SHELL_PREFIX} r1track --log {log} train --config 'a b.json' --out c"
+    command = f"{failures.SHELL_PREFIX} r1track --log '{log}' train --config 'a b.json' --out c"
     assert subprocess.run(["bash", "-c", command], env=place).returncode == status
     return log
 

@@ -75,7 +75,7 @@ WRITES_A_FOLDER = {
     "track": ("track", "--config", "{run}/config/track.json", "--model", "peer:static", "--root", "{val}"),
     "vqa": ("vqa", "--config", "{run}/config/vqa.json", *MODEL),
     "report": ("report", "--results", "{run}"),
-    "report --compare": ("report", "--compare", "{run}", "{val}"),
+    "report --compare": ("report", "--compare", "{run}", "{run}"),
 }  # fmt: skip
 OWN = {("sample", "run/pairs"), ("train", "run/adapters/grpo"), ("merge", "run/models/grpo"), ("vqa", "run/vqa/grpo")}
 

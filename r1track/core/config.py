@@ -123,7 +123,7 @@ def parse_yaml(text: str, source: str) -> Any:
 
 def read_layer(path: Path) -> Layer:
     """The values in a YAML or JSON file, {} from an empty one. Raises UserError, ConfigError for a missing file."""
-    source = min(str(path), os.path.relpath(path), key=len)
+    source = os.path.relpath(path) if path.absolute().is_relative_to(Path.cwd()) else str(path)
     if not path.is_file():
         raise ConfigError(f"{source}: no such configuration; give config.yaml or results/<run>/config/<stage>.json")
     values = files.read_json(path) if path.suffix == ".json" else parse_yaml(read_text(path), source)

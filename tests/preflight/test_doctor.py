@@ -14,7 +14,7 @@ from test_cli import run
 from toys import bare_sequence, toy_split
 
 from r1track.core import config, files, hub, models
-from r1track.preflight import doctor, findings, memory
+from r1track.preflight import data, doctor, findings, memory
 
 pytestmark = pytest.mark.usefixtures("elsewhere", "logging_as_it_was")
 
@@ -166,7 +166,7 @@ def test_a_question_set_is_a_package_a_folder_or_looked_for_in_the_hubs_cache(
     assert lines["vqa.sets.mine"] == ("ok", "vqa.sets.mine", "./mine")
     assert bad(found)["vqa.sets.gone"][0] == "error"
     assert bad(found)["vqa.sets.hub"] == ("warning", f"some/set at abc, not in the cache; {hub.REMEDY}")
-    monkeypatch.setattr(doctor, "find_spec", lambda module: None)
+    monkeypatch.setattr(data, "find_spec", lambda module: None)
     assert bad(examined())["vqa.sets.easy-vqa"][1] == "the package easy-vqa; `pip install easy-vqa==1.0`"
 
 
