@@ -177,16 +177,13 @@ def make_plan(settings: Settings, toy: str = "") -> Plan:
 
 def _check_sources(settings: Settings) -> None:
     """Raise ConfigError for a folder of questions, pairs or weights that is missing, and offline for downloads."""
-    places = {"model.base": settings.model.base, "sample.hub": settings.sample.hub if settings.train.arms else None}
-    for name, extra in settings.track.extra.items():
-        places |= {f"track.extra.{name}.model": extra.model, f"track.extra.{name}.adapter": extra.adapter}
-    for name, place in places.items():
-        if place and place != "tiny" and not files.on_hub(place) and not Path(place).is_dir():
-            raise ConfigError(f"{name} = {place!r}: no such folder; give a folder, or an id on the hub (owner/name)")
-    for name, one in settings.vqa.sets.items():
-        if one.source != "easy-vqa" and not files.on_hub(one.source) and not Path(one.source).is_dir():
+    for source in hub.named(settings):
+        field, packaged, remedy = source.field, "tiny", "give a folder, or an id on the hub (owner/name)"
+        if field.startswith("vqa."):
+            field, packaged = f"{field}.source", "easy-vqa"
             remedy = "give a folder, a data set on the hub (owner/name), or easy-vqa"
-            raise ConfigError(f"vqa.sets.{name}.source = {one.source!r}: no such folder; {remedy}")
+        if source.name != packaged and not files.on_hub(source.name) and not Path(source.name).is_dir():
+            raise ConfigError(f"{field} = {source.name!r}: no such folder; {remedy}")
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE") and (missing := downloads(settings)):
         raise ConfigError(f"HF_HUB_OFFLINE is set, and the hub's cache lacks {', '.join(missing)}; {hub.REMEDY}")
 

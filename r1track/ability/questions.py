@@ -121,7 +121,7 @@ def _draw(
             chosen.append(_with_image_size(items[scorable[place]], model))
         except UserError as fault:
             faults.append(str(fault))
-    if len(chosen) < (wanted if wanted > len(items) else round((1 - spec.max_unusable) * wanted, 6)):
+    if len(chosen) < (wanted if wanted > len(items) else spec.fewest):
         number = f"{len(places)} questions that can be scored; take at most that number"
         few = f"{field}.items = {wanted}: split {spec.split!r} of {spec.source} has {number}"
         raise UserError(f"{faults[0]}; {len(faults)} of {len(places)} images cannot be used" if faults else few)

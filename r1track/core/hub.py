@@ -40,13 +40,13 @@ class Source(NamedTuple):
         return f"hf download {self.name}{kind}" + (f" --revision {self.revision}" if self.revision else "")
 
 
-def sources(settings: Settings) -> list[Source]:
-    """The models and data sets that a run would take from the hub, in the order of the configuration."""
+def named(settings: Settings) -> list[Source]:
+    """The models and data sets that a run takes, from wherever, in the order of the configuration."""
     model, extras, sample = settings.model, settings.track.extra.items(), settings.sample
     pairs = sample.hub if settings.train.arms else None  # which are needed for training alone
-    named = [
+    return [
         Source("model.base", "model", model.base, model.revision),
-        Source("sample.hub", "dataset", pairs or "", sample.hub_revision, None, "train", ("images",)),
+        *([Source("sample.hub", "dataset", pairs, sample.hub_revision, None, "train", ("images",))] if pairs else []),
         *(Source(f"track.extra.{name}.model", "model", extra.model, extra.revision) for name, extra in extras),
         *(
             Source(
@@ -64,7 +64,11 @@ def sources(settings: Settings) -> list[Source]:
             for name, one in settings.vqa.sets.items()
         ),
     ]
-    return [source for source in named if files.on_hub(source.name)]
+
+
+def sources(settings: Settings) -> list[Source]:
+    """Those of `named` that a run takes from the hub."""
+    return [source for source in named(settings) if files.on_hub(source.name)]
 
 
 def snapshot(name: str, revision: str | None) -> Path | None:

@@ -1,5 +1,6 @@
 """The configuration's fields: the one definition of each, with its default, its documentation and its own checks."""
 
+import math
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
@@ -198,6 +199,11 @@ class VqaSet(Section):
     max_unusable: float = Field(
         0.1, ge=0, lt=1, description="largest fraction of `items` that is left out because it cannot be scored"
     )
+
+    @property
+    def fewest(self) -> int:
+        """How many of `items` must be left, as `max_unusable` says; 1 - 0.7 of 10 are 3, whatever floats make of it."""
+        return math.ceil(round((1 - self.max_unusable) * self.items, 6))
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -1,6 +1,5 @@
 """Data: the doctor's lines about splits, pairs and question sets."""
 
-import math
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -90,8 +89,7 @@ def sources(settings: config.Settings, ask: Callable[[hub.Source], Line] | None)
     """Every data set: on the hub, in a folder, or a package. ask: of the hub, about data sets and models."""
     enough, stops = settings.verdict.min_items, settings.verdict.on_regression == "fail"
     for name, one in settings.vqa.sets.items():
-        unusable = 0 if one.source == "easy-vqa" else one.max_unusable
-        least = math.ceil(round((1 - unusable) * one.items, 6))
+        least = one.items if one.source == "easy-vqa" else one.fewest
         if settings.train.arms and least < enough:
             finding = f"{one.items}, of which {one.items - least} may be left out (max_unusable)"
             remedy = f"below verdict.min_items = {enough} the verdict is INVALID: ask more, or lower one of the others"
